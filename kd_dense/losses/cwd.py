@@ -1,0 +1,163 @@
+"""Channel-wise knowledge distillation (CWD).
+
+Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021.
+https://arxiv.org/abs/2011.13256
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from kd_dense.functional import at_least_float32, check_temperature, soft_kl
+from kd_dense.losses.base import DistillLoss, check_same_shape
+
+__all__ = ['CWDLoss', 'cwd_loss']
+
+Norm = Literal['channel', 'spatial', 'channel_mean', 'none']
+Divergence = Literal['kl', 'mse']
+
+
+def cwd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    norm: Norm = 'channel',
+    divergence: Divergence = 'kl',
+    first_image_only: bool = False,
+) -> Tensor:
+    r"""Match, channel by channel, where student and teacher put their activation.
+
+    With the default arguments each channel is softened into a distribution over the
+    :math:`H W` positions, and the distributions of teacher and student are compared:
+
+    .. math::
+        \frac{T^2}{N C} \sum_{n, c} \mathrm{KL}\bigl(
+            \sigma(t_{n, c} / T) \,\|\, \sigma(s_{n, c} / T)\bigr)
+
+    The other arguments are the variants of the authors' code:
+
+    ================  ==================================  ==========  ================
+    ``norm``          what is compared                    divided by  divergences
+    ================  ==================================  ==========  ================
+    ``channel``       softmax over the positions          N C         ``kl``, ``mse``
+    ``spatial``       softmax over the channels           N H W       ``kl``, ``mse``
+    ``channel_mean``  mean over the positions             N C         ``kl``, ``mse``
+    ``none``          the maps themselves                 N H W       ``mse``
+    ================  ==================================  ==========  ================
+
+    ``kl`` is multiplied by :math:`T^2`; ``mse`` sums squared differences and takes no
+    temperature. ``channel_mean`` with ``kl`` treats raw means as if they were
+    probabilities: it is defined for positive means only and may be negative.
+
+    Args:
+        student: Activations or logits, ``(N, C, H, W)``, any float dtype.
+        teacher: Same shape. No gradient flows into it.
+        temperature: :math:`T > 0`, higher is softer. The authors take 4. Without effect
+            where ``divergence='mse'``.
+        norm: See the table.
+        divergence: ``'kl'`` or ``'mse'``.
+        first_image_only: Reproduce a slip of the authors' code, which with ``norm='none'``
+            reads the first image of the batch alone and still divides by N H W.
+
+    Returns:
+        Scalar, at least float32; for ``kl`` in nats.
+
+    Raises:
+        ValueError: If the shapes differ, the temperature is not positive, or the
+            combination is not in the table.
+
+    Example:
+        >>> import torch
+        >>> maps = torch.arange(4.0).view(1, 1, 2, 2)
+        >>> cwd_loss(maps, maps + 7.0)
+        tensor(0.)
+        >>> cwd_loss(maps, maps.flip(-1), temperature=2.0)
+        tensor(0.4898)
+    """
+    check_same_shape('cwd_loss', student, teacher)
+    check_temperature(temperature)
+    _check_variant(norm, divergence, first_image_only)
+    student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
+    images, channels, height, width = student.shape
+    per_position = norm in ('spatial', 'none')
+    count = images * (height * width if per_position else channels)
+
+    if norm == 'channel':
+        student, teacher, dim = student.flatten(2), teacher.flatten(2), 2
+    else:
+        dim = 1
+    if norm == 'channel_mean':
+        student, teacher = student.mean((2, 3)), teacher.mean((2, 3))
+    if first_image_only:
+        student, teacher = student[:1], teacher[:1]
+
+    if divergence == 'mse':
+        if norm in ('channel', 'spatial'):
+            student, teacher = student.softmax(dim), teacher.softmax(dim)
+        return (student - teacher).square().sum() / count
+    if norm == 'channel_mean':
+        # The temperature cancels in the quotient: (t/T) log((t/T) / (s/T)).
+        return temperature * (teacher * (teacher.log() - student.log())).sum() / count
+    return soft_kl(student, teacher, temperature, dim).sum() / count
+
+
+def _check_variant(norm: str, divergence: str, first_image_only: bool) -> None:
+    for name, value, allowed in (('norm', norm, Norm), ('divergence', divergence, Divergence)):
+        if value not in get_args(allowed):
+            raise ValueError(
+                f'cwd_loss expects {name} to be one of {get_args(allowed)}, got {value!r}'
+            )
+    if norm == 'none' and divergence == 'kl':
+        raise ValueError(
+            "cwd_loss with norm='none' compares maps that are no distributions: "
+            "expected divergence='mse', got 'kl'"
+        )
+    if first_image_only and norm != 'none':
+        raise ValueError(f"first_image_only belongs to norm='none', got norm={norm!r}")
+
+
+class CWDLoss(DistillLoss):
+    """Module form of :func:`cwd_loss`, times ``weight``.
+
+    The authors' setting for the logits of a segmenter is ``temperature=4, weight=3``.
+
+    Args:
+        weight: Factor on the result.
+        temperature: See :func:`cwd_loss`, as the other arguments.
+
+    Example:
+        >>> import torch
+        >>> loss = CWDLoss(weight=3.0, temperature=4.0)
+        >>> student = torch.randn(2, 19, 8, 8, requires_grad=True)
+        >>> loss(student, torch.randn(2, 19, 8, 8)).backward()
+        >>> student.grad.shape
+        torch.Size([2, 19, 8, 8])
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        temperature: float = 1.0,
+        norm: Norm = 'channel',
+        divergence: Divergence = 'kl',
+        first_image_only: bool = False,
+    ) -> None:
+        super().__init__(weight)
+        check_temperature(temperature)
+        _check_variant(norm, divergence, first_image_only)
+        self.temperature = temperature
+        self.norm: Norm = norm
+        self.divergence: Divergence = divergence
+        self.first_image_only = first_image_only
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.weight * cwd_loss(
+            student,
+            teacher,
+            self.temperature,
+            self.norm,
+            self.divergence,
+            self.first_image_only,
+        )

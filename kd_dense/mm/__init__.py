@@ -1,0 +1,11 @@
+"""The edge that knows OpenMMLab: models, teachers, hooks, compatibility."""
+
+from kd_dense.mm import compat, mmcv_ops
+
+compat.install()
+mmcv_ops.install()
+
+from kd_dense.mm.distilled import Distilled  # noqa: E402
+from kd_dense.mm.hooks import RandomStateHook  # noqa: E402
+
+__all__ = ['Distilled', 'RandomStateHook']

@@ -1,0 +1,272 @@
+"""A student that distils while it trains, and is otherwise itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, cast
+
+import torch
+from mmengine.logging import print_log
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import Tensor, nn
+
+from kd_dense.mm.finite import FiniteCheck
+from kd_dense.mm.inherit import check_inherit, inherit_parts
+from kd_dense.mm.preprocessing import Repreprocess
+from kd_dense.mm.probe import Yield, probe
+from kd_dense.mm.randomness import kept_random_state
+from kd_dense.mm.teacher import Teacher
+from kd_dense.mm.term import Term
+from kd_dense.registry import MODELS
+from kd_dense.taps import TapError, Taps
+
+__all__ = ['Distilled', 'distilled']
+
+
+@MODELS.register_module()
+def Distilled(  # noqa: N802  (a type in configs)
+    student: Mapping[str, Any] | nn.Module,
+    teacher: str | Mapping[str, Any] | nn.Module,
+    terms: Mapping[str, Mapping[str, Any]],
+    inherit: Sequence[str] = (),
+) -> nn.Module:
+    """Build a student that learns from a teacher.
+
+    What comes back **is** the student, with the same parameter names, hooks, checkpoints and
+    validation; only its ``loss()`` has grown. All that distillation adds to it and that can
+    be trained lies in one child, ``kd``.
+
+    Args:
+        student: Config of an OpenMMLab model, or a model.
+        teacher: See :class:`~kd_dense.mm.teacher.Teacher`.
+        terms: Name and fields of each :class:`~kd_dense.mm.term.Term`.
+        inherit: Parts of the student, as ``'neck'``, that start from the teacher's weights.
+
+    Returns:
+        The student.
+
+    Raises:
+        ValueError: If anything does not fit: taps, losses, shapes, class counts,
+            preprocessing. Near names are proposed where a name is unknown.
+        FileNotFoundError: If the teacher's config does not exist.
+
+    Example:
+        >>> model = dict(
+        ...     type='kd_dense.Distilled',
+        ...     student=dict(type='mmseg.EncoderDecoder'),  # the config of a student
+        ...     teacher='mmseg::pspnet/pspnet_r101-d8_4xb2-80k_cityscapes-512x1024.py',
+        ...     terms=dict(
+        ...         cwd=dict(
+        ...             tap='decode_head.conv_seg',
+        ...             loss=dict(type='CWDLoss', weight=3.0, temperature=4.0))))
+    """
+    if student is teacher:
+        raise ValueError('student and teacher are the same object; a model cannot teach itself')
+    model: Any = student if isinstance(student, nn.Module) else ROOT_MODELS.build(student)
+    if not callable(getattr(model, 'loss', None)):
+        raise ValueError(
+            f'the student {type(model).__name__} has no loss(inputs, data_samples), as the '
+            'models of mmdet and mmseg have; in plain PyTorch use kd_dense.taps and '
+            'kd_dense.losses directly (see the README)'
+        )
+    if hasattr(model, 'kd'):
+        raise ValueError(
+            f'the student {type(model).__name__} has an attribute `kd` already: is it '
+            'distilled already? Its own may be renamed'
+        )
+    with kept_random_state():
+        guest = Teacher(teacher)
+        distillation = _build_terms(model, guest.model, terms)
+        check_inherit(model, guest.model, inherit)
+    student_taps = Taps(term.student_tap for term in distillation.values())
+    teacher_taps = Taps(term.teacher_tap for term in distillation.values())
+    preprocess = Repreprocess(model.data_preprocessor, guest.model.data_preprocessor)
+
+    model.__class__ = distilled(type(model))  # type: ignore[arg-type]
+    model.kd = nn.ModuleDict(distillation)
+    model.kd_plan = _Plan(guest, student_taps, teacher_taps, preprocess, tuple(inherit))
+    return cast(nn.Module, model)
+
+
+class _Plan:
+    """What a distilled student keeps beside its parameters."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        student_taps: Taps,
+        teacher_taps: Taps,
+        preprocess: Repreprocess,
+        inherit: tuple[str, ...],
+    ) -> None:
+        self.teacher = teacher
+        self.student_taps = student_taps
+        self.teacher_taps = teacher_taps
+        self.preprocess = preprocess
+        self.inherit = inherit
+        self.finite = FiniteCheck()
+
+
+def _build_terms(
+    student: nn.Module, teacher: nn.Module, terms: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Term]:
+    """Build the terms and fit them to what one small forward pass of each model yields."""
+    built = {}
+    for name, fields in terms.items():
+        if name == '_scope_':
+            continue
+        if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            raise ValueError(f'{name!r} cannot be the name of a term: choose a plain word')
+        if not isinstance(fields, Mapping):
+            raise ValueError(f'term {name!r}: expected dict(tap=..., loss=...), got {fields!r}')
+        built[name] = Term(name, **fields)
+    if not built:
+        raise ValueError(
+            "terms is empty: say what to distil, as terms=dict(cwd=dict(tap='neck', "
+            "loss=dict(type='CWDLoss')))"
+        )
+    ours = _probe(student, 'student', [term.student_tap for term in built.values()])
+    theirs = _probe(teacher, 'teacher', [term.teacher_tap for term in built.values()])
+    for term in built.values():
+        student_yield, teacher_yield = ours[term.student_tap], theirs[term.teacher_tap]
+        _check_classes(term, student, student_yield, teacher, teacher_yield)
+        term.fit(student_yield, teacher_yield)
+        for index, adapter in enumerate(term.adapters):
+            if not isinstance(adapter, nn.Identity):
+                print_log(
+                    f'term {term.name!r}: map {index} of the student, '
+                    f'{student_yield.shapes[index]}, gets an adapter to the shape of the '
+                    f"teacher's, {teacher_yield.shapes[index]}",
+                    logger='current',
+                )
+    return built
+
+
+def _probe(model: nn.Module, whose: str, names: Sequence[str]) -> dict[str, Yield]:
+    try:
+        return probe(model, tuple(dict.fromkeys(names)))
+    except (TapError, RuntimeError) as error:
+        raise type(error)(f'{whose}: {error}') from error
+
+
+def _check_classes(
+    term: Term, student: nn.Module, ours: Yield, teacher: nn.Module, theirs: Yield
+) -> None:
+    """Refuse to compare class logits of different classes; no adapter can make them fit."""
+    s, t = _classes(student, term.student_tap), _classes(teacher, term.teacher_tap)
+    if not s or not t or s == t:
+        return
+    for a, b in zip(ours.shapes, theirs.shapes, strict=False):
+        per_class = a[1] / s if len(a) == 4 else 0.0
+        if len(b) == 4 and per_class == b[1] / t and per_class in range(1, 17):
+            raise ValueError(
+                f'term {term.name!r}: tap {term.student_tap!r} yields logits of {s} classes in '
+                f'the student and tap {term.teacher_tap!r} of {t} classes in the teacher; '
+                'logits of different classes cannot be compared: take a teacher with the same '
+                'classes, or tap a feature map'
+            )
+
+
+def _classes(model: nn.Module, tap: str) -> int | None:
+    """How many class channels the head has that a tap lies in."""
+    found, module = None, model
+    for part in tap.partition('[')[0].split('.'):
+        child = module._modules.get(part)
+        if child is None:
+            break
+        module = child
+        for name in ('cls_out_channels', 'num_classes'):
+            if isinstance(getattr(module, name, None), int):
+                found = int(getattr(module, name))
+                break
+    return found
+
+
+class _Distilling:
+    """What is mixed into the class of a student."""
+
+    kd: Any  # terms by name
+    kd_plan: _Plan
+
+    def init_weights(self) -> None:
+        """Initialise the student as if it were alone; then teacher and inheritance."""
+        kd = self._modules.pop('kd')  # type: ignore[attr-defined]
+        try:
+            super().init_weights()  # type: ignore[misc]
+        finally:
+            self._modules['kd'] = kd  # type: ignore[attr-defined]
+        plan = self.kd_plan
+        plan.teacher.load()
+        inherit_parts(self, plan.teacher.model, plan.inherit)  # type: ignore[arg-type]
+
+    def loss(self, inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Any:
+        """The student's own losses, and one more for each term."""
+        plan = self.kd_plan
+        factors = _factors(self.kd)
+        if any(factors.values()):
+            # The teacher goes first: what it needs is free again before the student's graph
+            # grows.
+            _run_teacher(plan, self.kd, factors, inputs, data_samples)
+            wanted = [self.kd[name].student_tap for name, factor in factors.items() if factor]
+            plan.student_taps.start(self, wanted)
+        try:
+            losses = super().loss(inputs, data_samples, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            plan.student_taps.stop()
+        try:
+            losses.update(_distil(plan, self.kd, factors, inputs))
+        finally:
+            plan.student_taps.clear()
+            plan.teacher_taps.clear()
+        return losses
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _new, (type(self).__mro__[2],), self.__dict__
+
+
+@cache
+def distilled(cls: Any) -> type:
+    """The class of a distilled student, a subclass of its own class."""
+    return type(f'Distilled{cls.__name__}', (_Distilling, cls), {'__module__': __name__})
+
+
+def _new(cls: type) -> Any:
+    return object.__new__(distilled(cls))
+
+
+@torch.compiler.disable
+def _factors(kd: Any) -> dict[str, float]:
+    return {name: term.factor() for name, term in kd.items()}
+
+
+@torch.compiler.disable
+def _run_teacher(
+    plan: _Plan, kd: Any, factors: Mapping[str, float], inputs: Tensor, samples: Any
+) -> None:
+    calls = {kd[name].teacher_tap: kd[name].teacher_calls for name in factors if factors[name]}
+    plan.teacher.run(plan.teacher_taps, calls, plan.preprocess, inputs, samples)
+
+
+@torch.compiler.disable
+def _distil(
+    plan: _Plan, kd: Any, factors: Mapping[str, float], inputs: Tensor
+) -> dict[str, Tensor]:
+    losses: dict[str, Tensor] = {}
+    maps: dict[str, Sequence[Tensor]] = {}
+    for name, term in kd.items():
+        if not factors[name]:
+            losses.update(term.idle(inputs))
+            continue
+        student, teacher = plan.student_taps[term.student_tap], plan.teacher_taps[term.teacher_tap]
+        if torch.is_grad_enabled() and not all(x.requires_grad for x in student):
+            raise TapError(
+                f'term {name!r}: no gradient flows back from tap {term.student_tap!r} of the '
+                'student, which therefore learns nothing there: the layers up to it are '
+                'frozen, or it lies inside a block with activation checkpointing; tap a later '
+                'layer'
+            )
+        losses.update(term(student, teacher, factors[name]))
+        maps[term.teacher_tap] = teacher
+    plan.finite.check(losses, maps)
+    return losses

@@ -1,0 +1,78 @@
+"""Start parts of the student from the teacher's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.logging import print_log
+from torch import nn
+
+from kd_dense.taps import near_names
+
+__all__ = ['check_inherit', 'inherit_parts']
+
+
+def check_inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> None:
+    """Make sure that every part exists in both models and that something of it fits.
+
+    Args:
+        student: The model that inherits.
+        teacher: The model that it inherits from.
+        parts: Names of modules, as in ``named_modules()``.
+
+    Raises:
+        ValueError: If a part is missing in one of the models, or nothing of it fits.
+    """
+    if isinstance(parts, str):
+        raise ValueError(f'expected inherit as a list of parts, got the text {parts!r}')
+    for part in parts:
+        for whose, model in (('student', student), ('teacher', teacher)):
+            names = dict(model.named_modules())
+            if part not in names:
+                raise ValueError(
+                    f'inherit: the {whose} {type(model).__name__} has no part {part!r}, '
+                    f'{near_names(part, filter(None, names))}'
+                )
+        if not _fitting(student, teacher, part)[0]:
+            raise ValueError(
+                f'inherit: nothing of {part!r} fits: all shapes or names differ between '
+                'student and teacher; leave it out'
+            )
+
+
+@torch.no_grad()
+def inherit_parts(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> None:
+    """Copy the teacher's weights into the student wherever name and shape agree, and report.
+
+    Args:
+        student: The model that inherits.
+        teacher: The model that it inherits from, weights loaded.
+        parts: Names of modules that :func:`check_inherit` has accepted.
+    """
+    ours, theirs = student.state_dict(), teacher.state_dict()
+    for part in parts:
+        fitting, left_out = _fitting(student, teacher, part)
+        for name in fitting:
+            ours[name].copy_(theirs[name])
+        report = f'inherited {len(fitting)} of {len(fitting) + len(left_out)} tensors of {part}'
+        if left_out:
+            report += '; not inherited: ' + ', '.join(left_out)
+        print_log(report, logger='current')
+
+
+def _fitting(student: nn.Module, teacher: nn.Module, part: str) -> tuple[list[str], list[str]]:
+    """Split the student's tensors of a part into those that fit and, with reason, the rest."""
+    theirs = teacher.state_dict()
+    fitting, left_out = [], []
+    for name, tensor in student.state_dict().items():
+        if not name.startswith(f'{part}.'):
+            continue
+        if name not in theirs:
+            left_out.append(f'{name} (not in the teacher)')
+        elif theirs[name].shape != tensor.shape:
+            shapes = f'{tuple(tensor.shape)} here, {tuple(theirs[name].shape)} in the teacher'
+            left_out.append(f'{name} ({shapes})')
+        else:
+            fitting.append(name)
+    return fitting, left_out

@@ -1,0 +1,75 @@
+"""How the weight of a term changes over training."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+__all__ = ['Schedule']
+
+
+class Schedule:
+    """A factor on a term's weight: warm-up, plateau, decay, stop.
+
+    The factor rises linearly from 0 to 1 over ``warmup``, stays at 1, and falls to 0 at
+    ``stop`` if ``decay`` is given, or drops to 0 there if not. Once it is 0 for every term,
+    the teacher no longer runs.
+
+    Args:
+        warmup: Length of the linear warm-up, in iterations.
+        decay: ``'linear'`` or ``'cosine'``, from the end of the warm-up to ``stop``.
+        stop: From here on the factor is 0. Default: the end of training.
+        by_epoch: Whether ``warmup`` and ``stop`` count epochs.
+
+    Raises:
+        ValueError: If an argument is negative or unknown, or ``stop`` comes before the end
+            of the warm-up.
+
+    Example:
+        >>> schedule = Schedule(warmup=2, decay='linear', stop=6)
+        >>> [schedule.factor(now, end=10) for now in range(8)]
+        [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        warmup: float = 0,
+        decay: Literal['linear', 'cosine'] | None = None,
+        stop: float | None = None,
+        by_epoch: bool = False,
+    ) -> None:
+        if decay not in (None, 'linear', 'cosine'):
+            raise ValueError(f"expected decay 'linear', 'cosine' or None, got {decay!r}")
+        if not warmup >= 0:
+            raise ValueError(f'expected warmup >= 0, got {warmup}')
+        if stop is not None and not stop >= warmup:
+            raise ValueError(f'expected stop >= warmup, got stop={stop} and warmup={warmup}')
+        self.warmup = warmup
+        self.decay = decay
+        self.stop = stop
+        self.by_epoch = by_epoch
+
+    @property
+    def constant(self) -> bool:
+        """Whether the factor is 1 throughout."""
+        return not self.warmup and self.decay is None and self.stop is None
+
+    def factor(self, now: float, end: float) -> float:
+        """The factor at a moment of training.
+
+        Args:
+            now: Iterations (or epochs) done so far.
+            end: Iterations (or epochs) in all.
+
+        Returns:
+            A number from 0 to 1.
+        """
+        stop = end if self.stop is None else self.stop
+        if now < self.warmup:
+            return now / self.warmup
+        if self.stop is not None and now >= stop:
+            return 0.0
+        if self.decay is None:
+            return 1.0
+        left = min(max((stop - now) / max(stop - self.warmup, 1e-9), 0.0), 1.0)
+        return left if self.decay == 'linear' else 0.5 - 0.5 * math.cos(math.pi * left)

@@ -1,0 +1,289 @@
+"""Taps: named places of a model whose output is recorded while the model runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ['TapError', 'Taps', 'near_names']
+
+
+class TapError(ValueError):
+    """A tap that does not exist, never ran, or yields maps that cannot be used."""
+
+
+def near_names(name: str, known: Iterable[str], count: int = 5) -> str:
+    """Say which known names are near a misspelt one, for the end of an error message.
+
+    Example:
+        >>> near_names('nekc', ['neck', 'backbone'])
+        "did you mean 'neck'?"
+        >>> near_names('x', ['neck', 'backbone'])
+        "known are 'backbone', 'neck'"
+    """
+    known = sorted(set(known))
+    near = get_close_matches(name, known, count, cutoff=0.5)
+    if near:
+        return f'did you mean {", ".join(map(repr, near))}?'
+    more = ', ...' if len(known) > 20 else ''
+    return f'known are {", ".join(map(repr, known[:20]))}{more}'
+
+
+class Taps:
+    """Record the outputs of named places of a model.
+
+    A place is a module, named as in ``model.named_modules()`` (``'neck'``,
+    ``'decode_head.conv_seg'``), or a method of a module (``'bbox_head.get_targets'``). Where
+    a place yields several maps, because it returns a list or runs several times, an index
+    chooses among them: ``'neck[0]'``, ``'neck[:4]'``.
+
+    A place is found by name each time recording starts, and its ``forward`` is wrapped only
+    until recording ends: the model may be converted, copied, compiled and saved in between.
+    (A forward hook would miss code that calls ``module.forward(x)``, as mmseg does.)
+
+    Args:
+        names: The taps.
+
+    Raises:
+        TapError: If a name is not of that form.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+        >>> taps = Taps(['1'])
+        >>> with taps.on(model):
+        ...     logits = model(torch.zeros(1, 3, 4, 4))
+        >>> [tuple(m.shape) for m in taps['1']]
+        [(1, 8, 4, 4)]
+        >>> taps.clear()
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(dict.fromkeys(names))
+        self._parsed = {name: _parse(name) for name in self.names}
+        self._places = {path: _Place(path) for path, _ in self._parsed.values()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Taps, (self.names,)  # a copy starts without records
+
+    @contextmanager
+    def on(
+        self,
+        model: nn.Module,
+        only: Collection[str] | None = None,
+        stop_after: Mapping[str, int] | None = None,
+    ) -> Iterator[Taps]:
+        """Record while the body of a ``with`` statement runs ``model``.
+
+        Args:
+            model: The model that the names belong to.
+            only: Record these taps alone.
+            stop_after: Leave the body as soon as each recorded tap has run so often; the
+                layers behind the last tap then do not run. Taps that are not named here
+                count as 1.
+
+        Raises:
+            TapError: If a place does not exist; the message names near ones.
+        """
+        self.start(model, only, stop_after)
+        try:
+            yield self
+        except _Stop as stop:
+            if stop.taps is not self:
+                raise
+        finally:
+            self.stop()
+
+    @torch.compiler.disable
+    def start(
+        self,
+        model: nn.Module,
+        only: Collection[str] | None = None,
+        stop_after: Mapping[str, int] | None = None,
+    ) -> None:
+        """Begin to record; :meth:`on` without the ``with`` statement."""
+        self.clear()
+        wanted = self.names if only is None else [n for n in self.names if n in only]
+        places = [self._places[path] for path in {self._parsed[n][0]: None for n in wanted}]
+        remaining = 0
+        if stop_after is not None:
+            counts = {self._parsed[n][0]: stop_after.get(n, 1) for n in wanted}
+            remaining = sum(counts.values())
+
+        def count() -> None:
+            nonlocal remaining
+            remaining -= 1
+            if remaining == 0:
+                raise _Stop(self)
+
+        try:
+            for place in places:
+                place.put_on(model, count if stop_after is not None else None)
+        except BaseException:
+            self.stop()
+            raise
+
+    @torch.compiler.disable
+    def stop(self) -> None:
+        """End recording. What was recorded stays until :meth:`clear`."""
+        for place in reversed(self._places.values()):
+            place.take_off()
+
+    def clear(self) -> None:
+        """Drop what was recorded, and with it the graph that it holds."""
+        for place in self._places.values():
+            place.calls.clear()
+
+    def calls(self, name: str) -> int:
+        """How often the place of a tap ran."""
+        return len(self._places[self._parsed[name][0]].calls)
+
+    def __getitem__(self, name: str) -> list[Tensor]:
+        """The maps that a tap recorded, in the order of their calls.
+
+        Raises:
+            TapError: If the place did not run, yielded no tensor, has fewer maps than the
+                index asks for, or a later layer has overwritten a map in place.
+        """
+        path, index = self._parsed[name]
+        calls = self._places[path].calls
+        if not calls:
+            raise TapError(f'tap {name!r} did not run')
+        recorded = [pair for call in calls for pair in call]
+        if not recorded:
+            raise TapError(f'tap {name!r} ran, but returned no tensor')
+        try:
+            chosen = recorded[index] if isinstance(index, slice) else [recorded[index]]
+        except IndexError:
+            chosen = []
+        if not chosen:
+            raise TapError(f'tap {name!r} asks for a map that is not there: {path!r} yields '
+                           f'{len(recorded)}')  # fmt: skip
+        for tensor, version in chosen:
+            if version is not None and tensor._version != version:
+                raise TapError(
+                    f'tap {name!r}: a later layer overwrites this map in place (as '
+                    'ReLU(inplace=True) does); tap that layer or the one before it instead'
+                )
+        return [tensor for tensor, _ in chosen]
+
+
+class _Stop(BaseException):
+    """Ends a forward pass once everything has been recorded; never seen by a user."""
+
+    def __init__(self, taps: Taps) -> None:
+        super().__init__()
+        self.taps = taps
+
+
+class _Place:
+    """One wrapped method of one module. The wrapper stays the same from step to step."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.calls: list[list[tuple[Tensor, int | None]]] = []
+        self._owner: nn.Module | None = None
+        self._method = ''
+        self._previous: Any = None
+        self._original: Callable[..., Any] = _not_on
+        self._after: Callable[[], None] | None = None
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            output = self._original(*args, **kwargs)
+            self.calls.append([(t, _version(t)) for t in _tensors(output)])
+            if self._after is not None:
+                self._after()
+            return output
+
+        self._wrapper = wrapper
+
+    def put_on(self, model: nn.Module, after: Callable[[], None] | None) -> None:
+        owner, self._method = _find(model, self.path)
+        self._previous = owner.__dict__.get(self._method)
+        original = getattr(owner, self._method)
+        if self._original != original:  # keep the object: compiled code is guarded by it
+            self._original = original
+        self._after = after
+        owner.__dict__[self._method] = self._wrapper
+        self._owner = owner
+
+    def take_off(self) -> None:
+        if self._owner is None:
+            return
+        if self._previous is None:
+            del self._owner.__dict__[self._method]
+        else:  # an instance's own forward, as activation checkpointing leaves it
+            self._owner.__dict__[self._method] = self._previous
+        self._owner = self._previous = self._after = None
+
+
+def _not_on(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError('a tap ran outside of recording')
+
+
+def _parse(name: str) -> tuple[str, int | slice]:
+    """Split ``path[index]`` into the path and an index or slice."""
+    match = re.fullmatch(r'([\w.]+)(?:\[(-?\d+)\]|\[(-?\d*):(-?\d*)\])?', name)
+    if not match:
+        raise TapError(
+            f"expected a tap like 'neck', 'decode_head.conv_seg', 'neck[0]' or 'neck[:4]', "
+            f'got {name!r}'
+        )
+    path, index, start, stop = match.groups()
+    if index is not None:
+        return path, int(index)
+    return path, slice(int(start) if start else None, int(stop) if stop else None)
+
+
+def _find(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Return the module and the name of its method that a path stands for."""
+    owner, *rest = model, *path.split('.')
+    for depth, part in enumerate(rest):
+        child = owner._modules.get(part)
+        if child is None:
+            is_method = depth == len(rest) - 1 and callable(getattr(owner, part, None))
+            if is_method and not part.startswith('__'):
+                return owner, part
+            raise TapError(
+                f'there is no tap {path!r} in {type(model).__name__}: '
+                f'{near_names(path, _names_near(model, owner, rest[:depth]))}'
+            )
+        owner = child
+    return owner, 'forward'
+
+
+def _names_near(model: nn.Module, owner: nn.Module, prefix: list[str]) -> list[str]:
+    """Names to propose: all modules, and the public methods of the last module found."""
+    methods = (
+        '.'.join([*prefix, name])
+        for cls in type(owner).__mro__
+        if cls is not nn.Module and issubclass(cls, nn.Module)
+        for name, value in vars(cls).items()
+        if callable(value) and not name.startswith('_')
+    )
+    modules = [name for name, _ in model.named_modules() if name]
+    return [*modules, *methods] if prefix else modules
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """All tensors of a nested output, depth first."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, (list, tuple)):
+        for value in output:
+            yield from _tensors(value)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """The in-place counter, where there is one."""
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return None
+    return tensor._version

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Linter, type checker, doctests and tests; sets up the environment if it is missing.
+#   bash tools/run_tests.sh                      everything, on the default stack
+#   bash tools/run_tests.sh --stack openmmlab    the core and one training per framework
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+stack=onedl
+if [ "${1:-}" = --stack ]; then
+    stack="${2:?--stack needs a name: onedl or openmmlab}"
+    shift 2
+fi
+source tools/environment.sh "$stack"
+export OMP_NUM_THREADS=1 PYTHONPATH=
+
+if [ "$stack" != onedl ]; then
+    exec python -m pytest --numprocesses 2 kd_dense tests/losses tests/oracle tests/mm \
+        tests/test_*.py -m 'not default_stack' "$@"
+fi
+ruff check .
+ruff format --check .
+mypy
+exec python -m pytest --numprocesses 2 "$@"

@@ -1,0 +1,96 @@
+"""Train a model of mmdet or mmseg, distilled or not, from its config.
+
+The options are those of the frameworks' own tools/train.py, which run our recipes as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+import kd_dense.mm  # noqa: F401  (before any config is read)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='path of a config')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate to the batch size, as the config says',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from this checkpoint, or from the latest one of the work directory',
+    )
+    add_common_options(parser)
+    return parser.parse_args()
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing share."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config, as in train_cfg.max_iters=100',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='who starts the processes',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """Read a config and apply the options that training and testing share."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    config = Config.fromfile(args.config)
+    config.launcher = args.launcher
+    if args.cfg_options:
+        config.merge_from_dict(args.cfg_options)
+    # The command line goes before the config, and both before the name of the file.
+    if args.work_dir:
+        config.work_dir = args.work_dir
+    elif not config.get('work_dir'):
+        config.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    return config
+
+
+def main() -> None:
+    args = parse_args()
+    config = read_config(args)
+
+    if args.amp:
+        kind = config.optim_wrapper.get('type', 'OptimWrapper')
+        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise SystemExit(f'--amp works with the OptimWrapper, the config has {kind}')
+        config.optim_wrapper.type = 'AmpOptimWrapper'
+        config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+            raise SystemExit('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
+        config.auto_scale_lr.enable = True
+    if args.resume:
+        config.resume = True
+        if args.resume != 'auto':
+            config.load_from = args.resume
+    # Without it, a resumed training with dropout or augmentation is another training.
+    config.custom_hooks = [*config.get('custom_hooks', []), dict(type='kd_dense.RandomStateHook')]
+
+    Runner.from_cfg(config).train()
+
+
+if __name__ == '__main__':
+    main()
