@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 from copy import deepcopy
+from pathlib import Path
 
-from mmengine.config import ConfigDict
-from mmengine.runner import Runner
-from train import add_common_options, read_config
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import METRICS
+from train import add_common_options, build_runner, read_config
 
 import kd_dense.mm  # noqa: F401  (before any config is read)
 
@@ -35,16 +36,7 @@ def main() -> None:
     config.load_from = args.checkpoint
 
     if args.show or args.show_dir:
-        hook = config.default_hooks.get('visualization')
-        if hook is None:
-            raise SystemExit(
-                '--show and --show-dir need default_hooks.visualization in the config'
-            )
-        hook.draw = True
-        hook.show, hook.wait_time = args.show, args.wait_time
-        if args.show_dir:
-            config.visualizer.save_dir = args.show_dir
-            hook.test_out_dir = args.show_dir
+        show(config, args)
     if args.tta:
         if 'tta_model' not in config or 'tta_pipeline' not in config:
             raise SystemExit('--tta needs tta_model and tta_pipeline in the config')
@@ -53,15 +45,31 @@ def main() -> None:
             dataset = dataset.dataset
         dataset.pipeline = deepcopy(config.tta_pipeline)
         config.model = ConfigDict(**config.tta_model, module=config.model)
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise SystemExit(f'--out expects a .pkl file, got {args.out}')
 
-    runner = Runner.from_cfg(config)
+    runner = build_runner(config)
     if args.out:
-        if not args.out.endswith(('.pkl', '.pickle')):
-            raise SystemExit(f'--out expects a .pkl file, got {args.out}')
-        from mmengine.evaluator import DumpResults
-
-        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+        # mmdet has a class of its own, which packs masks.
+        kind = 'DumpDetResults' if config.get('default_scope') == 'mmdet' else 'DumpResults'
+        dump = METRICS.build(dict(type=kind, out_file_path=args.out))
+        runner.test_evaluator.metrics.append(dump)
     runner.test()
+
+
+def show(config: Config, args: argparse.Namespace) -> None:
+    """Have the predictions shown, or written to exactly the folder that was named."""
+    hook = config.default_hooks.get('visualization')
+    if hook is None:
+        raise SystemExit('--show and --show-dir need default_hooks.visualization in the config')
+    hook.draw = True
+    hook.show, hook.wait_time = args.show, args.wait_time
+    if args.show_dir:
+        folder = str(Path(args.show_dir).absolute())
+        if config.get('default_scope') == 'mmdet':
+            hook.test_out_dir = folder  # absolute, or the hook puts it below the run's folder
+        else:
+            config.visualizer.save_dir = folder
 
 
 if __name__ == '__main__':

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
 
 import kd_dense.mm  # noqa: F401  (before any config is read)
 
@@ -56,6 +61,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 def read_config(args: argparse.Namespace) -> Config:
     """Read a config and apply the options that training and testing share."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not Path(args.config).is_file():
+        raise SystemExit(f'the config {args.config} does not exist (looked in {Path.cwd()})')
     config = Config.fromfile(args.config)
     config.launcher = args.launcher
     if args.cfg_options:
@@ -66,6 +73,40 @@ def read_config(args: argparse.Namespace) -> Config:
     elif not config.get('work_dir'):
         config.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     return config
+
+
+def build_runner(config: Config) -> Any:
+    """Build the Runner that the config asks for, in CPU processes where there is no GPU."""
+    if config.launcher == 'pytorch' and not torch.accelerator.is_available():
+        _distribute_on_cpu(config)
+    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+
+
+def _distribute_on_cpu(config: Config) -> None:
+    """Do what mmengine leaves out: it selects a GPU before it starts the processes."""
+    torch.distributed.init_process_group('gloo')
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=config.get('find_unused_parameters', False),
+    )
+    config.model_wrapper_cfg = {**wrapper, **(config.get('model_wrapper_cfg') or {})}
+    norms = [part for part in _dicts(config.model) if part.get('type') == 'SyncBN']
+    for norm in norms:
+        norm['type'] = 'BN'
+    if norms:
+        print_log('SyncBN does not run on CPUs: BN takes its place', level=30)
+
+
+def _dicts(value: Any) -> Iterator[Any]:
+    """All dicts of a nested value."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _dicts(item)
 
 
 def main() -> None:
@@ -79,17 +120,22 @@ def main() -> None:
         config.optim_wrapper.type = 'AmpOptimWrapper'
         config.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
-        if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
             raise SystemExit('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
         config.auto_scale_lr.enable = True
     if args.resume:
-        config.resume = True
-        if args.resume != 'auto':
-            config.load_from = args.resume
+        # A first start has nothing to go on from, and keeps what load_from names.
+        checkpoint = args.resume
+        if checkpoint == 'auto':
+            checkpoint = find_latest_checkpoint(config.work_dir)
+        if checkpoint:
+            config.resume, config.load_from = True, checkpoint
     # Without it, a resumed training with dropout or augmentation is another training.
-    config.custom_hooks = [*config.get('custom_hooks', []), dict(type='kd_dense.RandomStateHook')]
+    hook = dict(type='kd_dense.RandomStateHook')
+    hooks = config.get('custom_hooks') or []
+    config.custom_hooks = hooks if hook in hooks else [*hooks, hook]
 
-    Runner.from_cfg(config).train()
+    build_runner(config).train()
 
 
 if __name__ == '__main__':

@@ -19,8 +19,7 @@ model = dict(
         stem_channels=8,
         base_channels=8,
         strides=(1, 2, 1, 1),
-        norm_cfg=norm_cfg,
-        init_cfg=[]),  # PyTorch's own initialisation learns sooner here
+        norm_cfg=norm_cfg),
     decode_head=dict(
         type='FCNHead',
         in_channels=64,
@@ -31,7 +30,6 @@ model = dict(
         dropout_ratio=0,
         num_classes=11,
         norm_cfg=norm_cfg,
-        init_cfg=[],
         loss_decode=dict(type='CrossEntropyLoss', class_weight=[1.0] * 10 + [0.3])),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))

@@ -40,7 +40,7 @@ def read_file(source: str) -> Any:
         with torch.serialization.safe_globals(safe_types()):
             return torch.load(path, map_location='cpu', weights_only=True)
     except UnpicklingError as error:
-        what = re.search(r'(?:GLOBAL|global:?) ([\w.]+)', str(error))
+        what = re.search(r'GLOBAL ([\w.]+)', str(error))
         if what is None:
             raise _damaged(source, error) from error
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def safe_types() -> list[Any]:
     dtypes = {type(np.dtype(code)) for code in np.typecodes['All']}
     return [
         HistoryBuffer,
+        (_statistic, 'builtins.getattr'),
         collections.defaultdict,
         # NumPy 2 has moved these two; files know them under either name.
         *(
@@ -52,3 +54,10 @@ def safe_types() -> list[Any]:
         np.dtype,
         *sorted(dtypes, key=lambda dtype: dtype.__name__),
     ]
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    """Stand in for ``getattr``, through which HistoryBuffer names its own methods."""
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise UnpicklingError(f'Unsupported global: GLOBAL getattr of {owner!r}')
+    return getattr(owner, name)

@@ -30,6 +30,7 @@ def Distilled(  # noqa: N802  (a type in configs)
     teacher: str | Mapping[str, Any] | nn.Module,
     terms: Mapping[str, Mapping[str, Any]],
     inherit: Sequence[str] = (),
+    data_preprocessor: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build a student that learns from a teacher.
 
@@ -42,6 +43,8 @@ def Distilled(  # noqa: N802  (a type in configs)
         teacher: See :class:`~kd_dense.mm.teacher.Teacher`.
         terms: Name and fields of each :class:`~kd_dense.mm.term.Term`.
         inherit: Parts of the student, as ``'neck'``, that start from the teacher's weights.
+        data_preprocessor: For a student whose config has none. mmengine's Runner gives it to
+            the model where a config has one beside the model, as those of mmseg have.
 
     Returns:
         The student.
@@ -63,6 +66,8 @@ def Distilled(  # noqa: N802  (a type in configs)
     """
     if student is teacher:
         raise ValueError('student and teacher are the same object; a model cannot teach itself')
+    if data_preprocessor is not None and isinstance(student, Mapping):
+        student = type(student)({'data_preprocessor': data_preprocessor, **student})
     model: Any = student if isinstance(student, nn.Module) else ROOT_MODELS.build(student)
     if not callable(getattr(model, 'loss', None)):
         raise ValueError(
@@ -126,8 +131,12 @@ def _build_terms(
             "terms is empty: say what to distil, as terms=dict(cwd=dict(tap='neck', "
             "loss=dict(type='CWDLoss')))"
         )
-    ours = _probe(student, 'student', [term.student_tap for term in built.values()])
-    theirs = _probe(teacher, 'teacher', [term.teacher_tap for term in built.values()])
+    ours, theirs = probe(
+        student,
+        list({term.student_tap: None for term in built.values()}),
+        teacher,
+        list({term.teacher_tap: None for term in built.values()}),
+    )
     for term in built.values():
         student_yield, teacher_yield = ours[term.student_tap], theirs[term.teacher_tap]
         _check_classes(term, student, student_yield, teacher, teacher_yield)
@@ -141,13 +150,6 @@ def _build_terms(
                     logger='current',
                 )
     return built
-
-
-def _probe(model: nn.Module, whose: str, names: Sequence[str]) -> dict[str, Yield]:
-    try:
-        return probe(model, tuple(dict.fromkeys(names)))
-    except (TapError, RuntimeError) as error:
-        raise type(error)(f'{whose}: {error}') from error
 
 
 def _check_classes(

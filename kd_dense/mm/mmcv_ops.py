@@ -33,7 +33,8 @@ BLOCK = 256
 # Sample points of RoIAlign at a time (each has 4 neighbours), and values in max pooling.
 MAX_POINTS = 1 << 19
 MAX_VALUES = 1 << 22
-# Argmax of a bin without sample points: outside of every map, so that it gets no gradient.
+# Argmax of a bin without sample points: outside of every map, so that it gets no gradient. (mmcv
+# marks it with -1, and so loses the gradient of a point that lies at -1.)
 OUTSIDE = -2.0
 
 
@@ -114,14 +115,12 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     _check_boxes(boxes, scores)
     order = scores.sort(descending=True, stable=True).indices
     columns = boxes.to(_value_dtype(boxes))[order].t().contiguous()
-    # The compiled operator compares with the threshold in the precision of the boxes.
-    threshold = torch.tensor(iou_threshold, dtype=columns.dtype)
     kept = []
     while order.numel():
         head, tail = columns[:, :BLOCK], columns[:, BLOCK:]
-        keep = _greedy((_iou(head, head, offset) > threshold).triu_(1))
+        keep = _greedy((_iou(head, head, offset) > iou_threshold).triu_(1))
         kept.append(order[:BLOCK][keep])
-        free = ~(_iou(head[:, keep], tail, offset) > threshold).any(0)
+        free = ~(_iou(head[:, keep], tail, offset) > iou_threshold).any(0)
         columns, order = tail[:, free], order[BLOCK:][free]
     return torch.cat(kept) if kept else order
 
@@ -166,7 +165,6 @@ def softnms(
     dtype = _value_dtype(boxes)
     table = torch.cat([boxes.to(dtype), scores.to(dtype)[:, None]], dim=1).t().contiguous()
     inds = torch.arange(boxes.shape[0], device=boxes.device)
-    threshold = torch.tensor(iou_threshold, dtype=dtype)
     size = boxes.shape[0]
     i = 0
     while i < size:
@@ -182,9 +180,9 @@ def softnms(
             rows[..., [i, best]] = rows[..., [best, i]]
         iou = _iou(table[:4, i : i + 1], table[:4, i + 1 : size], offset)[0]
         if method == 0:
-            weight = (~(iou >= threshold)).to(dtype)
+            weight = (~(iou >= iou_threshold)).to(dtype)
         elif method == 1:
-            weight = torch.where(iou >= threshold, 1 - iou, 1.0)
+            weight = torch.where(iou >= iou_threshold, 1 - iou, 1.0)
         else:
             # Through float64: a float32 exp may be off by one bit, which changes who wins a tie.
             weight = (-(iou * iou) / sigma).double().exp().to(dtype)
@@ -570,7 +568,7 @@ def _max_backward(
     grad_output: Tensor, image: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor
 ) -> None:
     """Gives the gradient of max pooling back to the points that were the largest."""
-    images, channels, height, width = grad_input.shape
+    _, channels, height, width = grad_input.shape
     dtype = _value_dtype(grad_input)
     result = torch.zeros(grad_input.numel(), dtype=dtype, device=grad_input.device)
     bins = grad_output.shape[2] * grad_output.shape[3]

@@ -16,7 +16,7 @@ from kd_dense.taps import TapError, Taps
 __all__ = ['Yield', 'forward', 'needs_features_only', 'probe']
 
 FEATURES = ('backbone', 'neck')
-SIZES = (64, 128, 256, 512)
+SIZES = tuple((size, size) for size in (64, 128, 256, 512))
 
 
 class Yield(NamedTuple):
@@ -41,61 +41,95 @@ def forward(
         model(inputs, data_samples, mode='tensor')
 
 
-@torch.no_grad()
-def probe(model: nn.Module, names: Sequence[str]) -> dict[str, Yield]:
-    """Find out what each tap yields, without touching the model.
-
-    A copy without data runs on the ``meta`` device. Where an operator has no kernel there,
-    a real copy runs on the CPU; where a layer refuses a small image, a larger one is tried.
+def probe(
+    student: nn.Module,
+    student_taps: Sequence[str],
+    teacher: nn.Module,
+    teacher_taps: Sequence[str],
+) -> tuple[dict[str, Yield], dict[str, Yield]]:
+    """Find out what each tap yields in both models, on images of one size.
 
     Args:
-        model: An OpenMMLab model; its weights, mode and random state stay as they are.
-        names: Its taps.
+        student: An OpenMMLab model; weights, mode and random state stay as they are.
+        student_taps: Its taps.
+        teacher: Another one.
+        teacher_taps: Its taps.
 
     Returns:
-        For each tap, how often it runs and the shapes of its maps, ``(2, C, H, W)`` for
-        most.
+        For the student and for the teacher, what each tap yields.
 
     Raises:
         TapError: If a tap does not exist, lies behind region proposals, or never runs.
-        RuntimeError: If the model cannot run at all.
+        RuntimeError: If the models run at none of the sizes that were tried.
     """
-    taps = Taps(names)
+    both = (('student', student, student_taps), ('teacher', teacher, teacher_taps))
+    for whose, model, names in both:
+        try:
+            _check_names(model, names)
+        except TapError as error:
+            raise TapError(f'{whose}: {error}') from None
+    failures = {}
+    for size in dict.fromkeys([*SIZES, *_own_sizes(student), *_own_sizes(teacher)]):
+        try:
+            found = [_yields(model, names, size) for _, model, names in both]
+        except TapError:
+            raise
+        except Exception as error:  # any layer may refuse a size
+            failures[size] = f'{size[0]}x{size[1]} pixels: {error}'
+        else:
+            return found[0], found[1]
+    raise RuntimeError(
+        'student and teacher cannot be tried out on blank images of one size:\n'
+        + '\n'.join(failures.values())
+    )
+
+
+def _check_names(model: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         if name.startswith('roi_head'):
             raise TapError(
                 f'tap {name!r} lies behind region proposals, where student and teacher look '
                 'at different boxes: tap the backbone, the neck or the rpn_head instead'
             )
-    with taps.on(model):  # unknown names are found before anything runs
+    with Taps(names).on(model):
         pass
-    failure: Exception | None = None
+
+
+@torch.no_grad()
+def _yields(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> dict[str, Yield]:
+    """What the taps yield at a size.
+
+    A copy without data runs on the ``meta`` device; where an operator has no kernel there, a
+    real copy on the CPU.
+    """
+    taps = Taps(names)
     for device in ('meta', 'cpu'):
         replica = _replica(model, device)
-        for size in SIZES:
-            try:
-                with torch.device(device), taps.on(replica):
-                    forward(replica, *_batch(model, size, device), needs_features_only(names))
-            except TapError:
+        try:
+            with torch.device(device), taps.on(replica):
+                forward(replica, *_batch(model, size, device), needs_features_only(names))
+        except Exception:
+            if device == 'cpu':
                 raise
-            except Exception as error:  # any operator may refuse the device or the size
-                failure = error
-                continue
-            finally:
-                ran = {name: taps.calls(name) for name in names}
-            silent = [name for name, calls in ran.items() if not calls]
-            if silent:
-                raise TapError(
-                    f'tap {silent[0]!r} never runs in the forward pass of '
-                    f'{type(model).__name__}; it does when another part is trained or tested '
-                    'perhaps, which a teacher does not do'
-                )
-            found = {n: Yield(ran[n], [tuple(m.shape) for m in taps[n]]) for n in names}
-            taps.clear()
-            return found
-    raise RuntimeError(
-        f'{type(model).__name__} does not run on blank images of {SIZES} pixels: {failure}'
-    ) from failure
+        else:
+            break
+    for name in names:
+        if not taps.calls(name):
+            raise TapError(
+                f'tap {name!r} never runs in the forward pass of {type(model).__name__}; perhaps '
+                'it does in other parts of its training or testing'
+            )
+    return {name: Yield(taps.calls(name), [tuple(m.shape) for m in taps[name]]) for name in names}
+
+
+def _own_sizes(model: Any) -> list[tuple[int, int]]:
+    """Image sizes that a model was made for: some run at no other."""
+    found = (
+        getattr(getattr(model, 'backbone', None), 'img_size', None),
+        getattr(getattr(model, 'data_preprocessor', None), 'size', None),
+        (getattr(model, 'test_cfg', None) or {}).get('crop_size'),
+    )
+    return [(x, x) if isinstance(x, int) else (x[0], x[1]) for x in found if x]
 
 
 def _replica(model: nn.Module, device: str) -> nn.Module:
@@ -112,11 +146,12 @@ def _replica(model: nn.Module, device: str) -> nn.Module:
     return copy.deepcopy(model, memo).to(device).eval()
 
 
-def _batch(model: nn.Module, size: int, device: str) -> tuple[Tensor, list[BaseDataElement]]:
+def _batch(
+    model: nn.Module, shape: tuple[int, int], device: str
+) -> tuple[Tensor, list[BaseDataElement]]:
     """Two blank images, and samples that say their size."""
     mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
     channels = 3 if mean is None else len(mean)
-    shape = (size, size)
     sample = BaseDataElement(
         metainfo=dict(
             img_shape=shape,
@@ -127,4 +162,4 @@ def _batch(model: nn.Module, size: int, device: str) -> tuple[Tensor, list[BaseD
             flip=False,
         )
     )
-    return torch.zeros(2, channels, size, size, device=device), [sample, copy.copy(sample)]
+    return torch.zeros(2, channels, *shape, device=device), [sample, copy.copy(sample)]

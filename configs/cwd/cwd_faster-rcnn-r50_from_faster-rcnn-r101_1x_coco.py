@@ -1,0 +1,11 @@
+"""CWD on all levels of the pyramid.
+
+Source: mmrazor's `cwd_fpn_frcnn_r101_frcnn_r50_1x_coco.py`.
+"""
+_base_ = ['../_base_/kd_dense.py', 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py']
+model = dict(
+    _delete_=True,
+    type='kd_dense.Distilled',
+    student=_base_.model,
+    teacher='mmdet::faster_rcnn/faster-rcnn_r101_fpn_2x_coco.py',
+    terms=dict(cwd=dict(tap='neck', loss=dict(type='CWDLoss', weight=10.0, temperature=1.0))))

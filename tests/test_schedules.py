@@ -1,0 +1,59 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd_dense.schedules import Schedule
+
+
+def factors(schedule, end=10):
+    return [round(schedule.factor(now, end), 6) for now in range(end)]
+
+
+def test_constant():
+    assert Schedule().constant
+    assert factors(Schedule()) == [1.0] * 10
+
+
+def test_warmup():
+    assert factors(Schedule(warmup=4)) == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]
+
+
+def test_stop():
+    assert factors(Schedule(stop=3)) == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
+
+
+def test_linear_decay_ends_with_the_training():
+    assert factors(Schedule(decay='linear')) == [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+
+
+def test_cosine_decay_after_a_warmup():
+    values = factors(Schedule(warmup=2, decay='cosine', stop=6))
+    assert values == [0, 0.5, 1, 0.853553, 0.5, 0.146447, 0, 0, 0, 0]
+
+
+@given(
+    warmup=st.floats(0, 50),
+    decay=st.sampled_from([None, 'linear', 'cosine']),
+    length=st.none() | st.floats(0, 50),
+    now=st.integers(0, 100),
+)
+def test_is_a_fraction_and_nothing_after_the_stop(warmup, decay, length, now):
+    stop = None if length is None else warmup + length
+    value = Schedule(warmup, decay, stop).factor(now, 100)
+    assert 0 <= value <= 1
+    if stop is not None and now >= stop:
+        assert value == 0
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(decay='exp'), "decay 'linear', 'cosine' or None, got 'exp'"),
+        (dict(warmup=-1), 'warmup >= 0, got -1'),
+        (dict(warmup=5, stop=3), 'stop >= warmup, got stop=3 and warmup=5'),
+        (dict(stop=-1), 'stop >= warmup'),
+    ],
+)
+def test_rejects_what_makes_no_sense(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**arguments)
