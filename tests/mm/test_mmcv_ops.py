@@ -367,6 +367,15 @@ class TestSoftNMS:
         inds = mmcv_ops.softnms(boxes, scores, torch.zeros(6, 5), 0.3, 0.5, 0.1, 0, 0)
         assert inds.tolist() == [0, 5, 4, 3]
 
+    def test_boxes_without_area(self):
+        # Their IoU is NaN; as in mmcv the box with score NaN does not go before others.
+        boxes = torch.tensor([[5.0, 5, 5, 5], [20, 20, 30, 30], [5, 5, 5, 5]])
+        dets = torch.zeros(3, 5)
+        scores = torch.tensor([0.9, 0.5, 0.8])
+        inds = mmcv_ops.softnms(boxes, scores, dets, 0.3, 0.5, 0.001, 2, 0)
+        assert inds.tolist() == [0, 1, 2]
+        assert dets[:, 4].isnan().tolist() == [False, False, True]
+
     def test_unknown_method(self):
         with pytest.raises(ValueError, match=r'method must be 0 .*, got 3'):
             mmcv_ops.softnms(
@@ -502,14 +511,13 @@ class TestRoIAlign:
 
         expected = both()
         seen = []
-        sample = mmcv_ops._sample
+        neighbours = mmcv_ops._neighbours
 
-        def recorded(bins, height, width):
-            points = sample(bins, height, width)
-            seen.append(len(points.bin))
-            return points
+        def recorded(y, x, height, width):
+            seen.append(len(y))
+            return neighbours(y, x, height, width)
 
-        monkeypatch.setattr(mmcv_ops, '_sample', recorded)
+        monkeypatch.setattr(mmcv_ops, '_neighbours', recorded)
         monkeypatch.setattr(mmcv_ops, 'MAX_POINTS', 20)
         monkeypatch.setattr(mmcv_ops, 'MAX_VALUES', 60)
         for a, b in zip(both(), expected, strict=True):

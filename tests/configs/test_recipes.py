@@ -1,0 +1,173 @@
+"""Every recipe: short, named as agreed, buildable, and trained for a moment on real layouts."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.hub import get_config
+from mmengine.runner import Runner
+
+from tests.miniature import ROOT, make_data, miniature, recipes
+
+RECIPES = list(recipes())
+# One of each framework is what the lane of the other stack trains.
+LANE = (
+    'cwd_pspnet-r18_from_pspnet-r101_80k_cityscapes-512x1024',
+    'cwd_retinanet-r50_from_retinanet-r101_1x_coco',
+)
+every_recipe = pytest.mark.parametrize('recipe', RECIPES, ids=lambda path: path.stem)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    def refuse(*args):
+        raise AssertionError(f'a test wants to connect to {args[-1]}')
+
+    monkeypatch.setattr(socket.socket, 'connect', refuse)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp('data'))
+
+
+class Listener(Hook):
+    """Keeps what a run says."""
+
+    def __init__(self):
+        self.losses: list[dict[str, float]] = []
+        self.metrics: dict[str, float] = {}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses.append({name: float(value) for name, value in outputs.items()})
+
+    def after_val_epoch(self, runner, metrics=None):
+        self.metrics = {name: float(value) for name, value in metrics.items()}
+
+
+def test_there_are_recipes():
+    assert len(RECIPES) >= 6
+    assert {'mmdet', 'mmseg'} == {Config.fromfile(r).default_scope for r in RECIPES}
+    assert set(LANE) <= {recipe.stem for recipe in RECIPES}
+
+
+@every_recipe
+def test_is_named_as_agreed(recipe):
+    method, word = recipe.parent.name, '[a-z0-9]+(-[a-z0-9]+)*'
+    pattern = rf'{method}(-[a-z0-9]+)*_{word}_from_{word}_\d+(x|k|e)_{word}'
+    assert re.fullmatch(pattern, recipe.stem), f'{recipe.stem} does not match {pattern}'
+
+
+@every_recipe
+def test_is_short_and_says_where_its_settings_come_from(recipe):
+    text = recipe.read_text()
+    tree = ast.parse(text)
+    first, *rest = tree.body
+    assert 'Source: ' in ast.get_docstring(tree)
+    own = [line for line in text.splitlines()[first.end_lineno :] if line.split('#')[0].strip()]
+    assert rest
+    assert len(own) <= 15
+
+
+def bases(recipe: Path) -> list[str]:
+    [found] = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(recipe.read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == '_base_'
+    ]
+    return found
+
+
+@every_recipe
+def test_begins_with_the_base_that_imports_us(recipe):
+    # Whether it comes first shows only where nothing else has imported kd_dense before.
+    assert bases(recipe)[0] == '../_base_/kd_dense.py'
+
+
+@every_recipe
+def test_changes_nothing_but_the_model(recipe):
+    stock = unscoped(get_config(bases(recipe)[-1]).to_dict())
+    recipe = unscoped(Config.fromfile(recipe).to_dict())
+    student = recipe.pop('model')['student']
+    assert student == stock.pop('model')
+    assert recipe == stock
+
+
+def unscoped(value: Any) -> Any:
+    """Leave out what mmengine notes about the package that a base comes from."""
+    if isinstance(value, dict):
+        return {k: unscoped(v) for k, v in value.items() if k != '_scope_'}
+    return [unscoped(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+@every_recipe
+def test_the_teacher_has_published_weights(recipe):
+    teacher = Config.fromfile(recipe).model.teacher
+    assert re.fullmatch(r'https://\S+\.pth', get_config(teacher, pretrained=True).model_path)
+
+
+@every_recipe
+def test_the_readme_has_it(recipe):
+    readme = (recipe.parent / 'README.md').read_text()
+    [row] = [line for line in readme.splitlines() if f'({recipe.name})' in line]
+    for term in Config.fromfile(recipe).model.terms.values():
+        for setting in (term.tap, f'{term.loss.weight:g}', f'{term.loss.temperature:g}'):
+            assert str(setting) in row
+
+
+@pytest.mark.parametrize(
+    'recipe',
+    [
+        pytest.param(r, marks=[pytest.mark.lane] if r.stem in LANE else [], id=r.stem)
+        for r in RECIPES
+    ],
+)
+def test_trains_and_evaluates(recipe, data, tmp_path):
+    config = miniature(Config.fromfile(recipe), data, tmp_path / recipe.stem)
+    config.default_hooks.checkpoint = None
+    detects = config.default_scope == 'mmdet'
+    if detects:  # last comes a batch without ground truth
+        config.train_dataloader.dataset.filter_cfg = None
+        config.train_dataloader.sampler.shuffle = False
+    runner, listener = Runner.from_cfg(config), Listener()
+    runner.register_hook(listener)
+
+    runner.train()
+
+    assert len(listener.losses) == 2 + detects
+    for losses in listener.losses:
+        assert all(math.isfinite(value) for value in losses.values()), losses
+        for term in config.model.terms:
+            assert losses[f'loss_kd_{term}'] > 0
+        assert losses['loss'] == pytest.approx(
+            sum(value for name, value in losses.items() if 'loss_' in name), rel=1e-5
+        )
+    score = listener.metrics['coco/bbox_mAP' if detects else 'mIoU']
+    assert 0 <= score <= 100
+    if detects:
+        assert has_no_objects(runner.train_dataloader.dataset[4])
+
+
+def has_no_objects(example: dict[str, Any]) -> bool:
+    return len(example['data_samples'].gt_instances) == 0
+
+
+def test_readmes_link_to_files_that_exist():
+    for readme in (ROOT / 'configs').glob('*/README.md'):
+        for link in re.findall(r'\]\(([^)#]+)\)', readme.read_text()):
+            if not link.startswith('http'):
+                assert (readme.parent / link).exists(), f'{readme}: {link}'
+
+
+def test_configs_name_no_place_on_a_machine():
+    for path in (ROOT / 'configs').rglob('*'):
+        if path.suffix in ('.py', '.md'):
+            assert not re.search(r'(?<![\w.])/(home|tmp|work|root)/', path.read_text()), path
