@@ -11,9 +11,9 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
-from train import add_common_options, build_runner, read_config
 
 import kd_dense.mm  # noqa: F401  (before any config is read)
+from train import add_common_options, build_runner, read_config
 
 
 def parse_args() -> argparse.Namespace:

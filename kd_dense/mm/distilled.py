@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, cast
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ def Distilled(  # noqa: N802  (a type in configs)
     if student is teacher:
         raise ValueError('student and teacher are the same object; a model cannot teach itself')
     if data_preprocessor is not None and isinstance(student, Mapping):
-        student = type(student)({'data_preprocessor': data_preprocessor, **student})
+        student = ConfigDict(student)
+        student.setdefault('data_preprocessor', data_preprocessor)
     model: Any = student if isinstance(student, nn.Module) else ROOT_MODELS.build(student)
     if not callable(getattr(model, 'loss', None)):
         raise ValueError(

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tests.miniature import ROOT, make_data, write_miniature
-from tests.tools.launch import DETECTOR, SEGMENTER, free_port, losses, run
+from tests.tools.launch import SEGMENTER, free_port, losses, run
 
 TOOLS = ROOT / 'tools'
 

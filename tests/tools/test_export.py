@@ -12,9 +12,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from tests.miniature import ROOT, make_data, write_miniature
-from tests.tools.launch import DETECTOR, SEGMENTER, STOCK, framework, run_here
+from tests.tools.launch import CONFIGS, DETECTOR, SEGMENTER, STOCK, framework, run_here
 
 TOOLS = ROOT / 'tools'
+GFL = 'cwd_gfl-r50_from_gfl-r101_1x_coco.py'  # of the recipes without --tta
 
 
 def export(monkeypatch, *args):
@@ -57,6 +58,10 @@ def test_the_student_gets_out(recipe, options, tmp_path, monkeypatch, capsys):
     assert len(pickle.loads(out.read_bytes())) == 2
     assert len([p for p in pictures.rglob('*') if p.suffix in ('.png', '.jpg')]) == 2
 
+    run_here(monkeypatch, TOOLS / 'test.py', config, checkpoint, '--work-dir', tmp_path / 'tta',
+             '--tta', **options)  # fmt: skip
+    assert metrics(tmp_path / 'tta').keys() == tested.keys()
+
     capsys.readouterr()
     student = tmp_path / 'exported' / 'student.pth'
     export(monkeypatch, checkpoint, student)
@@ -90,7 +95,7 @@ def test_the_export_lies_beside_the_checkpoint(tmp_path, monkeypatch, capsys):
 
 
 def test_no_such_checkpoint(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match='the checkpoint .*x.pth does not exist'):
+    with pytest.raises(FileNotFoundError, match=r'the checkpoint .*x\.pth does not exist'):
         export(monkeypatch, tmp_path / 'x.pth')
 
 
@@ -108,4 +113,4 @@ class TestOptions:
 
     def test_augmentation_without_a_pipeline(self, monkeypatch):
         with pytest.raises(SystemExit, match='--tta needs tta_model and tta_pipeline'):
-            run_here(monkeypatch, TOOLS / 'test.py', DETECTOR, 'x.pth', '--tta')
+            run_here(monkeypatch, TOOLS / 'test.py', CONFIGS / GFL, 'x.pth', '--tta')

@@ -1,0 +1,360 @@
+"""Distil small students on Scenes and compare them with themselves, trained alone.
+
+For segmentation and detection: a teacher, the student alone, the student with distillation on
+the same schedule, and the student alone on a schedule that costs the same CPU time. Every run
+is scored on the test split by the stock metrics (mIoU; COCO AP). The table, the curves and the
+predictions side by side go to the work directory. Runs that are finished are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = Path('configs/quickstart')
+CHECKPOINTS = CONFIGS / 'checkpoints'
+DATA = Path('data/scenes')
+
+TASKS = {'seg': 'segmentation', 'det': 'detection'}
+METRICS = {'seg': ('mIoU', 'mIoU', 1.0), 'det': ('coco/bbox_mAP', 'AP', 100.0)}
+TITLES = {'cwd': 'CWD'}
+LONGER = 'student longer'
+FROM_SCRATCH = 20.0  # what the teachers cost, in trainings of a student
+
+
+@dataclass
+class Job:
+    """One run: what is trained, if anything, and where its result goes."""
+
+    task: str
+    model: str
+    config: Path
+    folder: Path
+    seed: int = 0
+    iterations: int | None = None
+    checkpoint: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f'{TASKS[self.task]}: {self.model}, seed {self.seed}'
+
+    def spec(self) -> dict[str, Any]:
+        """What the result depends on."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of this very job, if it has been run."""
+        try:
+            found = json.loads((self.folder / 'result.json').read_text())
+        except FileNotFoundError:
+            return None
+        return found if found['spec'] == self.spec() else None
+
+    def progress(self) -> float:
+        try:
+            return float((self.folder / 'progress').read_text())
+        except (FileNotFoundError, ValueError):
+            return 0.0
+
+
+def work(spec: dict[str, Any]) -> None:
+    """Train and test one model; runs in a process of its own."""
+    from mmengine.config import Config
+    from mmengine.hooks import Hook
+    from mmengine.registry import HOOKS
+    from mmengine.runner import Runner
+
+    import kd_dense.mm  # noqa: F401
+
+    folder = Path(spec['folder'])
+
+    @HOOKS.register_module()
+    class Watch(Hook):
+        """Note progress and the CPU time of training, validation left out."""
+
+        cpu = 0.0
+        curve: list[tuple[int, float]] = []
+
+        def before_train(self, runner: Runner) -> None:
+            self.started = time.process_time()
+
+        def before_val(self, runner: Runner) -> None:
+            Watch.cpu += time.process_time() - self.started
+
+        def after_val(self, runner: Runner) -> None:
+            self.started = time.process_time()
+
+        def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+            if runner.iter % 10 == 0:
+                (folder / 'progress').write_text(str(runner.iter / runner.max_iters))
+
+        def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
+            key, _, scale = METRICS[spec['task']]
+            Watch.curve.append((runner.iter, scale * metrics[key]))
+
+    config = Config.fromfile(spec['config'])
+    config.merge_from_dict(spec['options'])
+    config.work_dir = str(folder)
+    config.randomness.seed = spec['seed']
+    config.custom_hooks = [dict(type='Watch', priority='VERY_LOW')]
+    for name in ('train', 'val', 'test'):
+        loader = config[f'{name}_dataloader']
+        loader.num_workers, loader.persistent_workers = 0, False  # so that its CPU time counts
+    iterations = spec['iterations']
+    if iterations is not None:
+        config.train_cfg.max_iters = iterations
+        config.param_scheduler[0].total_steps = iterations
+    else:
+        iterations = config.train_cfg.max_iters
+    config.train_cfg.val_interval = -(-iterations // 4)
+    config.default_hooks.checkpoint.interval = iterations
+    if spec['checkpoint']:
+        config.load_from = spec['checkpoint']
+
+    runner = Runner.from_cfg(config)
+    checkpoint = spec['checkpoint']
+    if not checkpoint:
+        runner.train()
+        checkpoint = str(folder / f'iter_{iterations}.pth')
+    key, _, scale = METRICS[spec['task']]
+    names = [(n, p.numel()) for n, p in runner.model.named_parameters()]
+    result = {
+        'spec': spec,
+        'metric': scale * runner.test()[key],
+        'parameters': sum(count for name, count in names if not name.startswith('kd.')),
+        'iterations': 0 if spec['checkpoint'] else iterations,
+        'cpu_seconds': Watch.cpu,
+        'curve': Watch.curve,
+        'checkpoint': checkpoint,
+    }
+    (folder / 'result.json').write_text(json.dumps(result, indent=1))
+
+
+class Queue:
+    """Runs jobs side by side, each on one core, and shows how far they are."""
+
+    def __init__(self, processes: int, total: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.processes = processes
+        self.total = total  # in iterations of a student
+        self.finished = 0.0
+        self.started = time.monotonic()
+        self.bars = Progress(
+            TextColumn('{task.description:<46}'),
+            BarColumn(24),
+            TextColumn('{task.percentage:>3.0f} %'),
+            TimeElapsedColumn(),
+            TextColumn('{task.fields[left]}'),
+            refresh_per_second=2,
+        )
+        self.overall = self.bars.add_task('[bold]all runs', total=total, left='')
+        self.last_line = 0.0
+
+    def run(self, jobs: Sequence[Job], cost: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Run jobs that do not depend on each other; return their results in order."""
+        waiting = [job for job in jobs if job.result() is None]
+        self.finished += sum(cost[job.model] for job in jobs if job not in waiting)
+        running: list[tuple[Job, Any, Any]] = []
+        while waiting or running:
+            while waiting and len(running) < self.processes:
+                job = waiting.pop(0)
+                bar = self.bars.add_task(job.title, total=1.0, left='')
+                running.append((job, self._start(job), bar))
+            time.sleep(0.5)
+            for entry in list(running):
+                job, process, bar = entry
+                self.bars.update(bar, completed=job.progress())
+                if process.poll() is None:
+                    continue
+                running.remove(entry)
+                self.bars.remove_task(bar)
+                self.finished += cost[job.model]
+                self._report(job, process.returncode)
+            self._show(
+                self.finished + sum(job.progress() * cost[job.model] for job, *_ in running)
+            )
+        return [json.loads((job.folder / 'result.json').read_text()) for job in jobs]
+
+    def _start(self, job: Job) -> Any:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        for old in ('progress', 'result.json'):
+            (job.folder / old).unlink(missing_ok=True)
+        with open(job.folder / 'log.txt', 'w') as log:
+            return subprocess.Popen(
+                [sys.executable, __file__, '--job', json.dumps(job.spec())],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'},
+            )
+
+    def _report(self, job: Job, code: int) -> None:
+        if code:
+            log = job.folder / 'log.txt'
+            tail = '\n'.join(log.read_text().splitlines()[-15:])
+            self.bars.stop()
+            raise SystemExit(f'{job.title} failed:\n{tail}\nThe whole log is in {log}.')
+        result = job.result()
+        assert result is not None
+        name = METRICS[job.task][1]
+        self.bars.console.print(f'done: {job.title}: {name} {result["metric"]:.1f}')
+
+    def _show(self, done: float) -> None:
+        elapsed = time.monotonic() - self.started
+        left = ''
+        if done > 0.02 * self.total:
+            seconds = elapsed * (self.total - done) / done
+            left = f'about {max(seconds, 1) / 60:.1f} min left'
+        self.bars.update(self.overall, completed=min(done, self.total), left=left)
+        # Without a terminal there are no bars: say a line now and then.
+        if not self.bars.console.is_terminal and elapsed - self.last_line > 20:
+            self.last_line = elapsed
+            print(f'{100 * done / self.total:3.0f} % after {elapsed:.0f} s, {left}', flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--seeds', type=int, default=1, help='how many seeds (default: 1)')
+    parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
+    parser.add_argument('--methods', nargs='+', choices=TITLES, default=['cwd'])
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quickstart'))
+    parser.add_argument(
+        '--processes', type=int, default=2, help='runs side by side, one core each (default: 2)'
+    )
+    parser.add_argument(
+        '--from-scratch',
+        action='store_true',
+        help='train teachers and pretrained backbones too (half an hour more)',
+    )
+    parser.add_argument('--job', help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    if args.job:
+        work(json.loads(args.job))
+        return
+    if args.seeds < 1 or args.processes < 1:
+        parser.error('--seeds and --processes must be at least 1')
+
+    from make_scenes import make_scenes
+
+    make_scenes(DATA)
+    report(args.work_dir, run(args))
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run everything that is asked for; results by task and model, one for each seed."""
+    seeds = range(args.seeds)
+    of_a_task = args.seeds * (len(args.methods) * 1.5 + 2.4) + 0.2
+    total = len(args.tasks) * of_a_task + (FROM_SCRATCH if args.from_scratch else 0)
+    queue = Queue(args.processes, round(total))
+    results: dict[str, Any] = {task: {} for task in args.tasks}
+
+    def run_jobs(jobs: Sequence[Job], cost: Mapping[str, float]) -> None:
+        for job, result in zip(jobs, queue.run(jobs, cost), strict=True):
+            results[job.task].setdefault(job.model, []).append(result)
+
+    with queue.bars:
+        weights = from_scratch(queue, args) if args.from_scratch else CHECKPOINTS
+
+        def job(task: str, model: str, seed: int = 0, **others: Any) -> Job:
+            config = CONFIGS / f'{task}_{model.partition(" ")[0]}.py'
+            folder = args.work_dir / f'{task}_{model.replace(" ", "_")}_seed{seed}'
+            options = others.pop('options', {})
+            if weights != CHECKPOINTS:
+                student = 'model.student' if model in TITLES else 'model'
+                if task == 'det' and model != 'teacher':
+                    backbone = str(weights / 'backbone_student.pth')
+                    options[f'{student}.backbone.init_cfg.checkpoint'] = backbone
+                if model in TITLES:
+                    options['model.teacher.checkpoint'] = str(weights / f'{task}_teacher.pth')
+            return Job(task, model, config, folder, seed, options=options, **others)
+
+        run_jobs(
+            [job(t, 'teacher', checkpoint=weights / f'{t}_teacher.pth') for t in args.tasks]
+            + [
+                job(t, m, s) for s in seeds for m in ('student', *args.methods) for t in args.tasks
+            ],
+            cost={'teacher': 0.2, 'student': 1.0, **dict.fromkeys(TITLES, 1.5)},
+        )
+        longer = []
+        for task in args.tasks:
+            alone, distilled = (
+                mean(r['cpu_seconds'] / r['iterations'] for r in results[task][model])
+                for model in ('student', args.methods[0])
+            )
+            iterations = results[task]['student'][0]['iterations']
+            same_time = max(round(iterations * distilled / alone / 10) * 10, iterations)
+            longer += [job(task, LONGER, seed, iterations=same_time) for seed in seeds]
+        run_jobs(longer, cost={LONGER: 1.4})
+    return results
+
+
+def from_scratch(queue: Queue, args: argparse.Namespace) -> Path:
+    """Train what is committed as checkpoints, and write it in the same form.
+
+    Returns:
+        The folder of the checkpoints.
+    """
+    out: Path = args.work_dir / 'checkpoints'
+    out.mkdir(parents=True, exist_ok=True)
+
+    def train(*jobs: Job) -> None:
+        cost = {'teacher': 7.0, 'backbone_teacher': 4.0, 'backbone_student': 2.0}
+        for job, result in zip(jobs, queue.run(jobs, cost), strict=True):
+            name = job.model if job.model.startswith('backbone') else f'{job.task}_{job.model}'
+            save_half(Path(result['checkpoint']), out / f'{name}.pth', str(job.config))
+
+    def job(task: str, model: str, **options: Any) -> Job:
+        name = model if model.startswith('backbone') else f'{task}_{model}'
+        return Job(
+            task, model, CONFIGS / f'{name}.py', args.work_dir / f'{name}_trained', options=options
+        )
+
+    jobs = [job('seg', 'teacher')] if 'seg' in args.tasks else []
+    if 'det' in args.tasks:
+        jobs += [job('seg', 'backbone_teacher'), job('seg', 'backbone_student')]
+    train(*jobs)
+    if 'det' in args.tasks:
+        backbone = {'model.backbone.init_cfg.checkpoint': str(out / 'backbone_teacher.pth')}
+        train(job('det', 'teacher', **backbone))
+    return out
+
+
+def save_half(source: Path, target: Path, config: str) -> None:
+    """Write the weights of a run in half precision, as they are committed."""
+    import torch
+
+    from kd_dense.mm.checkpoint import read_checkpoint
+
+    weights = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in read_checkpoint(str(source)).items()
+    }
+    torch.save({'state_dict': weights, 'meta': {'config': config}}, target)
+
+
+def report(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write the table and the pictures, and print the table."""
+    from quickstart_report import draw, measure_speed, write_table
+
+    speed = measure_speed(results)
+    table = write_table(folder, results, speed)
+    draw(folder, results)
+    print(table)
+    print(f'\nTable and pictures: {folder}/results.md, {folder}/curves.png, '
+          f'{folder}/predictions_*.png')  # fmt: skip
+
+
+if __name__ == '__main__':
+    main()
