@@ -68,8 +68,9 @@ def Distilled(  # noqa: N802  (a type in configs)
     if student is teacher:
         raise ValueError('student and teacher are the same object; a model cannot teach itself')
     if data_preprocessor is not None and isinstance(student, Mapping):
-        student = ConfigDict(student)
-        student.setdefault('data_preprocessor', data_preprocessor)
+        config = ConfigDict(student)
+        config.setdefault('data_preprocessor', data_preprocessor)
+        student = config
     model: Any = student if isinstance(student, nn.Module) else ROOT_MODELS.build(student)
     if not callable(getattr(model, 'loss', None)):
         raise ValueError(
