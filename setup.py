@@ -32,6 +32,7 @@ setup(
             'mmdet>=3.3.0,<3.4',
             'mmsegmentation>=1.2.2,<1.3',
             'numpy<2',
+            'setuptools<81',  # mmengine 0.10.7 imports pkg_resources
             'ftfy',
             'regex',
         ],

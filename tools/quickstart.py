@@ -23,7 +23,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = Path('configs/quickstart')
 CHECKPOINTS = CONFIGS / 'checkpoints'
-DATA = Path('data/scenes')
 
 TASKS = {'seg': 'segmentation', 'det': 'detection'}
 METRICS = {'seg': ('mIoU', 'mIoU', 1.0), 'det': ('coco/bbox_mAP', 'AP', 100.0)}
@@ -229,6 +228,10 @@ def main() -> None:
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
     parser.add_argument('--methods', nargs='+', choices=TITLES, default=['cwd'])
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quickstart'))
+    parser.add_argument('--data', type=Path, default=Path('data/scenes'), help='where Scenes lie')
+    parser.add_argument(
+        '--iterations', type=int, help="length of a student's training (default: 600)"
+    )
     parser.add_argument(
         '--processes', type=int, default=2, help='runs side by side, one core each (default: 2)'
     )
@@ -243,12 +246,14 @@ def main() -> None:
     if args.job:
         work(json.loads(args.job))
         return
-    if args.seeds < 1 or args.processes < 1:
-        parser.error('--seeds and --processes must be at least 1')
+    if min(args.seeds, args.processes, args.iterations or 1) < 1:
+        parser.error('--seeds, --processes and --iterations must be at least 1')
 
     from make_scenes import make_scenes
 
-    make_scenes(DATA)
+    os.environ['SCENES'] = str(args.data)  # the configs read it
+    if not (args.data / 'scenes.json').is_file():
+        make_scenes(args.data)
     report(args.work_dir, run(args))
 
 

@@ -1,7 +1,7 @@
 """Scenes for detection: data set, schedule and run time. `tools/make_scenes.py` writes it."""
 
 default_scope = 'mmdet'
-data_root = 'data/scenes/coco/'
+data_root = '{{$SCENES:data/scenes}}/coco/'
 
 scenes = dict(
     type='CocoDataset',

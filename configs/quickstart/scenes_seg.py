@@ -1,7 +1,7 @@
 """Scenes for segmentation: data set, schedule and run time. `tools/make_scenes.py` writes it."""
 
 default_scope = 'mmseg'
-data_root = 'data/scenes/cityscapes/'
+data_root = '{{$SCENES:data/scenes}}/cityscapes/'
 
 # CityscapesDataset insists on its own class names; this is what it is made of.
 scenes = dict(

@@ -30,6 +30,7 @@ model = dict(
         dropout_ratio=0,
         num_classes=11,
         norm_cfg=norm_cfg,
+        init_cfg=None,  # mmseg's small start values stay at "all background" for long here
         loss_decode=dict(type='CrossEntropyLoss', class_weight=[1.0] * 10 + [0.3])),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))

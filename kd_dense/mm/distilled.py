@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kd_dense.mm.finite import FiniteCheck
 from kd_dense.mm.inherit import check_inherit, inherit_parts
 from kd_dense.mm.preprocessing import Repreprocess
+from kd_dense.mm.presets import choose_preset
 from kd_dense.mm.probe import Yield, probe
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.mm.teacher import Teacher
@@ -29,8 +30,9 @@ __all__ = ['Distilled', 'distilled']
 def Distilled(  # noqa: N802  (a type in configs)
     student: Mapping[str, Any] | nn.Module,
     teacher: str | Mapping[str, Any] | nn.Module,
-    terms: Mapping[str, Mapping[str, Any]],
+    terms: Mapping[str, Mapping[str, Any]] | None = None,
     inherit: Sequence[str] = (),
+    preset: str | None = None,
     data_preprocessor: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build a student that learns from a teacher.
@@ -44,6 +46,8 @@ def Distilled(  # noqa: N802  (a type in configs)
         teacher: See :class:`~kd_dense.mm.teacher.Teacher`.
         terms: Name and fields of each :class:`~kd_dense.mm.term.Term`.
         inherit: Parts of the student, as ``'neck'``, that start from the teacher's weights.
+        preset: Name of a method, as ``'cwd'``, whose published settings for such models take
+            the place of ``terms`` and ``inherit``. See ``kd_dense/mm/presets.py``.
         data_preprocessor: For a student whose config has none. mmengine's Runner gives it to
             the model where a config has one beside the model, as those of mmseg have.
 
@@ -85,7 +89,13 @@ def Distilled(  # noqa: N802  (a type in configs)
         )
     with kept_random_state():
         guest = Teacher(teacher)
-        distillation = _build_terms(model, guest.model, terms)
+        if preset is not None:
+            if terms or inherit:
+                raise ValueError('expected either preset, or terms and inherit, got both')
+            chosen = choose_preset(preset, model, guest.model)
+            terms, inherit = chosen.terms, chosen.inherit
+            print_log(f'preset {preset!r}: {terms}, from {chosen.source}', logger='current')
+        distillation = _build_terms(model, guest.model, terms or {})
         check_inherit(model, guest.model, inherit)
     student_taps = Taps(term.student_tap for term in distillation.values())
     teacher_taps = Taps(term.teacher_tap for term in distillation.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
+from mmengine.utils import get_installed_path
 from torch import Tensor, nn
 
 from kd_dense.mm.checkpoint import load_weights, read_checkpoint
@@ -164,11 +166,14 @@ def _read_config(source: Any) -> Any:
         return config if isinstance(config, (Config, ConfigDict)) else ConfigDict(config)
     source = os.fspath(source)
     if '::' in source:
+        package = source.partition('::')[0]
+        if find_spec(package) is None:  # mmengine would go and install it
+            raise FileNotFoundError(f'the teacher config {source}: {package} is not installed')
         try:
             return get_config(source, pretrained=True)
         except AssertionError:  # mmengine asserts that weights are published
             return get_config(source)
-        except (FileNotFoundError, ModuleNotFoundError) as error:
+        except FileNotFoundError as error:
             raise FileNotFoundError(
                 f'the teacher config {source} does not exist{_near_configs(source)}'
             ) from error
@@ -183,10 +188,7 @@ def _read_config(source: Any) -> Any:
 def _near_configs(source: str) -> str:
     """Name the config files of a package that are spelt nearly like the one asked for."""
     package, _, wanted = source.partition('::')
-    try:
-        home = Path(__import__(package).__file__ or '').parent / '.mim' / 'configs'
-    except ImportError:
-        return f': {package} is not installed'
+    home = Path(get_installed_path(package)) / '.mim' / 'configs'
     known = [str(path.relative_to(home)) for path in home.glob('*/*.py')]
     near = get_close_matches(wanted, known, 3, cutoff=0.5)
     return f'; did you mean {", ".join(f"{package}::{name}" for name in near)}?' if near else ''

@@ -169,6 +169,7 @@ class TestTeacherConfig:
     @pytest.mark.parametrize(
         ('teacher', 'message'),
         [
+            ('nowhere::a/b.py', r'nowhere::a/b\.py: nowhere is not installed'),
             ('configs/nowhere.py', r'teacher config configs/nowhere\.py does not exist'),
             ('mmdet::retinanet/retinanet_r101_fpn_2x_cco.py',
              r'did you mean mmdet::retinanet/retinanet_r101_fpn_2x_coco\.py'),

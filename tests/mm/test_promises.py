@@ -63,6 +63,14 @@ class TestPromise1WeightZeroIsPlainTraining:
         distilled = train(config, tmp_path / 'distilled', **detector_data()).model
         assert_equal_states(plain.state_dict(), student_state(distilled))
 
+    def test_an_init_cfg_of_the_whole_student_passes_over_adapters(self, tmp_path):
+        init = dict(init_cfg=dict(type='Normal', layer='Conv2d', std=0.1))
+        terms = dict(a=dict(tap='backbone.layer4', loss=dict(type='CWDLoss', weight=0.0)))
+        config = toy.distilled(student=toy.segmenter(**init), terms=terms)
+        plain = train(toy.segmenter(**init), tmp_path / 'plain').model
+        distilled = train(config, tmp_path / 'distilled').model
+        assert_equal_states(plain.state_dict(), student_state(distilled))
+
     def test_another_weight_is_another_training(self, tmp_path):
         plain = train(toy.segmenter(), tmp_path / 'plain').model
         distilled = train(toy.distilled(), tmp_path / 'distilled').model
