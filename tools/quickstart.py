@@ -253,7 +253,7 @@ def main() -> None:
 
     os.environ['SCENES'] = str(args.data)  # the configs read it
     if not (args.data / 'scenes.json').is_file():
-        make_scenes(args.data)
+        make_scenes(args.data, progress=True)
     report(args.work_dir, run(args))
 
 

@@ -62,7 +62,7 @@ def show(config: Config, args: argparse.Namespace) -> None:
     hook = config.default_hooks.get('visualization')
     if hook is None:
         raise SystemExit('--show and --show-dir need default_hooks.visualization in the config')
-    hook.draw = True
+    hook.draw, hook.interval = True, 1
     hook.show, hook.wait_time = args.show, args.wait_time
     if args.show_dir:
         folder = str(Path(args.show_dir).absolute())

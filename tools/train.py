@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
@@ -22,7 +23,7 @@ import kd_dense.mm  # noqa: F401  (before any config is read)
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='path of a config')
+    parser.add_argument('config', help="path of a config, or a name as 'mmdet::FOLDER/FILE.py'")
     parser.add_argument('--work-dir', help='where logs and checkpoints go')
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument(
@@ -36,8 +37,19 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         help='go on from this checkpoint, or from the latest one of the work directory',
     )
+    without_recipe = parser.add_argument_group('to distil the model of a config without a recipe')
+    without_recipe.add_argument(
+        '--teacher', help="config of the teacher: a path, or a name as 'mmdet::FOLDER/FILE.py'"
+    )
+    without_recipe.add_argument(
+        '--teacher-checkpoint', help='its weights (default: those published with the config)'
+    )
+    without_recipe.add_argument('--distill', metavar='METHOD', help="a preset, as 'cwd'")
     add_common_options(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if bool(args.teacher) != bool(args.distill) or args.teacher_checkpoint and not args.teacher:
+        parser.error('--teacher and --distill go together, --teacher-checkpoint with them')
+    return args
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +73,12 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 def read_config(args: argparse.Namespace) -> Config:
     """Read a config and apply the options that training and testing share."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not Path(args.config).is_file():
+    if '::' in args.config:
+        config = get_config(args.config)
+    elif Path(args.config).is_file():
+        config = Config.fromfile(args.config)
+    else:
         raise SystemExit(f'the config {args.config} does not exist (looked in {Path.cwd()})')
-    config = Config.fromfile(args.config)
     config.launcher = args.launcher
     if args.cfg_options:
         config.merge_from_dict(args.cfg_options)
@@ -113,6 +128,13 @@ def main() -> None:
     args = parse_args()
     config = read_config(args)
 
+    if args.teacher:
+        teacher = dict(config=args.teacher)
+        if args.teacher_checkpoint:
+            teacher['checkpoint'] = args.teacher_checkpoint
+        config.model = dict(
+            type='kd_dense.Distilled', student=config.model, teacher=teacher, preset=args.distill
+        )
     if args.amp:
         kind = config.optim_wrapper.get('type', 'OptimWrapper')
         if kind not in ('OptimWrapper', 'AmpOptimWrapper'):

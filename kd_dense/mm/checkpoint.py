@@ -37,8 +37,10 @@ def read_file(source: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f'the checkpoint {source} does not exist (looked in {Path.cwd()})')
     try:
-        with torch.serialization.safe_globals(safe_types()):
-            return torch.load(path, map_location='cpu', weights_only=True)
+        # Not as a context manager: that forbids, on leaving, what was allowed before, and
+        # mmengine's own reading takes back what compat.install() has allowed in this way.
+        torch.serialization.add_safe_globals(safe_types())
+        return torch.load(path, map_location='cpu', weights_only=True)
     except UnpicklingError as error:
         what = re.search(r'GLOBAL ([\w.]+)', str(error))
         if what is None:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from tests.miniature import ROOT, make_data, write_miniature
@@ -77,6 +78,30 @@ def built(monkeypatch):
 
 class TestOptions:
     """What the options do to a config."""
+
+    def test_a_stock_config_is_distilled_without_a_recipe(self, built, monkeypatch):
+        student = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+        teacher = 'mmdet::retinanet/retinanet_r101_fpn_1x_coco.py'
+        run_here(monkeypatch, TRAIN, student)
+        stock = built.config.model
+        run_here(monkeypatch, TRAIN, student, '--teacher', teacher, '--distill', 'cwd')
+        assert built.config.model == dict(
+            type='kd_dense.Distilled', student=stock, teacher=dict(config=teacher), preset='cwd'
+        )
+        assert built.config.work_dir == 'work_dirs/retinanet_r50_fpn_1x_coco'
+        model = MODELS.build({'_scope_': 'mmdet', **built.config.model})
+        recipe = Config.fromfile(DETECTOR).model.terms.cwd
+        assert model.kd.cwd.student_tap == recipe.tap
+        assert model.kd.cwd.loss.weight == recipe.loss.weight
+        run_here(monkeypatch, TRAIN, student, '--teacher', teacher, '--distill', 'cwd',
+                 '--teacher-checkpoint', 'mine.pth')  # fmt: skip
+        assert built.config.model.teacher.checkpoint == 'mine.pth'
+
+    @pytest.mark.parametrize('options', [['--teacher', 'a.py'], ['--distill', 'cwd']])
+    def test_a_teacher_needs_a_method(self, built, monkeypatch, capsys, options):
+        with pytest.raises(SystemExit, match='2'):
+            run_here(monkeypatch, TRAIN, DETECTOR, *options)
+        assert '--teacher and --distill go together' in capsys.readouterr().err
 
     def test_the_work_directory(self, built, monkeypatch, tmp_path):
         run_here(monkeypatch, TRAIN, DETECTOR)

@@ -1,0 +1,77 @@
+"""The quickstart from end to end, on a tiny data set and a few iterations."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+
+def quickstart(*arguments):
+    return subprocess.run(
+        [sys.executable, 'tools/quickstart.py', *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    from make_scenes import make_scenes
+
+    folder = tmp_path_factory.mktemp('scenes')
+    make_scenes(folder, train=32, val=8, test=8)
+    return folder
+
+
+def test_trains_compares_and_draws(data, tmp_path):
+    arguments = ('--data', data, '--work-dir', tmp_path, '--iterations', 4, '--seeds', 2)
+    done = quickstart(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / 'results.md').read_text()
+    assert table in done.stdout + '\n'
+    for title in ('Segmentation (2 seeds', 'Detection (2 seeds'):
+        assert title in table
+    for row in ('teacher', 'student alone', 'student + CWD', 'student alone, same CPU time'):
+        assert table.count(f'| {row} |') == 2
+    for picture in ('curves', 'predictions_seg', 'predictions_det'):
+        assert (tmp_path / f'{picture}.png').stat().st_size > 10_000
+
+    results = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob('*/result.json')}
+    assert len(results) == 2 * (1 + 3 * 2)
+    for name, result in results.items():
+        task, model = name.split('_')[:2]
+        trained = [r for n, r in results.items() if n.startswith(f'{task}_student')]
+        if model == 'cwd':
+            assert result['parameters'] == trained[0]['parameters']
+            assert len(result['curve']) == 4
+
+    again = quickstart(*arguments)  # nothing is trained twice
+    assert again.returncode == 0
+    assert 'done:' not in again.stdout
+    assert (tmp_path / 'results.md').read_text().splitlines()[:4] == table.splitlines()[:4]
+
+
+def test_a_run_that_fails_shows_its_log(data, tmp_path):
+    (data / 'coco' / 'annotations' / 'instances_train2017.json').rename(tmp_path / 'moved')
+    try:
+        done = quickstart(
+            '--data', data, '--work-dir', tmp_path, '--iterations', 2, '--tasks', 'det'
+        )
+    finally:
+        (tmp_path / 'moved').rename(data / 'coco' / 'annotations' / 'instances_train2017.json')
+    assert done.returncode != 0
+    assert 'detection: student, seed 0 failed' in done.stderr
+    assert 'instances_train2017.json' in done.stderr
+    assert 'log.txt' in done.stderr
+
+
+def test_nonsense_is_refused():
+    done = quickstart('--seeds', 0)
+    assert done.returncode == 2
+    assert '--seeds, --processes and --iterations must be at least 1' in done.stderr
