@@ -190,10 +190,9 @@ def _part(rng: np.random.RandomState, ink: Float) -> Float:
     """Cut a digit and keep less than half of it."""
     height, width = ink.shape
     keep = rng.uniform(0.3, 0.5)
-    if rng.rand() < 0.5:
-        ink = ink[: math.ceil(height * keep)]
-    else:
-        ink = ink[:, : math.ceil(width * keep)]
+    ink = (
+        ink[: math.ceil(height * keep)] if rng.rand() < 0.5 else ink[:, : math.ceil(width * keep)]
+    )
     return ink[::-1, ::-1] if rng.rand() < 0.5 else ink
 
 
@@ -340,7 +339,7 @@ def _write_scene(job: tuple[Path, str, int, int, int]) -> list[dict[str, Any]]:
     )
     _link(picture, out / 'coco' / f'{split}2017' / f'{index:012d}.png')
     annotations = []
-    for digit, mask in zip(scene.digits, scene.masks):
+    for digit, mask in zip(scene.digits, scene.masks, strict=True):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         top, left = int(rows[0]), int(columns[0])
         annotations.append(
@@ -469,7 +468,7 @@ def make_scenes(
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), disable=not progress) as bar:
         task = bar.add_task('Scenes', total=len(jobs))
-        for (_, split, *_rest), annotations in zip(jobs, _map(jobs, workers)):
+        for (_, split, *_rest), annotations in zip(jobs, _map(jobs, workers), strict=True):
             found[split] += annotations
             bar.advance(task)
     for split in SPLITS:

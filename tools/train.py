@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     without_recipe.add_argument('--distill', metavar='METHOD', help="a preset, as 'cwd'")
     add_common_options(parser)
     args = parser.parse_args()
-    if bool(args.teacher) != bool(args.distill) or args.teacher_checkpoint and not args.teacher:
+    if bool(args.teacher) != bool(args.distill) or (args.teacher_checkpoint and not args.teacher):
         parser.error('--teacher and --distill go together, --teacher-checkpoint with them')
     return args
 

@@ -22,7 +22,8 @@ COUNTS = dict(train=12, val=6, test=5)
 
 def _load() -> ModuleType:
     spec = importlib.util.spec_from_file_location('make_scenes', TOOL)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules['make_scenes'] = module
     spec.loader.exec_module(module)
@@ -62,7 +63,7 @@ def _labels(out: Path, split: str, index: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    'split, index, mean, digits, labels',
+    ('split', 'index', 'mean', 'digits', 'labels'),
     [
         ('val', 3, 35.4085, [2], 'f9b06bc494c3b899'),
         ('train', 7, 58.5265, [8, 3], '85534ede317e7b26'),
@@ -145,12 +146,15 @@ def test_boxes_masks_and_labels_agree(scenes: Path, split: str) -> None:
             run_lengths = rle.frPyObjects(note['segmentation'], image['height'], image['width'])
             mask = rle.decode(run_lengths).astype(bool)
             drawn[mask] = note['category_id'] - 1
-            assert note['area'] == mask.sum() and note['iscrowd'] == 0
+            assert note['area'] == mask.sum()
+            assert note['iscrowd'] == 0
             x, y, width, height = note['bbox']
             assert mask.sum() == mask[y : y + height, x : x + width].sum()
             inside = mask[y : y + height, x : x + width]
-            assert inside[0].any() and inside[-1].any()
-            assert inside[:, 0].any() and inside[:, -1].any()
+            assert inside[0].any()
+            assert inside[-1].any()
+            assert inside[:, 0].any()
+            assert inside[:, -1].any()
         void = labels == 255
         assert np.array_equal(labels[~void], drawn[~void])
         assert (drawn[void] == 10).all()
@@ -212,7 +216,7 @@ def test_incomplete_set_is_made_again(tmp_path: Path) -> None:
 def test_other_parameters_need_overwrite(tmp_path: Path) -> None:
     counts = dict(train=1, val=1, test=1, workers=0)
     tool.make_scenes(tmp_path / 'a', **counts)
-    with pytest.raises(FileExistsError, match="'seed': 0.*not.*'seed': 1.*--overwrite"):
+    with pytest.raises(FileExistsError, match=r"'seed': 0.*not.*'seed': 1.*--overwrite"):
         tool.make_scenes(tmp_path / 'a', **counts, seed=1)
     assert tool.make_scenes(tmp_path / 'a', **counts, seed=1, overwrite=True)
     tool.make_scenes(tmp_path / 'b', **counts, seed=1)
@@ -227,7 +231,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    'wrong, message',
+    ('wrong', 'message'),
     [
         (dict(train=0), 'train is 0'),
         (dict(size=20), 'size is 20; .* at least 48'),
