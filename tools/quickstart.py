@@ -67,6 +67,12 @@ class Job:
             return 0.0
 
 
+def score(task: str, metrics: Mapping[str, float]) -> float:
+    """The metric of a task in percent; without a single detection COCO's has no value."""
+    key, _, scale = METRICS[task]
+    return scale * float(metrics.get(key, 0.0))
+
+
 def work(spec: dict[str, Any]) -> None:
     """Train and test one model; runs in a process of its own."""
     from mmengine.config import Config
@@ -99,8 +105,7 @@ def work(spec: dict[str, Any]) -> None:
                 (folder / 'progress').write_text(str(runner.iter / runner.max_iters))
 
         def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
-            key, _, scale = METRICS[spec['task']]
-            Watch.curve.append((runner.iter, scale * metrics[key]))
+            Watch.curve.append((runner.iter, score(spec['task'], metrics)))
 
     config = Config.fromfile(spec['config'])
     config.merge_from_dict(spec['options'])
@@ -126,11 +131,10 @@ def work(spec: dict[str, Any]) -> None:
     if not checkpoint:
         runner.train()
         checkpoint = str(folder / f'iter_{iterations}.pth')
-    key, _, scale = METRICS[spec['task']]
     names = [(n, p.numel()) for n, p in runner.model.named_parameters()]
     result = {
         'spec': spec,
-        'metric': scale * runner.test()[key],
+        'metric': score(spec['task'], runner.test()),
         'parameters': sum(count for name, count in names if not name.startswith('kd.')),
         'iterations': 0 if spec['checkpoint'] else iterations,
         'cpu_seconds': Watch.cpu,
@@ -166,24 +170,28 @@ class Queue:
         waiting = [job for job in jobs if job.result() is None]
         self.finished += sum(cost[job.model] for job in jobs if job not in waiting)
         running: list[tuple[Job, Any, Any]] = []
-        while waiting or running:
-            while waiting and len(running) < self.processes:
-                job = waiting.pop(0)
-                bar = self.bars.add_task(job.title, total=1.0, left='')
-                running.append((job, self._start(job), bar))
-            time.sleep(0.5)
-            for entry in list(running):
-                job, process, bar = entry
-                self.bars.update(bar, completed=job.progress())
-                if process.poll() is None:
-                    continue
-                running.remove(entry)
-                self.bars.remove_task(bar)
-                self.finished += cost[job.model]
-                self._report(job, process.returncode)
-            self._show(
-                self.finished + sum(job.progress() * cost[job.model] for job, *_ in running)
-            )
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.processes:
+                    job = waiting.pop(0)
+                    bar = self.bars.add_task(job.title, total=1.0, left='')
+                    running.append((job, self._start(job), bar))
+                time.sleep(0.5)
+                for entry in list(running):
+                    job, process, bar = entry
+                    self.bars.update(bar, completed=job.progress())
+                    if process.poll() is None:
+                        continue
+                    running.remove(entry)
+                    self.bars.remove_task(bar)
+                    self.finished += cost[job.model]
+                    self._report(job, process.returncode)
+                self._show(
+                    self.finished + sum(job.progress() * cost[job.model] for job, *_ in running)
+                )
+        finally:  # one has failed, or somebody has had enough
+            for _, process, _ in running:
+                process.terminate()
         return [json.loads((job.folder / 'result.json').read_text()) for job in jobs]
 
     def _start(self, job: Job) -> Any:
@@ -288,7 +296,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         run_jobs(
             [job(t, 'teacher', checkpoint=weights / f'{t}_teacher.pth') for t in args.tasks]
             + [
-                job(t, m, s) for s in seeds for m in ('student', *args.methods) for t in args.tasks
+                job(t, m, s, iterations=args.iterations)
+                for s in seeds
+                for m in ('student', *args.methods)
+                for t in args.tasks
             ],
             cost={'teacher': 0.2, 'student': 1.0, **dict.fromkeys(TITLES, 1.5)},
         )

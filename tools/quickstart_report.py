@@ -66,7 +66,7 @@ def measure_speed(results: Mapping[str, Any], images: int = 30) -> dict[str, dic
         for index in range(images):
             for model, predictor in predictors.items():
                 start = time.perf_counter()
-                predictor(index)
+                predictor(index % len(predictor.dataset))
                 times[model].append(1000 * (time.perf_counter() - start))
         speed[task] = {model: median(values[3:]) for model, values in times.items()}
     torch.set_num_threads(threads)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 __all__ = ['install', 'safe_types']
 
@@ -42,7 +43,8 @@ def safe_types() -> list[Any]:
     dtypes = {type(np.dtype(code)) for code in np.typecodes['All']}
     return [
         HistoryBuffer,
-        (_statistic, 'builtins.getattr'),
+        OneCycleParamScheduler,
+        (_own_function, 'builtins.getattr'),
         collections.defaultdict,
         # NumPy 2 has moved these two; files know them under either name.
         *(
@@ -56,8 +58,10 @@ def safe_types() -> list[Any]:
     ]
 
 
-def _statistic(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr``, through which HistoryBuffer names its own methods."""
-    if owner is not HistoryBuffer or name.startswith('_'):
+def _own_function(owner: Any, name: str) -> Any:
+    """Stand in for ``getattr``, by which two types of mmengine name functions of their own."""
+    public_statistic = owner is HistoryBuffer and not name.startswith('_')
+    annealing = owner is OneCycleParamScheduler and name.startswith('_annealing_')
+    if not (public_statistic or annealing):
         raise UnpicklingError(f'Unsupported global: GLOBAL getattr of {owner!r}')
     return getattr(owner, name)

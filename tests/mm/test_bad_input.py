@@ -272,8 +272,20 @@ class TestTeacherCheckpoint:
         with pytest.raises(ValueError, match=r'empty\.pth holds no weights'):
             start(checkpoint='empty.pth')
 
-    def test_of_a_run_of_mmengine_is_read(self, tmp_path):
-        runner = toy.runner(toy.segmenter(16), tmp_path)
+    @pytest.mark.parametrize(
+        'scheduler',
+        [
+            dict(type='OneCycleLR', eta_max=0.1, total_steps=9),
+            dict(type='OneCycleLR', eta_max=0.1, total_steps=9, anneal_strategy='linear'),
+            dict(type='PolyLR', eta_min=0.0, power=0.9),
+            dict(type='MultiStepLR', milestones=[1]),
+            dict(type='CosineAnnealingLR', T_max=4),
+        ],
+        ids=lambda s: f'{s["type"]}-{len(s)}',
+    )
+    def test_of_a_run_of_mmengine_is_read(self, tmp_path, scheduler):
+        schedule = dict(by_epoch=False, **scheduler)
+        runner = toy.runner(toy.segmenter(16), tmp_path, param_scheduler=[schedule])
         runner.train()
         weights = read_checkpoint(str(tmp_path / 'iter_4.pth'))
         assert all(torch.equal(weights[k], v) for k, v in runner.model.state_dict().items())
