@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quickstart'))
     parser.add_argument('--data', type=Path, default=Path('data/scenes'), help='where Scenes lie')
     parser.add_argument(
-        '--iterations', type=int, help="length of a student's training (default: 600)"
+        '--iterations', type=int, help='length of every training (default: as configured)'
     )
     parser.add_argument(
         '--processes', type=int, default=2, help='runs side by side, one core each (default: 2)'
@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument(
         '--from-scratch',
         action='store_true',
-        help='train teachers and pretrained backbones too (half an hour more)',
+        help='train the teachers and the pretrained backbone too, rather than take those committed',
     )
     parser.add_argument('--job', help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -333,9 +333,9 @@ def from_scratch(queue: Queue, args: argparse.Namespace) -> Path:
 
     def job(task: str, model: str, **options: Any) -> Job:
         name = model if model.startswith('backbone') else f'{task}_{model}'
-        return Job(
-            task, model, CONFIGS / f'{name}.py', args.work_dir / f'{name}_trained', options=options
-        )
+        folder = args.work_dir / f'{name}_trained'
+        config = CONFIGS / f'{name}.py'
+        return Job(task, model, config, folder, iterations=args.iterations, options=options)
 
     jobs = [job('seg', 'teacher')] if 'seg' in args.tasks else []
     if 'det' in args.tasks:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -55,6 +56,29 @@ def test_trains_compares_and_draws(data, tmp_path):
     assert again.returncode == 0
     assert 'done:' not in again.stdout
     assert (tmp_path / 'results.md').read_text().splitlines()[:4] == table.splitlines()[:4]
+
+
+def test_from_scratch_makes_what_is_committed(data, tmp_path):
+    where = ('--data', data, '--work-dir', tmp_path)
+    done = quickstart(*where, '--iterations', 2, '--tasks', 'det', '--from-scratch')
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ('det_teacher', 'backbone_student'):
+        ours, committed = (
+            torch.load(folder / f'{name}.pth', weights_only=True)['state_dict']
+            for folder in (tmp_path / 'checkpoints', ROOT / 'configs/quickstart/checkpoints')
+        )
+        assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {
+            k: (v.shape, v.dtype) for k, v in committed.items()
+        }
+    spec = json.loads((tmp_path / 'det_cwd_seed0' / 'result.json').read_text())['spec']
+    assert spec['options']['model.teacher.checkpoint'] == str(
+        tmp_path / 'checkpoints' / 'det_teacher.pth'
+    )
+
+
+def test_committed_checkpoints_are_small():
+    for path in (ROOT / 'configs/quickstart/checkpoints').iterdir():
+        assert path.stat().st_size < 4e6
 
 
 def test_a_run_that_fails_shows_its_log(data, tmp_path):
