@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument(
         '--from-scratch',
         action='store_true',
-        help='train the teachers and the pretrained backbone too, rather than take those committed',
+        help='train teachers and pretrained backbone too, rather than take the committed ones',
     )
     parser.add_argument('--job', help=argparse.SUPPRESS)
     args = parser.parse_args()
