@@ -1,5 +1,6 @@
-"""Scenes for segmentation: data set, schedule and run time. `tools/make_scenes.py` writes it."""
+"""Scenes for segmentation. `tools/make_scenes.py` writes the data."""
 
+_base_ = 'schedule.py'
 default_scope = 'mmseg'
 data_root = '{{$SCENES:data/scenes}}/cityscapes/'
 
@@ -55,20 +56,3 @@ test_dataloader = dict(
         pipeline=test_pipeline))
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
-
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=4e-3, weight_decay=1e-2),
-    clip_grad=dict(max_norm=5))
-param_scheduler = [dict(type='OneCycleLR', eta_max=4e-3, total_steps=600, by_epoch=False)]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=600, val_interval=600)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-
-default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=600, save_optimizer=False))
-log_processor = dict(by_epoch=False)
-randomness = dict(seed=0)
-env_cfg = dict(
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='gloo'))
