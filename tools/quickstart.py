@@ -9,12 +9,15 @@ predictions side by side go to the work directory. Runs that are finished are no
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -28,6 +31,7 @@ TASKS = {'seg': 'segmentation', 'det': 'detection'}
 METRICS = {'seg': ('mIoU', 'mIoU', 1.0), 'det': ('coco/bbox_mAP', 'AP', 100.0)}
 TITLES = {'cwd': 'CWD'}
 LONGER = 'student longer'
+WARM_UP = 50  # the first iterations cost more, however long the training is
 FROM_SCRATCH = 20.0  # what the teachers cost, in trainings of a student
 
 
@@ -89,6 +93,7 @@ def work(spec: dict[str, Any]) -> None:
         """Note progress and the CPU time of training, validation left out."""
 
         cpu = 0.0
+        at_warm_up = (0, 0.0)
         curve: list[tuple[int, float]] = []
 
         def before_train(self, runner: Runner) -> None:
@@ -101,6 +106,9 @@ def work(spec: dict[str, Any]) -> None:
             self.started = time.process_time()
 
         def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+            if runner.iter + 1 == WARM_UP:
+                spent = Watch.cpu + time.process_time() - self.started
+                Watch.at_warm_up = (WARM_UP, spent)
             if runner.iter % 10 == 0:
                 (folder / 'progress').write_text(str(runner.iter / runner.max_iters))
 
@@ -138,6 +146,8 @@ def work(spec: dict[str, Any]) -> None:
         'parameters': sum(count for name, count in names if not name.startswith('kd.')),
         'iterations': 0 if spec['checkpoint'] else iterations,
         'cpu_seconds': Watch.cpu,
+        'cpu_per_iteration': (Watch.cpu - Watch.at_warm_up[1])
+        / (iterations - Watch.at_warm_up[0] or 1),
         'curve': Watch.curve,
         'checkpoint': checkpoint,
     }
@@ -305,13 +315,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         longer = []
         for task in args.tasks:
-            alone, distilled = (
-                mean(r['cpu_seconds'] / r['iterations'] for r in results[task][model])
-                for model in ('student', args.methods[0])
+            alone, distilled = results[task]['student'], results[task][args.methods[0]]
+            extra = mean(
+                b['cpu_seconds'] - a['cpu_seconds'] for a, b in zip(alone, distilled, strict=True)
             )
-            iterations = results[task]['student'][0]['iterations']
-            same_time = max(round(iterations * distilled / alone / 10) * 10, iterations)
-            longer += [job(task, LONGER, seed, iterations=same_time) for seed in seeds]
+            more = extra / mean(run['cpu_per_iteration'] for run in alone)
+            iterations = alone[0]['iterations'] + max(round(more / 10) * 10, 0)
+            longer += [job(task, LONGER, seed, iterations=iterations) for seed in seeds]
         run_jobs(longer, cost={LONGER: 1.4})
     return results
 
@@ -362,11 +372,17 @@ def save_half(source: Path, target: Path, config: str) -> None:
 
 def report(folder: Path, results: Mapping[str, Any]) -> None:
     """Write the table and the pictures, and print the table."""
-    from quickstart_report import draw, measure_speed, write_table
+    print('Measuring the speed of the models and drawing ...', flush=True)
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the frameworks have much to say, as loading data does
+        from mmengine.logging import MMLogger
 
-    speed = measure_speed(results)
-    table = write_table(folder, results, speed)
-    draw(folder, results)
+        from quickstart_report import draw, measure_speed, write_table
+
+        MMLogger.get_instance('quickstart', log_level='ERROR')
+        speed = measure_speed(results)
+        table = write_table(folder, results, speed)
+        draw(folder, results)
     print(table)
     print(f'\nTable and pictures: {folder}/results.md, {folder}/curves.png, '
           f'{folder}/predictions_*.png')  # fmt: skip

@@ -92,11 +92,11 @@ def write_table(
         alone = mean(run['metric'] for run in models['student'])
         for model, runs in models.items():
             values = [run['metric'] for run in runs]
-            share = (mean(values) - alone) / (teacher - alone)
+            share = (mean(values) - alone) / (teacher - alone) if teacher > alone else None
             trained = bool(runs[0]['iterations'])
             lines.append(
                 f'| {name_of(model)} | {spread(values)} '
-                f'| {f"{share:.0%}" if model not in ("teacher", "student") else ""} '
+                f'| {f"{share:.0%}" if share and model != "teacher" else ""} '
                 f'| {runs[0]["parameters"] / 1e6:.2f} M '
                 f'| {runs[0]["iterations"] if trained else "committed"} '
                 f'| {mean(r["cpu_seconds"] for r in runs):.0f} '.replace('| 0 ', '| ')
