@@ -263,7 +263,7 @@ class Interrupt(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == self.after:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt('power cut')
 
 
 HOOKS.register_module(module=Interrupt, force=True)
@@ -276,7 +276,7 @@ class TestPromise8ResumeEqualsNotHavingStopped:
         stopped = dict(
             others, custom_hooks=[self.RANDOM, dict(type='Interrupt', after=stop_after)]
         )
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match='power cut'):
             train(config, folder / 'stopped', **stopped)
         others['custom_hooks'] = [self.RANDOM]
         resumed = train(config, folder / 'stopped', resume=True, **others)
