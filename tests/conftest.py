@@ -1,3 +1,6 @@
+"""What every test run ends with, side by side or not."""
+
+
 def pytest_terminal_summary(terminalreporter):
     for report in terminalreporter.getreports('passed') + terminalreporter.getreports('failed'):
         for name, value in report.user_properties:
