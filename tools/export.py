@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from kd_dense.mm.checkpoint import read_checkpoint, read_file
+from kd_dense.mm.checkpoint import read_file, weights_of
 
 
 def main() -> None:
@@ -21,8 +21,8 @@ def main() -> None:
     args = parser.parse_args()
 
     out = Path(args.out or Path(args.checkpoint).with_name('student.pth'))
-    weights = read_checkpoint(args.checkpoint)
     content = read_file(args.checkpoint)
+    weights = weights_of(content, args.checkpoint)
     meta = content.get('meta', {})
     out.parent.mkdir(parents=True, exist_ok=True)
     torch.save({'meta': meta, 'state_dict': weights}, out)

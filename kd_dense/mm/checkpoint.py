@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kd_dense.mm.compat import safe_types
 
-__all__ = ['load_weights', 'read_checkpoint', 'read_file']
+__all__ = ['load_weights', 'read_checkpoint', 'read_file', 'weights_of']
 
 
 def read_file(source: str) -> Any:
@@ -66,7 +66,11 @@ def read_checkpoint(source: str) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, holds code, or holds no weights.
     """
-    content = read_file(source)
+    return weights_of(read_file(source), source)
+
+
+def weights_of(content: Any, source: str) -> dict[str, Tensor]:
+    """Pick a model's weights out of what a checkpoint holds; see :func:`read_checkpoint`."""
     for key in ('state_dict', 'model'):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -227,11 +227,10 @@ class _Distilling:
             plan.student_taps.start(self, wanted)
         try:
             losses = super().loss(inputs, data_samples, *args, **kwargs)  # type: ignore[misc]
-        finally:
             plan.student_taps.stop()
-        try:
             losses.update(_distil(plan, self.kd, factors, inputs))
         finally:
+            plan.student_taps.stop()
             plan.student_taps.clear()
             plan.teacher_taps.clear()
         return losses

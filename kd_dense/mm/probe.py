@@ -108,7 +108,7 @@ def _yields(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> di
         try:
             with torch.device(device), taps.on(replica):
                 forward(replica, *_batch(model, size, device), needs_features_only(names))
-        except Exception:
+        except Exception:  # meta lacks many kernels; what fails on the CPU too is raised
             if device == 'cpu':
                 raise
         else:
