@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
-__all__ = ['at_least_float32', 'check_temperature', 'soft_kl']
+__all__ = [
+    'at_least_float32',
+    'check_temperature',
+    'mean_over_ranks',
+    'published_sum',
+    'soft_kl',
+]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -26,6 +32,51 @@ def check_temperature(temperature: float) -> None:
     """Raise ``ValueError`` unless ``temperature`` is positive and finite."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f'expected a temperature > 0, got temperature={temperature}')
+
+
+def mean_over_ranks(count: Tensor) -> Tensor:
+    """Average a count over the processes of a distributed training.
+
+    A loss divided by the mean count, then averaged over processes as gradients are, equals
+    the loss of one process that holds the whole batch.
+
+    Args:
+        count: Any tensor of the same shape on all processes. No gradient flows through it.
+
+    Returns:
+        The mean, as a tensor of the same shape; ``count`` itself in a single process.
+
+    Example:
+        >>> mean_over_ranks(torch.tensor(3.0))
+        tensor(3.)
+    """
+    count = count.detach()
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return count
+    mean = count / distributed.get_world_size()
+    distributed.all_reduce(mean)
+    return mean
+
+
+def published_sum(total: Tensor, images: int, published_batch: int | None) -> Tensor:
+    """Make a sum over the images of a batch independent of how many they are.
+
+    Some published losses sum over images, so that their weights belong to the authors' batch.
+
+    Args:
+        total: Sum over the images of this batch.
+        images: How many images that is.
+        published_batch: How many images the authors' batch had: the mean over images, times
+            this, is returned. ``None`` returns ``total``.
+
+    Returns:
+        A tensor like ``total``.
+
+    Example:
+        >>> published_sum(torch.tensor(6.0), images=3, published_batch=8)
+        tensor(16.)
+    """
+    return total if published_batch is None else total * (published_batch / images)
 
 
 def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:

@@ -6,14 +6,24 @@ import math
 
 from torch import Tensor, nn
 
-__all__ = ['DistillLoss', 'check_same_shape']
+__all__ = ['DistillLoss', 'check_same_shape', 'check_weight']
 
 
 class DistillLoss(nn.Module):
-    """Base of all distillation losses: a weight and a promise.
+    """Base of all distillation losses: a weight, a promise, and what the loss asks for.
 
-    A loss takes ``(student, teacher)`` maps and returns a scalar tensor, at least float32.
+    A loss takes ``(student, teacher)`` maps, and what it ``needs`` by keyword. It returns a
+    scalar tensor, at least float32, or a dict with one such scalar for each of its ``parts``.
     It detaches the teacher itself.
+
+    A loss whose constructor takes ``channels`` is given the width of the teacher's map.
+
+    Attributes:
+        needs: What else it compares with, as ``'boxes'``; ``kd_dense/mm/targets.py`` lists all.
+        parts: The names of its parts in the log; none, if it returns a scalar.
+        all_maps: Whether it takes the lists of all maps of a tap, rather than one map a call.
+        any_channels: Whether student and teacher maps may differ in width.
+        adaptable: Whether an adapter in front of the loss makes sense.
 
     Args:
         weight: Factor on the result, ``>= 0``. At 0 the term is switched off.
@@ -28,13 +38,22 @@ class DistillLoss(nn.Module):
         ValueError: DistillLoss expects a finite weight >= 0, got weight=-1.0
     """
 
+    needs: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    all_maps = False
+    any_channels = False
+    adaptable = True
+
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
-        if not (weight >= 0 and math.isfinite(weight)):
-            raise ValueError(
-                f'{type(self).__name__} expects a finite weight >= 0, got weight={weight}'
-            )
+        check_weight(type(self).__name__, 'weight', weight)
         self.weight = weight
+
+
+def check_weight(owner: str, name: str, value: float) -> None:
+    """Raise ``ValueError`` unless a weight is finite and not negative."""
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f'{owner} expects a finite {name} >= 0, got {name}={value}')
 
 
 def check_same_shape(name: str, student: Tensor, teacher: Tensor) -> None:
