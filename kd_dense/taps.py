@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,8 @@ class Taps:
     A place is a module, named as in ``model.named_modules()`` (``'neck'``,
     ``'decode_head.conv_seg'``), or a method of a module (``'bbox_head.get_targets'``). Where
     a place yields several maps, because it returns a list or runs several times, an index
-    chooses among them: ``'neck[0]'``, ``'neck[:4]'``.
+    chooses among them: ``'neck[0]'``, ``'neck[:4]'``. A ``*`` stands for every child at its
+    place that has the rest of the path, in their order: ``'neck.fpn_convs.*.conv'``.
 
     A place is found by name each time recording starts, and its ``forward`` is wrapped only
     until recording ends: the model may be converted, copied, compiled and saved in between.
@@ -66,7 +67,8 @@ class Taps:
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(dict.fromkeys(names))
         self._parsed = {name: _parse(name) for name in self.names}
-        self._places = {path: _Place(path) for path, _ in self._parsed.values()}
+        self._places: dict[str, _Place] = {}
+        self._found: dict[str, list[_Place]] = {}  # by path, which may have wildcards
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Taps, (self.names,)  # a copy starts without records
@@ -109,7 +111,9 @@ class Taps:
         """Begin to record; :meth:`on` without the ``with`` statement."""
         self.clear()
         wanted = self.names if only is None else [n for n in self.names if n in only]
-        places = [self._places[path] for path in {self._parsed[n][0]: None for n in wanted}]
+        paths = dict.fromkeys(self._parsed[n][0] for n in wanted)
+        self._found = {path: self._places_of(model, path) for path in paths}
+        places = {place: None for path in paths for place in self._found[path]}
         remaining = 0
         if stop_after is not None:
             counts = {self._parsed[n][0]: stop_after.get(n, 1) for n in wanted}
@@ -128,6 +132,13 @@ class Taps:
             self.stop()
             raise
 
+    def _places_of(self, model: nn.Module, path: str) -> list[_Place]:
+        concrete = _expand(model, path) if '*' in path else [path]
+        for one in concrete:
+            if one not in self._places:
+                self._places[one] = _Place(one)
+        return [self._places[one] for one in concrete]
+
     @torch.compiler.disable
     def stop(self) -> None:
         """End recording. What was recorded stays until :meth:`clear`."""
@@ -141,7 +152,15 @@ class Taps:
 
     def calls(self, name: str) -> int:
         """How often the place of a tap ran."""
-        return len(self._places[self._parsed[name][0]].calls)
+        return len(self.returned(name))
+
+    def returned(self, name: str) -> list[Any]:
+        """What the place of a tap returned, call by call, whatever it is."""
+        return [call.output for call in self._calls(name)]
+
+    def _calls(self, name: str) -> list[_Call]:
+        places = self._found.get(self._parsed[name][0], [])
+        return [call for place in places for call in place.calls]
 
     def __getitem__(self, name: str) -> list[Tensor]:
         """The maps that a tap recorded, in the order of their calls.
@@ -151,10 +170,10 @@ class Taps:
                 index asks for, or a later layer has overwritten a map in place.
         """
         path, index = self._parsed[name]
-        calls = self._places[path].calls
+        calls = self._calls(name)
         if not calls:
             raise TapError(f'tap {name!r} did not run')
-        recorded = [pair for call in calls for pair in call]
+        recorded = [pair for call in calls for pair in call.maps]
         if not recorded:
             raise TapError(f'tap {name!r} ran, but returned no tensor')
         try:
@@ -181,12 +200,19 @@ class _Stop(BaseException):
         self.taps = taps
 
 
+class _Call(NamedTuple):
+    """What one call returned, and its tensors with their in-place counters."""
+
+    output: Any
+    maps: list[tuple[Tensor, int | None]]
+
+
 class _Place:
     """One wrapped method of one module. The wrapper stays the same from step to step."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.calls: list[list[tuple[Tensor, int | None]]] = []
+        self.calls: list[_Call] = []
         self._owner: nn.Module | None = None
         self._method = ''
         self._previous: Any = None
@@ -195,7 +221,7 @@ class _Place:
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             output = self._original(*args, **kwargs)
-            self.calls.append([(t, _version(t)) for t in _tensors(output)])
+            self.calls.append(_Call(output, [(t, _version(t)) for t in _tensors(output)]))
             if self._after is not None:
                 self._after()
             return output
@@ -228,7 +254,7 @@ def _not_on(*args: Any, **kwargs: Any) -> Any:
 
 def _parse(name: str) -> tuple[str, int | slice]:
     """Split ``path[index]`` into the path and an index or slice."""
-    match = re.fullmatch(r'([\w.]+)(?:\[(-?\d+)\]|\[(-?\d*):(-?\d*)\])?', name)
+    match = re.fullmatch(r'([\w.*]+)(?:\[(-?\d+)\]|\[(-?\d*):(-?\d*)\])?', name)
     if not match:
         raise TapError(
             f"expected a tap like 'neck', 'decode_head.conv_seg', 'neck[0]' or 'neck[:4]', "
@@ -255,6 +281,24 @@ def _find(model: nn.Module, path: str) -> tuple[nn.Module, str]:
             )
         owner = child
     return owner, 'forward'
+
+
+def _expand(model: nn.Module, path: str) -> list[str]:
+    """All paths that a path with wildcards stands for."""
+    found = ['']
+    for depth, part in enumerate(path.split('.')):
+        before, found = found, []
+        for prefix in before:
+            owner = model.get_submodule(prefix)
+            names = list(owner._modules) if part == '*' else [part]
+            children = [n for n in names if owner._modules.get(n) is not None]
+            found += [f'{prefix}.{n}' if prefix else n for n in children]
+        if not found:
+            raise TapError(
+                f'there is no tap {path!r} in {type(model).__name__}: nothing matches '
+                f'{".".join(path.split(".")[: depth + 1])!r}'
+            )
+    return found
 
 
 def _names_near(model: nn.Module, owner: nn.Module, prefix: list[str]) -> list[str]:

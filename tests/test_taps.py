@@ -254,3 +254,53 @@ def test_reading_what_was_not_recorded_is_an_error(model, image):
         model(image)
     with pytest.raises(TapError, match='returned no tensor'):
         taps['head.assign']
+
+
+class Pyramid(nn.Module):
+    """Convolutions in wrappers, as mmcv's ConvModule holds them."""
+
+    def __init__(self):
+        super().__init__()
+        wrapped = [nn.ModuleDict({'conv': nn.Conv2d(2, width, 1)}) for width in (3, 4)]
+        self.convs = nn.ModuleList([*wrapped, nn.Identity()])
+
+    def forward(self, x):
+        return {'second': self.convs[1]['conv'](x), 'first': self.convs[0]['conv'](x)}
+
+
+class TestWildcard:
+    def test_finds_every_child_in_its_order(self):
+        model, taps = Pyramid(), Taps(['convs.*.conv', 'convs.*.conv[1]'])
+        with taps.on(model):
+            model(torch.zeros(1, 2, 5, 5))
+        assert [m.shape[1] for m in taps['convs.*.conv']] == [3, 4]
+        assert [m.shape[1] for m in taps['convs.*.conv[1]']] == [4]
+        assert taps.calls('convs.*.conv') == 2
+
+    def test_the_model_stops_after_the_last_of_them(self):
+        model, taps = Pyramid(), Taps(['convs.*.conv'])
+        with taps.on(model, stop_after={'convs.*.conv': 2}):
+            model(torch.zeros(1, 2, 5, 5))
+            raise AssertionError('went on')
+        assert len(taps['convs.*.conv']) == 2
+
+    def test_is_found_anew_in_another_model(self):
+        taps = Taps(['convs.*.conv'])
+        for model in (Pyramid(), Pyramid()):
+            with taps.on(model):
+                model(torch.zeros(1, 2, 5, 5))
+            assert len(taps['convs.*.conv']) == 2
+
+    def test_names_what_matches_nothing(self):
+        with (
+            pytest.raises(TapError, match=r"'convs\.\*\.norm' in Pyramid: nothing matches"),
+            Taps(['convs.*.norm']).on(Pyramid()),
+        ):
+            pass
+
+
+def test_returned_is_whatever_the_place_returned():
+    model, taps = Pyramid(), Taps(['convs.2'])
+    with taps.on(model):
+        result = model.convs[2](('text', torch.zeros(1)))
+    assert taps.returned('convs.2') == [result]

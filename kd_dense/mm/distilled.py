@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from kd_dense.mm.preprocessing import Repreprocess
 from kd_dense.mm.presets import choose_preset
 from kd_dense.mm.probe import Yield, probe
 from kd_dense.mm.randomness import kept_random_state
+from kd_dense.mm.targets import NEEDS, Step, gather
 from kd_dense.mm.teacher import Teacher
 from kd_dense.mm.term import Term
 from kd_dense.registry import MODELS
@@ -95,15 +97,14 @@ def Distilled(  # noqa: N802  (a type in configs)
             chosen = choose_preset(preset, model, guest.model)
             terms, inherit = chosen.terms, chosen.inherit
             print_log(f'preset {preset!r}: {terms}, from {chosen.source}', logger='current')
-        distillation = _build_terms(model, guest.model, terms or {})
+        distillation, calls = _build_terms(model, guest.model, terms or {})
         check_inherit(model, guest.model, inherit)
-    student_taps = Taps(term.student_tap for term in distillation.values())
-    teacher_taps = Taps(term.teacher_tap for term in distillation.values())
+    student_taps = Taps(chain(*(_student_taps(term) for term in distillation.values())))
     preprocess = Repreprocess(model.data_preprocessor, guest.model.data_preprocessor)
 
     model.__class__ = distilled(type(model))  # type: ignore[arg-type]
     model.kd = nn.ModuleDict(distillation)
-    model.kd_plan = _Plan(guest, student_taps, teacher_taps, preprocess, tuple(inherit))
+    model.kd_plan = _Plan(guest, student_taps, calls, preprocess, tuple(inherit))
     return cast(nn.Module, model)
 
 
@@ -114,13 +115,14 @@ class _Plan:
         self,
         teacher: Teacher,
         student_taps: Taps,
-        teacher_taps: Taps,
+        teacher_calls: Mapping[str, int],
         preprocess: Repreprocess,
         inherit: tuple[str, ...],
     ) -> None:
         self.teacher = teacher
         self.student_taps = student_taps
-        self.teacher_taps = teacher_taps
+        self.teacher_taps = Taps(teacher_calls)
+        self.teacher_calls = teacher_calls  # by tap, how often it runs
         self.preprocess = preprocess
         self.inherit = inherit
         self.finite = FiniteCheck()
@@ -128,8 +130,12 @@ class _Plan:
 
 def _build_terms(
     student: nn.Module, teacher: nn.Module, terms: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Term]:
-    """Build the terms and fit them to what one small forward pass of each model yields."""
+) -> tuple[dict[str, Term], dict[str, int]]:
+    """Build the terms and fit them to what one small forward pass of each model yields.
+
+    Returns:
+        The terms, and the taps of the teacher with how often each of them runs.
+    """
     built = {}
     for name, fields in terms.items():
         if name == '_scope_':
@@ -162,7 +168,25 @@ def _build_terms(
                     f"teacher's, {teacher_yield.shapes[index]}",
                     logger='current',
                 )
-    return built
+    for need in {need: None for term in built.values() for need in term.loss.needs}:
+        taps = [tap for tap in NEEDS[need].taps if tap not in theirs]
+        if taps:
+            theirs.update(probe(student, taps, teacher, taps)[1])
+        check = NEEDS[need].check
+        if check is not None:
+            check(student, teacher)
+    return built, {name: found.calls for name, found in theirs.items()}
+
+
+def _student_taps(term: Term) -> list[str]:
+    """All that must be recorded in the student for a term."""
+    needs = [NEEDS[need] for need in term.loss.needs]
+    return [term.student_tap, *chain(*(need.taps + need.loss_taps for need in needs))]
+
+
+def _teacher_taps(term: Term) -> list[str]:
+    """All that must be recorded in the teacher for a term."""
+    return [term.teacher_tap, *chain(*(NEEDS[need].taps for need in term.loss.needs))]
 
 
 def _check_classes(
@@ -219,16 +243,16 @@ class _Distilling:
         """The student's own losses, and one more for each term."""
         plan = self.kd_plan
         factors = _factors(self.kd)
-        if any(factors.values()):
+        active = [term for name, term in self.kd.items() if factors[name]]
+        if active:
             # The teacher goes first: what it needs is free again before the student's graph
             # grows.
-            _run_teacher(plan, self.kd, factors, inputs, data_samples)
-            wanted = [self.kd[name].student_tap for name, factor in factors.items() if factor]
-            plan.student_taps.start(self, wanted)
+            _run_teacher(plan, active, inputs, data_samples)
+            plan.student_taps.start(self, [*chain(*map(_student_taps, active))])
         try:
             losses = super().loss(inputs, data_samples, *args, **kwargs)  # type: ignore[misc]
             plan.student_taps.stop()
-            losses.update(_distil(plan, self.kd, factors, inputs))
+            losses.update(_distil(self, factors, inputs, data_samples))
         finally:
             plan.student_taps.stop()
             plan.student_taps.clear()
@@ -255,20 +279,22 @@ def _factors(kd: Any) -> dict[str, float]:
 
 
 @torch.compiler.disable
-def _run_teacher(
-    plan: _Plan, kd: Any, factors: Mapping[str, float], inputs: Tensor, samples: Any
-) -> None:
-    calls = {kd[name].teacher_tap: kd[name].teacher_calls for name in factors if factors[name]}
+def _run_teacher(plan: _Plan, active: Sequence[Term], inputs: Tensor, samples: Any) -> None:
+    calls = {tap: plan.teacher_calls[tap] for term in active for tap in _teacher_taps(term)}
     plan.teacher.run(plan.teacher_taps, calls, plan.preprocess, inputs, samples)
 
 
 @torch.compiler.disable
 def _distil(
-    plan: _Plan, kd: Any, factors: Mapping[str, float], inputs: Tensor
+    model: Any, factors: Mapping[str, float], inputs: Tensor, samples: Any
 ) -> dict[str, Tensor]:
+    plan = model.kd_plan
     losses: dict[str, Tensor] = {}
     maps: dict[str, Sequence[Tensor]] = {}
-    for name, term in kd.items():
+    wanted = chain(*(term.loss.needs for name, term in model.kd.items() if factors[name]))
+    step = Step(model, inputs, samples, plan.student_taps, plan.teacher_taps)
+    found = gather(wanted, step)
+    for name, term in model.kd.items():
         if not factors[name]:
             losses.update(term.idle(inputs))
             continue
@@ -280,7 +306,8 @@ def _distil(
                 'frozen, or it lies inside a block with activation checkpointing; tap a later '
                 'layer'
             )
-        losses.update(term(student, teacher, factors[name]))
+        needs = {need: found[need] for need in term.loss.needs}
+        losses.update(term(student, teacher, factors[name], needs))
         maps[term.teacher_tap] = teacher
     plan.finite.check(losses, maps)
     return losses

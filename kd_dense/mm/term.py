@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from inspect import signature
+from itertools import cycle
+from typing import Any, cast
 
 import torch
 from mmengine.logging import MessageHub
@@ -61,10 +63,10 @@ class Term(nn.Module):
                 f"term {name!r} has no loss: say loss=dict(type='CWDLoss'), for example"
             )
         self.student_tap, self.teacher_tap = _tap_names(name, tap)
-        self.loss = _build_loss(name, loss)
+        self.losses = nn.ModuleList()  # one for all maps, or one for each
         self.adapter = adapter
         self.adapters = nn.ModuleList()
-        self.teacher_calls = 1
+        self._config = loss
         try:
             self.schedule = Schedule(
                 **{k: v for k, v in (schedule or {}).items() if k != '_scope_'}
@@ -73,7 +75,7 @@ class Term(nn.Module):
             raise ValueError(f'term {name!r}: schedule: {error}') from None
 
     def fit(self, student: Yield, teacher: Yield) -> None:
-        """Give each pair of maps an adapter where it needs one.
+        """Build the loss, and an adapter for each pair of maps that needs one.
 
         Args:
             student: What the tap yields in the student.
@@ -89,32 +91,46 @@ class Term(nn.Module):
                 f'{len(teacher.shapes)} maps {teacher.shapes} in the teacher; choose among '
                 "them with an index, as in 'neck[:4]'"
             )
-        self.teacher_calls = teacher.calls
+        self.losses.extend(_build_losses(self.name, self._config, teacher.shapes))
         for ours, theirs in zip(student.shapes, teacher.shapes, strict=True):
             self.adapters.append(self._adapter(ours, theirs))
         # A term that is switched off for good must not change training at all: a trainable
         # adapter would take part in gradient clipping, if only with zeros.
-        self.adapters.requires_grad_(self.loss.weight > 0)
+        if self.loss.weight == 0:
+            self.requires_grad_(False)
 
     def _adapter(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
-        if student == teacher and not isinstance(self.adapter, Mapping):
+        custom = isinstance(self.adapter, Mapping)
+        if self.loss.any_channels and not custom and len(student) == len(teacher) == 4:
+            teacher = (teacher[0], student[1], *teacher[2:])
+        if student == teacher and not custom:
             return nn.Identity()
+        shapes = f'the student map has shape {student}, the teacher map {teacher}'
+        if not self.loss.adaptable:
+            raise ValueError(
+                f'term {self.name!r}: {shapes}, and {type(self.loss).__name__} compares maps '
+                'of one shape only: student and teacher need heads of the same layout'
+            )
         if not self.adapter:
             raise ValueError(
-                f'term {self.name!r}: the student map has shape {student}, the teacher map '
-                f'{teacher}, and adapter=False; remove it, or tap where the shapes agree'
+                f'term {self.name!r}: {shapes}, and adapter=False; remove it, or tap where '
+                'the shapes agree'
             )
         if len(student) != 4 or len(teacher) != 4:
             raise ValueError(
-                f'term {self.name!r}: the student map has shape {student}, the teacher map '
-                f'{teacher}; there is an adapter for maps (N, C, H, W) only: tap where the '
-                'shapes agree'
+                f'term {self.name!r}: {shapes}; there is an adapter for maps (N, C, H, W) '
+                'only: tap where the shapes agree'
             )
         if not isinstance(self.adapter, Mapping):
             return Adapter(student[1], teacher[1])
         config = {'in_channels': student[1], 'out_channels': teacher[1], **self.adapter}
         built: nn.Module = MODELS.build({'_scope_': 'kd_dense', **config})
         return built
+
+    @property
+    def loss(self) -> DistillLoss:
+        """The loss, or that of the first map."""
+        return cast(DistillLoss, self.losses[0])
 
     def factor(self) -> float:
         """The schedule's factor now; 0 means that the term is off in this iteration."""
@@ -140,7 +156,11 @@ class Term(nn.Module):
         return self.schedule.factor(now, end)
 
     def forward(
-        self, student: list[Tensor], teacher: list[Tensor], factor: float
+        self,
+        student: list[Tensor],
+        teacher: list[Tensor],
+        factor: float,
+        needs: Mapping[str, Any],
     ) -> dict[str, Tensor]:
         """Compare the maps of a step.
 
@@ -148,9 +168,11 @@ class Term(nn.Module):
             student: The student's maps.
             teacher: The teacher's maps.
             factor: The schedule's factor.
+            needs: What the loss needs beside them, by name.
 
         Returns:
-            The weighted loss, summed over the maps, under its name in the log.
+            The weighted loss, or each of its parts, summed over the maps, by its name in the
+            log.
 
         Raises:
             TapError: If the maps are not those that the taps yielded when the model was built.
@@ -165,8 +187,17 @@ class Term(nn.Module):
             for adapter, x, t in zip(self.adapters, student, teacher, strict=True)
         ]
         with torch.autocast(student[0].device.type, enabled=False):
-            losses = [self.loss(x, t) for x, t in zip(adapted, teacher, strict=True)]
-        return {f'loss_kd_{self.name}': factor * torch.stack(losses).sum()}
+            if self.loss.all_maps:
+                results = [self.loss(adapted, teacher, **needs)]
+            else:
+                maps = zip(cycle(self.losses), adapted, teacher, strict=False)
+                results = [loss(x, t, **needs) for loss, x, t in maps]
+        if not self.loss.parts:
+            results = [{'': result} for result in results]
+        return {
+            self._key(part): factor * torch.stack([r[part] for r in results]).sum()
+            for part in self.loss.parts or ('',)
+        }
 
     def idle(self, like: Tensor) -> dict[str, Tensor]:
         """What the term contributes while it is off: zero, in touch with its parameters.
@@ -177,7 +208,10 @@ class Term(nn.Module):
         for parameter in self.parameters():
             if parameter.requires_grad:
                 zero = zero + 0 * parameter.sum()
-        return {f'loss_kd_{self.name}': zero}
+        return {self._key(part): zero for part in self.loss.parts or ('',)}
+
+    def _key(self, part: str) -> str:
+        return f'loss_kd_{self.name}.{part}' if part else f'loss_kd_{self.name}'
 
 
 def _tap_names(name: str, tap: str | Mapping[str, str]) -> tuple[str, str]:
@@ -192,22 +226,31 @@ def _tap_names(name: str, tap: str | Mapping[str, str]) -> tuple[str, str]:
     return names['student'], names['teacher']
 
 
-def _build_loss(name: str, loss: Mapping[str, Any] | DistillLoss) -> DistillLoss:
-    if isinstance(loss, Mapping):
-        kind = loss.get('type')
-        if isinstance(kind, str) and '.' not in kind and MODELS.get(kind) is None:
-            known = [key for key in MODELS.module_dict if key.endswith('Loss')]
-            raise ValueError(
-                f'term {name!r}: there is no loss {kind!r}, {near_names(kind, known)}'
-            )
-        if kind is None:
-            raise ValueError(f'term {name!r}: the loss has no type: {dict(loss)}')
-        try:
-            loss = MODELS.build({'_scope_': 'kd_dense', **loss})
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'term {name!r}: {error}') from error
+def _build_losses(
+    name: str, loss: Mapping[str, Any] | DistillLoss, shapes: list[tuple[int, ...]]
+) -> list[DistillLoss]:
+    """The loss for all maps; or, where it is made for maps of a certain width, one for each."""
+    if not isinstance(loss, Mapping):
+        return [_checked(name, loss)]
+    kind = loss.get('type')
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if kind is None:
+        raise ValueError(f'term {name!r}: the loss has no type: {dict(loss)}')
+    if cls is None:
+        known = [key for key in MODELS.module_dict if key.endswith('Loss')]
+        raise ValueError(f'term {name!r}: there is no loss {kind!r}, {near_names(kind, known)}')
+    configs: list[dict[str, Any]] = [{'_scope_': 'kd_dense', **loss}]
+    if 'channels' in signature(cls).parameters and 'channels' not in loss:
+        configs = [{**configs[0], 'channels': shape[1]} for shape in shapes]
+    try:
+        return [_checked(name, MODELS.build(config)) for config in configs]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'term {name!r}: {error}') from error
+
+
+def _checked(name: str, loss: Any) -> DistillLoss:
     if not isinstance(loss, DistillLoss):
-        raise ValueError(
+        raise TypeError(
             f'term {name!r}: expected a subclass of kd_dense.losses.DistillLoss, '
             f'got {type(loss).__name__}'
         )

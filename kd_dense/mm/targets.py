@@ -1,0 +1,92 @@
+"""What losses need beside the maps of their tap, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kd_dense.mm import head_targets
+from kd_dense.taps import Taps
+
+__all__ = ['NEEDS', 'Need', 'Step', 'gather']
+
+
+class Step(NamedTuple):
+    """All that is known once the student's own loss has been computed."""
+
+    student: Any
+    inputs: Tensor
+    data_samples: Sequence[Any]
+    student_taps: Taps
+    teacher_taps: Taps
+
+
+class Need(NamedTuple):
+    """Something a loss may ask for by its name.
+
+    Attributes:
+        read: Reads it off a step.
+        taps: What must be recorded in both models for it.
+        loss_taps: What must be recorded while the student computes its own loss.
+        check: Called with student and teacher when the model is built; raises where they can
+            never provide it.
+    """
+
+    read: Callable[[Step], Any]
+    taps: tuple[str, ...] = ()
+    loss_taps: tuple[str, ...] = ()
+    check: Callable[[Any, Any], None] | None = None
+
+
+def _boxes(step: Step) -> list[Tensor]:
+    boxes = [_of(sample, 'gt_instances', 'boxes').bboxes for sample in step.data_samples]
+    return [getattr(b, 'tensor', b) for b in boxes]
+
+
+def _segmentation(step: Step) -> Tensor:
+    maps = [_of(sample, 'gt_sem_seg', 'segmentation').data for sample in step.data_samples]
+    return torch.stack([m.reshape(m.shape[-2:]) for m in maps]).long()
+
+
+def _of(sample: Any, field: str, need: str) -> Any:
+    if field not in sample:
+        raise ValueError(
+            f'a loss needs {need!r}, but the data samples have no {field}: is this a loss for '
+            'another kind of model, or does the data pipeline leave it out?'
+        )
+    return sample.get(field)
+
+
+def _batch_shape(step: Step) -> tuple[int, int]:
+    height, width = step.inputs.shape[-2:]
+    return height, width
+
+
+def _head_targets(step: Step) -> Any:
+    (returned,) = step.student_taps.returned('bbox_head.get_targets')
+    return head_targets.read(step.student, returned, step.data_samples)
+
+
+NEEDS = {
+    'boxes': Need(_boxes),  # per image (n, 4): x1, y1, x2, y2 in pixels of the batch
+    'batch_shape': Need(_batch_shape),  # height and width of the padded batch
+    'image_shapes': Need(  # per image height and width, without padding
+        lambda step: [tuple(s.metainfo['img_shape'][:2]) for s in step.data_samples]
+    ),
+    'segmentation': Need(_segmentation),  # label maps (N, H, W), ignored pixels as in the data
+    'head_targets': Need(  # kd_dense.losses.HeadTargets
+        _head_targets, loss_taps=('bbox_head.get_targets',), check=head_targets.check
+    ),
+    'head_outputs': Need(  # all maps of the dense head, of the student and of the teacher
+        lambda step: (step.student_taps['bbox_head'], step.teacher_taps['bbox_head']),
+        taps=('bbox_head',),
+    ),
+}
+
+
+def gather(names: Iterable[str], step: Step) -> dict[str, Any]:
+    """Read what the losses of a step need, each once."""
+    return {name: NEEDS[name].read(step) for name in dict.fromkeys(names)}
