@@ -22,7 +22,17 @@ from quickstart import LONGER, METRICS, TASKS, TITLES
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 
-COLORS = {'teacher': '#666666', 'student': '#0072B2', LONGER: '#56B4E9', 'cwd': '#D55E00'}
+# Told apart by colour-blind people too (Okabe and Ito).
+COLORS = {
+    'teacher': '#666666',
+    'student': '#000000',
+    LONGER: '#56B4E9',
+    'cwd': '#D55E00',
+    'skd': '#0072B2',
+    'intrakd': '#CC79A7',
+    'fgd': '#009E73',
+    'ld': '#E69F00',
+}
 PICTURES = 6
 
 
@@ -124,14 +134,19 @@ def draw(folder: Path, results: Mapping[str, Any]) -> None:
             if model == 'teacher':
                 axis.axhline(runs[0]['metric'], color=color, ls='--', label='teacher (test)')
                 continue
-            for number, run in enumerate(runs):
-                label = name_of(model) if number == 0 else None
-                axis.plot(*zip(*run['curve'], strict=True), 'o-', color=color, label=label, ms=4)
+            steps = [step for step, _ in runs[0]['curve']]
+            values = np.array([[value for _, value in run['curve']] for run in runs])
+            axis.plot(steps, values.mean(0), 'o-', color=color, label=name_of(model), ms=4)
+            axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
         axis.set(
             xlabel='iteration', ylabel=f'{METRICS[task][1]} on the validation split',
             title=TASKS[task].capitalize(),
         )  # fmt: skip
         axis.set_ylim(bottom=0)
+        if len(models['student']) > 1:
+            axis.text(
+                0.02, 0.97, 'line: mean; band: all seeds', transform=axis.transAxes, va='top'
+            )
         axis.grid(alpha=0.3)
         axis.legend(loc='lower right', fontsize=8)
     figure.tight_layout()

@@ -1,7 +1,8 @@
 """Replays recorded cases of the authors' code through kd_dense.
 
-A folder of cases holds ``manifest.json`` and one ``<method>.npz`` per method, with arrays
-named ``case<k>/<name>``. A method is supported once ``REPLAYS`` has an entry for its file.
+A folder of cases holds ``manifest.json`` and some ``<file>.npz``, with arrays named
+``case<k>/<name>``. Which files a method replays, and how, stands in its ``replay_<method>.py``:
+``REPLAYS`` by file, and ``INPUTS``, the arrays that are not compared.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from kd_dense.losses import cwd_loss
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN_CASES = Path(__file__).parent / 'data'
@@ -61,31 +61,18 @@ def cases(folder: Path, file: str) -> Iterator[Case]:
         yield Case(name, entry['class'], entry.get('arguments', {}), recorded[name])
 
 
-def replay_cwd(case: Case) -> dict[str, Tensor]:
-    if case.cls != 'CriterionCWD':
-        raise NotImplementedError(f'no replay for class {case.cls}')
-    names = {'norm_type': 'norm', 'divergence': 'divergence', 'temperature': 'temperature'}
-    arguments = {names[key]: value for key, value in case.arguments.items()}
-    # With norm 'none' the authors' code reads the first image alone.
-    arguments['first_image_only'] = arguments.get('norm') == 'none'
-
-    student = case.tensor('student').requires_grad_()
-    loss = cwd_loss(student, case.tensor('teacher'), **arguments)
-    (grad,) = torch.autograd.grad(loss, student)
-    loss_f32 = cwd_loss(
-        case.tensor('student', torch.float32), case.tensor('teacher', torch.float32), **arguments
-    )
-    return {
-        'loss': loss,
-        'grad_student': grad,
-        'loss_f32': loss_f32,
-        'loss_mmrazor': loss,
-        'grad_student_mmrazor': grad,
-    }
+Replay = Callable[[Case], dict[str, Tensor]]
+REPLAYS: dict[str, Replay] = {}
+INPUTS: dict[str, Callable[[str], bool]] = {}
 
 
-REPLAYS: dict[str, Callable[[Case], dict[str, Tensor]]] = {'cwd.npz': replay_cwd}
-INPUTS = {'cwd.npz': {'student', 'teacher'}}
+def load_replays() -> None:
+    """Collect what the methods replay."""
+    for path in sorted(Path(__file__).parent.glob('replay_*.py')):
+        module = import_module(f'tests.oracle.{path.stem}')
+        REPLAYS.update(module.REPLAYS)
+        for file, inputs in module.INPUTS.items():
+            INPUTS[file] = inputs if callable(inputs) else inputs.__contains__
 
 
 def compare(file: str, case: Case) -> int:
@@ -95,7 +82,7 @@ def compare(file: str, case: Case) -> int:
         How many arrays were compared.
     """
     replayed = REPLAYS[file](case)
-    expected = {name: a for name, a in case.arrays.items() if name not in INPUTS[file]}
+    expected = {name: a for name, a in case.arrays.items() if not INPUTS[file](name)}
     missing = expected.keys() - replayed.keys()
     if missing or not expected:
         raise AssertionError(f'{file} {case.name}: nothing to compare with {sorted(missing)}')
