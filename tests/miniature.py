@@ -119,7 +119,10 @@ def miniature(config: Config, data: Path, work_dir: Path) -> Config:
     for key in [*config]:
         config[key] = _shrunk(config[key], data, shrink)
     if 'teacher' in config.model:
-        config.model.teacher = dict(config=config.model.teacher, checkpoint=None)
+        teacher = config.model.teacher
+        config.model.teacher = dict(
+            config=teacher if isinstance(teacher, str) else teacher.config, checkpoint=None
+        )
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
     config.train_dataloader.batch_size = 2

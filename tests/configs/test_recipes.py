@@ -94,11 +94,19 @@ def test_begins_with_the_base_that_imports_us(recipe):
 
 @every_recipe
 def test_changes_nothing_but_the_model(recipe):
-    stock = unscoped(get_config(bases(recipe)[-1]).to_dict())
-    recipe = unscoped(Config.fromfile(recipe).to_dict())
-    student = recipe.pop('model')['student']
-    assert student == stock.pop('model')
-    assert recipe == stock
+    base = bases(recipe)[-1]
+    stock = get_config(base) if '::' in base else Config.fromfile(recipe.parent / base)
+    stock, config = unscoped(stock.to_dict()), unscoped(Config.fromfile(recipe).to_dict())
+    model, plain = config.pop('model'), stock.pop('model')
+    if 'student=_base_.model,' in recipe.read_text():
+        assert model['student'] == plain
+    losses = {term['loss']['type'] for term in model['terms'].values()}
+    if 'HolisticLoss' in losses:
+        before = stock.get('custom_hooks', [])
+        assert config['custom_hooks'] == [*before, dict(type='kd_dense.CriticHook')]
+        for either in (config, stock):
+            either.pop('custom_hooks', None)
+    assert config == stock
 
 
 def unscoped(value: Any) -> Any:
@@ -109,18 +117,29 @@ def unscoped(value: Any) -> Any:
 
 
 @every_recipe
-def test_the_teacher_has_published_weights(recipe):
+def test_the_teacher_has_published_weights_or_says_how_to_train_it(recipe):
     teacher = Config.fromfile(recipe).model.teacher
-    assert re.fullmatch(r'https://\S+\.pth', get_config(teacher, pretrained=True).model_path)
+    if isinstance(teacher, str):
+        assert re.fullmatch(r'https://\S+\.pth', get_config(teacher, pretrained=True).model_path)
+        return
+    config = Path(teacher.config)
+    assert (ROOT / config).is_file()
+    assert Path(teacher.checkpoint).parent == Path('work_dirs') / config.stem
+    assert f' {config}' in (recipe.parent / 'README.md').read_text()
 
 
 @every_recipe
 def test_the_readme_has_it(recipe):
     readme = (recipe.parent / 'README.md').read_text()
     [row] = [line for line in readme.splitlines() if f'({recipe.name})' in line]
+    numbers = {float(n) for n in re.findall(r'\d+(?:\.\d+)?(?:e-?\d+)?', readme)}
     for term in Config.fromfile(recipe).model.terms.values():
-        for setting in (term.tap, f'{term.loss.weight:g}', f'{term.loss.temperature:g}'):
-            assert str(setting) in row
+        taps = [term.tap] if isinstance(term.tap, str) else [*term.tap.values()]
+        for tap in taps:
+            assert f'`{tap}`' in row
+        for name, setting in term.loss.items():
+            if isinstance(setting, float):
+                assert setting in numbers, name
 
 
 @pytest.mark.parametrize(
@@ -146,7 +165,8 @@ def test_trains_and_evaluates(recipe, data, tmp_path):
     for losses in listener.losses:
         assert all(math.isfinite(value) for value in losses.values()), losses
         for term in config.model.terms:
-            assert losses[f'loss_kd_{term}'] > 0
+            parts = [v for name, v in losses.items() if name.startswith(f'loss_kd_{term}')]
+            assert sum(parts) != 0, term
         assert losses['loss'] == pytest.approx(
             sum(value for name, value in losses.items() if 'loss_' in name), rel=1e-5
         )
