@@ -152,10 +152,13 @@ def main() -> None:
             checkpoint = find_latest_checkpoint(config.work_dir)
         if checkpoint:
             config.resume, config.load_from = True, checkpoint
-    # Without it, a resumed training with dropout or augmentation is another training.
-    hook = dict(type='kd_dense.RandomStateHook')
+    # Without the first, a resumed training with dropout or augmentation is another training;
+    # the second trains the critic of an adversarial loss, and does nothing where there is none.
     hooks = config.get('custom_hooks') or []
-    config.custom_hooks = hooks if hook in hooks else [*hooks, hook]
+    for kind in ('kd_dense.RandomStateHook', 'kd_dense.CriticHook'):
+        if all(hook.get('type') != kind for hook in hooks):
+            hooks = [*hooks, dict(type=kind)]
+    config.custom_hooks = hooks
 
     build_runner(config).train()
 

@@ -159,7 +159,7 @@ def _build_terms(
     for term in built.values():
         student_yield, teacher_yield = ours[term.student_tap], theirs[term.teacher_tap]
         _check_classes(term, student, student_yield, teacher, teacher_yield)
-        term.fit(student_yield, teacher_yield)
+        term.fit(student_yield, teacher_yield, _classes(student, 'decode_head'))
         for index, adapter in enumerate(term.adapters):
             if not isinstance(adapter, nn.Identity):
                 print_log(

@@ -10,7 +10,7 @@ from torch import nn
 
 from kd_dense.taps import near_names
 
-__all__ = ['check_inherit', 'inherit_parts']
+__all__ = ['check_inherit', 'fits', 'inherit_parts']
 
 
 def check_inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> None:
@@ -34,11 +34,16 @@ def check_inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) 
                     f'inherit: the {whose} {type(model).__name__} has no part {part!r}, '
                     f'{near_names(part, filter(None, names))}'
                 )
-        if not _fitting(student, teacher, part)[0]:
+        if not fits(student, teacher, part):
             raise ValueError(
                 f'inherit: nothing of {part!r} fits: all shapes or names differ between '
                 'student and teacher; leave it out'
             )
+
+
+def fits(student: nn.Module, teacher: nn.Module, part: str) -> bool:
+    """Whether any weight of a part of the student fits the teacher's."""
+    return bool(_fitting(student, teacher, part)[0])
 
 
 @torch.no_grad()

@@ -41,6 +41,19 @@ class Need(NamedTuple):
     check: Callable[[Any, Any], None] | None = None
 
 
+def _refuse(need: str, part: str) -> Callable[[Any, Any], None]:
+    """A check that the student lacks a part which tells that it is trained without a need."""
+
+    def check(student: Any, teacher: Any) -> None:
+        if hasattr(student, part):
+            raise ValueError(
+                f'a loss needs {need}, but the student {type(student).__name__} has a {part}: '
+                f'it is trained without {need}'
+            )
+
+    return check
+
+
 def _boxes(step: Step) -> list[Tensor]:
     boxes = [_of(sample, 'gt_instances', 'boxes').bboxes for sample in step.data_samples]
     return [getattr(b, 'tensor', b) for b in boxes]
@@ -67,18 +80,25 @@ def _batch_shape(step: Step) -> tuple[int, int]:
 
 def _head_targets(step: Step) -> Any:
     (returned,) = step.student_taps.returned('bbox_head.get_targets')
-    return head_targets.read(step.student, returned, step.data_samples)
+    maps = step.student_taps['bbox_head']
+    return head_targets.read(step.student.bbox_head, returned, maps, step.data_samples)
 
 
 NEEDS = {
-    'boxes': Need(_boxes),  # per image (n, 4): x1, y1, x2, y2 in pixels of the batch
+    'boxes': Need(  # per image (n, 4): x1, y1, x2, y2 in pixels of the batch
+        _boxes, check=_refuse('boxes', 'decode_head')
+    ),
     'batch_shape': Need(_batch_shape),  # height and width of the padded batch
     'image_shapes': Need(  # per image height and width, without padding
         lambda step: [tuple(s.metainfo['img_shape'][:2]) for s in step.data_samples]
     ),
-    'segmentation': Need(_segmentation),  # label maps (N, H, W), ignored pixels as in the data
+    'segmentation': Need(  # label maps (N, H, W), ignored pixels as in the data
+        _segmentation, check=_refuse('label maps', 'bbox_head')
+    ),
     'head_targets': Need(  # kd_dense.losses.HeadTargets
-        _head_targets, loss_taps=('bbox_head.get_targets',), check=head_targets.check
+        _head_targets,
+        loss_taps=('bbox_head.get_targets', 'bbox_head'),
+        check=head_targets.check,
     ),
     'head_outputs': Need(  # all maps of the dense head, of the student and of the teacher
         lambda step: (step.student_taps['bbox_head'], step.teacher_taps['bbox_head']),

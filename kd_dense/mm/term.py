@@ -74,12 +74,13 @@ class Term(nn.Module):
         except (TypeError, ValueError) as error:
             raise ValueError(f'term {name!r}: schedule: {error}') from None
 
-    def fit(self, student: Yield, teacher: Yield) -> None:
+    def fit(self, student: Yield, teacher: Yield, num_classes: int | None = None) -> None:
         """Build the loss, and an adapter for each pair of maps that needs one.
 
         Args:
             student: What the tap yields in the student.
             teacher: What it yields in the teacher.
+            num_classes: What a loss is given that has an argument of that name.
 
         Raises:
             ValueError: If the numbers of maps differ, or shapes differ and cannot be adapted.
@@ -91,7 +92,7 @@ class Term(nn.Module):
                 f'{len(teacher.shapes)} maps {teacher.shapes} in the teacher; choose among '
                 "them with an index, as in 'neck[:4]'"
             )
-        self.losses.extend(_build_losses(self.name, self._config, teacher.shapes))
+        self.losses.extend(_build_losses(self.name, self._config, teacher.shapes, num_classes))
         for ours, theirs in zip(student.shapes, teacher.shapes, strict=True):
             self.adapters.append(self._adapter(ours, theirs))
         # A term that is switched off for good must not change training at all: a trainable
@@ -227,7 +228,10 @@ def _tap_names(name: str, tap: str | Mapping[str, str]) -> tuple[str, str]:
 
 
 def _build_losses(
-    name: str, loss: Mapping[str, Any] | DistillLoss, shapes: list[tuple[int, ...]]
+    name: str,
+    loss: Mapping[str, Any] | DistillLoss,
+    shapes: list[tuple[int, ...]],
+    num_classes: int | None,
 ) -> list[DistillLoss]:
     """The loss for all maps; or, where it is made for maps of a certain width, one for each."""
     if not isinstance(loss, Mapping):
@@ -239,9 +243,13 @@ def _build_losses(
     if cls is None:
         known = [key for key in MODELS.module_dict if key.endswith('Loss')]
         raise ValueError(f'term {name!r}: there is no loss {kind!r}, {near_names(kind, known)}')
-    configs: list[dict[str, Any]] = [{'_scope_': 'kd_dense', **loss}]
-    if 'channels' in signature(cls).parameters and 'channels' not in loss:
-        configs = [{**configs[0], 'channels': shape[1]} for shape in shapes]
+    takes = signature(cls).parameters.keys() - loss.keys()
+    config: dict[str, Any] = {'_scope_': 'kd_dense', **loss}
+    if 'num_classes' in takes and num_classes is not None:
+        config['num_classes'] = num_classes
+    configs = [config]
+    if 'channels' in takes:
+        configs = [{**config, 'channels': shape[1]} for shape in shapes]
     try:
         return [_checked(name, MODELS.build(config)) for config in configs]
     except (TypeError, ValueError) as error:

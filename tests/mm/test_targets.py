@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import MODELS as ROOT_MODELS
 
 from kd_dense.losses import DistillLoss
-from kd_dense.mm.targets import NEEDS
+from kd_dense.mm.targets import NEEDS, Step, gather
 from kd_dense.registry import MODELS
 from tests.mm import toy
 
@@ -88,10 +88,21 @@ class TestNeeds:
         assert len(student) == 10  # classes and boxes on five levels
 
     def test_a_need_that_the_data_lacks_is_named(self):
-        terms = dict(nosey=dict(tap='decode_head.conv_seg', loss=dict(type='NoseyLoss')))
-        model = toy.build(toy.distilled(terms=terms))
+        model = detector(type='NoseyLoss')
+        inputs, samples = toy.batch(model, toy.DetScenes())
+        for sample in samples:
+            del sample.gt_instances
+        step = Step(model, inputs, samples, None, None)
         with pytest.raises(ValueError, match="needs 'boxes', but the data samples have no gt_"):
-            toy.losses(model)
+            gather(['boxes'], step)
+
+    def test_a_need_that_such_a_model_lacks_is_an_error_when_it_is_built(self):
+        nosey = dict(nosey=dict(tap='decode_head.conv_seg', loss=dict(type='NoseyLoss')))
+        with pytest.raises(ValueError, match='needs boxes, but .* has a decode_head'):
+            toy.build(toy.distilled(terms=nosey))
+        gram = dict(gram=dict(tap='neck', loss=dict(type='GramLoss')))
+        with pytest.raises(ValueError, match='needs label maps, but .* has a bbox_head'):
+            toy.build(toy.distilled_detector(terms=gram))
 
     def test_every_need_of_every_loss_is_known(self):
         known = [cls for cls in MODELS.module_dict.values() if hasattr(cls, 'needs')]

@@ -2,13 +2,14 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from kd_dense.mm.teacher import Teacher
-from tests.mm import toy
+from tests.mm import methods, toy
 
 
 def scalars(work_dir):
@@ -247,13 +248,24 @@ def test_an_adapter_of_ones_own(tmp_path):
     assert toy.losses(model)['loss_kd_features'] > 0
 
 
-def test_mixed_precision_in_the_runner(tmp_path, monkeypatch):
+@pytest.mark.parametrize('method', methods.METHODS)
+def test_mixed_precision_in_the_runner(method, tmp_path, monkeypatch):
     # mmengine asserts that there is a GPU; autocast to bfloat16 works without one.
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+    config = methods.distilled(method)
     runner = toy.runner(
-        toy.distilled(), tmp_path,
+        config, tmp_path,
+        train_dataloader=dict(
+            batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True),
+            dataset=methods.scenes(method)),
         optim_wrapper=dict(
-            type='AmpOptimWrapper', dtype='bfloat16', optimizer=dict(type='SGD', lr=0.01)),
+            type='AmpOptimWrapper', dtype='bfloat16', optimizer=dict(type='SGD', lr=0.001)),
+        custom_hooks=[dict(type='kd_dense.CriticHook')],
     )  # fmt: skip
     runner.train()
-    assert scalars(tmp_path)[-1]['loss_kd_logits'] > 0
+    last = scalars(tmp_path)[-1]
+    for term in config.terms:
+        parts = [v for name, v in last.items() if name.startswith(f'loss_kd_{term}')]
+        assert parts
+        assert math.isfinite(sum(parts))
+        assert sum(parts) != 0

@@ -39,6 +39,7 @@ class Case(NamedTuple):
     cls: str
     arguments: dict[str, Any]
     arrays: dict[str, np.ndarray]
+    what: dict[str, Any]  # more about the case
 
     def tensor(self, name: str, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.from_numpy(self.arrays[name]).to(dtype)
@@ -58,7 +59,8 @@ def cases(folder: Path, file: str) -> Iterator[Case]:
             f'the arrays are those of {sorted(recorded)}'
         )
     for name, entry in entries.items():
-        yield Case(name, entry['class'], entry.get('arguments', {}), recorded[name])
+        what = entry.get('what', {})
+        yield Case(name, entry['class'], entry.get('arguments', {}), recorded[name], what)
 
 
 Replay = Callable[[Case], dict[str, Tensor]]

@@ -1,0 +1,424 @@
+"""Localization distillation (LD).
+
+Zheng et al., "Localization Distillation for Dense Object Detection", CVPR 2022.
+https://arxiv.org/abs/2102.12252
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from kd_dense.functional import (
+    at_least_float32,
+    check_temperature,
+    mean_over_ranks,
+    published_sum,
+    soft_kl,
+)
+from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.losses.ld_regions import DIoU, inside_region, vlr_region
+
+__all__ = ['HeadTargets', 'LDLoss', 'ld_loss']
+
+Region = Literal['vlr', 'inside']
+PARTS = ('main', 'vlr', 'kd', 'kd_vlr')
+
+
+class HeadTargets(NamedTuple):
+    """What a dense detection head compares its predictions with.
+
+    Lists have one entry for each level, but ``boxes``. A level of ``(H, W)`` positions with
+    ``K`` anchors each has ``A = H W K`` priors: row by row, the anchors of a position after
+    each other.
+
+    Attributes:
+        priors: Anchor boxes ``(A, 4)``: x1, y1, x2, y2 in pixels of the batch; or, of a head
+            without anchors, points ``(A, 2)``: x, y.
+        labels: Class that each prior was assigned, ``(N, A)``; ``num_classes`` is background.
+        label_weights: Their weights in the head's loss, ``(N, A)``.
+        valid: Which priors lie in the image, ``(N, A)``, bool: a head leaves those in the
+            padding out. All, for a head that has no such rule.
+        boxes: Ground truth of each image, ``(n, 4)``: x1, y1, x2, y2 in pixels; n may be 0.
+        num_classes: Number of classes without background.
+        strides: Pixels from one position to the next, the unit of the box distributions.
+    """
+
+    priors: list[Tensor]
+    labels: list[Tensor]
+    label_weights: list[Tensor]
+    valid: list[Tensor]
+    boxes: list[Tensor]
+    num_classes: int
+    strides: list[int]
+
+    @property
+    def positive(self) -> Tensor:
+        """Which priors were assigned an object, ``(N, A)`` over all levels, bool."""
+        labels = torch.cat(self.labels, 1)
+        return (labels >= 0) & (labels < self.num_classes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of priors of each level."""
+        return [labels.shape[1] for labels in self.labels]
+
+
+def mean_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
+    r"""Divergence of softened distributions over n bins, divided by n.
+
+    .. math:: \frac{T^2}{n} \mathrm{KL}\bigl(\sigma(t / T) \,\|\, \sigma(s / T)\bigr)
+
+    Example:
+        >>> student, teacher = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+        >>> mean_kl(student, teacher, temperature=1.0, dim=0)
+        tensor(0.2311)
+    """
+    return soft_kl(student, teacher, temperature, dim) / student.shape[dim]
+
+
+def ld_loss(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    head_targets: HeadTargets,
+    main_weight: float = 0.25,
+    vlr_weight: float = 0.25,
+    kd_weight: float = 10.0,
+    kd_vlr_weight: float = 0.0,
+    temperature: float = 10.0,
+    kd_temperature: float = 2.0,
+    main_factor: float = 4.0,
+    vlr_factor: float = 16.0,
+    published_batch: int | None = 2,
+    region: Region | list[Tensor] = 'vlr',
+    topk: int = 9,
+    diou: DIoU = 'paper',
+    vlr_on_positives: bool = True,
+    joint_sides: bool = False,
+) -> dict[str, Tensor]:
+    r"""Match the distributions of box sides, and the classes, where an object is.
+
+    A head with box distributions predicts, for each of the four sides of a box, n + 1 logits of
+    the distance from the prior. With :math:`\ell_i`, the :func:`mean_kl` of such a
+    distribution at temperature T, summed over the four sides of prior i, and :math:`k_i`, that
+    of the class logits at the temperature of ``kd``, the parts are
+
+    .. math::
+        \mathrm{main} = \frac{w_\mathrm{main}}{4} \sum_{i\ \mathrm{positive}} s_i \ell_i,
+        \qquad
+        \mathrm{vlr} = \frac{w_\mathrm{vlr}}{16} \sum_{i \in \mathrm{VLR}} v_i \ell_i,
+        \qquad
+        \mathrm{kd} = w_\mathrm{kd} \sum_{\mathrm{levels}}
+            \operatorname*{mean}_{i\ \mathrm{positive}} k_i
+
+    and ``kd_vlr``, the same mean over the VLR; :math:`s_i` is the largest class score of the
+    student, a constant for the gradient, and :math:`v_i` the weight of the region (see
+    :func:`~kd_dense.losses.ld_regions.vlr_region`). ``main`` and ``vlr`` are sums over the
+    images (see ``published_batch``); ``kd`` is multiplied by the head's label weights.
+
+    Settings of the authors' code, where they differ from the defaults (``diou='code'``
+    everywhere):
+
+    =========  ==================================================================
+    GFL        none
+    ATSS       ``vlr_weight=0.0375, vlr_factor=4``
+    FCOS       ``region='inside', vlr_weight=0.0625, vlr_factor=4``
+    RetinaNet  ``main_weight=5, vlr_weight=0.15, vlr_factor=4, kd_temperature=8,``
+               ``vlr_on_positives=False, joint_sides=True``
+    =========  ==================================================================
+
+    Args:
+        student: What the head yields, L levels: L maps of class logits
+            ``(N, K * num_classes, H, W)``, then L of box distributions
+            ``(N, K * 4 * (n + 1), H, W)``; what follows is not looked at.
+        teacher: Same shapes. No gradient flows into it.
+        head_targets: What the student's head computed for its own loss.
+        main_weight: Factor on ``main``. A part of weight 0 costs nothing.
+        vlr_weight: Factor on ``vlr``.
+        kd_weight: Factor on ``kd``, which compares a softmax over the classes: 0 for a single
+            class.
+        kd_vlr_weight: Factor on ``kd_vlr``. The authors use it on PASCAL VOC; their code for
+            COCO multiplies it by 0.
+        temperature: T of ``main`` and ``vlr``, ``> 0``.
+        kd_temperature: T of ``kd`` and ``kd_vlr``, ``> 0``.
+        main_factor: Divisor of the sum in ``main``.
+        vlr_factor: Divisor of the sum in ``vlr``.
+        published_batch: ``main`` and ``vlr`` are the mean over images times this, the images on
+            each of the authors' GPUs. ``None`` sums over the batch as their code does.
+        region: ``'vlr'`` is the paper's. ``'inside'`` takes the priors with their centre in a
+            box that are not positive, weighted by the student's score, for heads without
+            anchors. Or the weights of the priors themselves, ``(N, A)`` for each level.
+        topk: How many anchors of a level set the threshold of the VLR.
+        diou: ``'paper'``, or ``'code'`` for the calculator of the authors' code.
+        vlr_on_positives: Whether a positive may belong to the VLR too.
+        joint_sides: Take one softmax over the bins of all four sides of a box together, a slip
+            of the authors' code for RetinaNet.
+
+    Returns:
+        The weighted parts ``main``, ``vlr``, ``kd`` and ``kd_vlr``: scalars, at least float32.
+
+    Raises:
+        ValueError: If an argument or a shape is not as said here.
+
+    Example:
+        >>> targets = HeadTargets(
+        ...     priors=[torch.tensor([[0.0, 0.0, 32.0, 32.0], [8.0, 0.0, 40.0, 32.0]])],
+        ...     labels=[torch.tensor([[0, 1]])],
+        ...     label_weights=[torch.ones(1, 2)],
+        ...     valid=[torch.ones(1, 2, dtype=torch.bool)],
+        ...     boxes=[torch.tensor([[0.0, 0.0, 32.0, 32.0]])],
+        ...     num_classes=1,
+        ...     strides=[8],
+        ... )
+        >>> maps = [torch.zeros(1, 1, 1, 2), torch.zeros(1, 4 * 3, 1, 2)]
+        >>> taught = [maps[0], torch.arange(24.0).view(1, 12, 1, 2)]
+        >>> {name: round(part.item(), 3) for name, part in ld_loss(maps, taught, targets).items()}
+        {'main': 0.11, 'vlr': 0.088, 'kd': 0.0, 'kd_vlr': 0.0}
+    """
+    _check_arguments(
+        'ld_loss',
+        main_weight=main_weight,
+        vlr_weight=vlr_weight,
+        kd_weight=kd_weight,
+        kd_vlr_weight=kd_vlr_weight,
+        temperature=temperature,
+        kd_temperature=kd_temperature,
+        main_factor=main_factor,
+        vlr_factor=vlr_factor,
+        published_batch=published_batch,
+        region=region,
+        topk=topk,
+        diou=diou,
+    )
+    anchors = check_maps(student, teacher, head_targets)
+    levels, images = len(anchors), len(head_targets.boxes)
+    classes, taught_classes = student[:levels], teacher[:levels]
+    boxes, taught_boxes = student[levels : 2 * levels], teacher[levels : 2 * levels]
+    positive = head_targets.positive
+
+    zero = 0 * at_least_float32(classes[-1]).sum()
+    parts = dict.fromkeys(PARTS, zero)
+    score = valuable = zero
+    if main_weight > 0 or (vlr_weight > 0 and region == 'inside'):
+        score = _largest_score(classes, anchors)
+    if vlr_weight > 0 or kd_vlr_weight > 0:
+        valuable = _valuable(head_targets, region, topk, diou)
+        if not vlr_on_positives:
+            valuable = valuable * ~positive
+
+    if main_weight > 0 or vlr_weight > 0:
+        sides = 1 if joint_sides else 4
+        divergence = _divergence(boxes, taught_boxes, anchors, sides, temperature)
+    if main_weight > 0:
+        total = (divergence * (score * positive)).sum() * (main_weight / main_factor)
+        parts['main'] = published_sum(total, images, published_batch)
+    if vlr_weight > 0:
+        weights = score * valuable if region == 'inside' else valuable
+        total = (divergence * weights).sum() * (vlr_weight / vlr_factor)
+        parts['vlr'] = published_sum(total, images, published_batch)
+
+    if kd_weight > 0 or kd_vlr_weight > 0:
+        divergence = _divergence(classes, taught_classes, anchors, 1, kd_temperature)
+        divergence = divergence * torch.cat(head_targets.label_weights, 1)
+    if kd_weight > 0:
+        parts['kd'] = kd_weight * mean_of_levels(divergence, positive, head_targets.sizes)
+    if kd_vlr_weight > 0:
+        members = valuable > 0
+        parts['kd_vlr'] = kd_vlr_weight * mean_of_levels(divergence, members, head_targets.sizes)
+    return parts
+
+
+def _valuable(
+    head_targets: HeadTargets, region: Region | list[Tensor], topk: int, diou: DIoU
+) -> Tensor:
+    """Weights of the region beside the positives, ``(N, A)``."""
+    if not isinstance(region, str):
+        return torch.cat(region, 1)
+    priors, boxes = head_targets.priors, head_targets.boxes
+    valid = torch.cat(head_targets.valid, 1)
+    if region == 'vlr':
+        return vlr_region(priors, valid, boxes, topk, diou)
+    return (inside_region(priors, valid, boxes) & ~head_targets.positive).to(priors[0].dtype)
+
+
+def _divergence(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    anchors: list[int],
+    sides: int,
+    temperature: float,
+) -> Tensor:
+    """Sum the :func:`mean_kl` of the ``sides`` distributions of each prior, ``(N, A)``."""
+    levels = []
+    for s, t, k in zip(student, teacher, anchors, strict=True):
+        s, t = (at_least_float32(x).unflatten(1, (k, sides, -1)) for x in (s, t.detach()))
+        levels.append(by_prior(mean_kl(s, t, temperature, dim=3).sum(2)))
+    return torch.cat(levels, 1)
+
+
+def _largest_score(classes: Sequence[Tensor], anchors: list[int]) -> Tensor:
+    """Largest class score of each prior, ``(N, A)``, without gradient."""
+    levels = [
+        by_prior(at_least_float32(x.detach()).unflatten(1, (k, -1)).amax(2))
+        for x, k in zip(classes, anchors, strict=True)
+    ]
+    return torch.cat(levels, 1).sigmoid()
+
+
+def by_prior(maps: Tensor) -> Tensor:
+    """From ``(N, K, H, W)`` to ``(N, A)``."""
+    return maps.permute(0, 2, 3, 1).flatten(1)
+
+
+def mean_of_levels(values: Tensor, members: Tensor, sizes: list[int]) -> Tensor:
+    """Sum over the levels of the mean over the members, 0 for a level without any.
+
+    Args:
+        values: ``(N, A)``.
+        members: ``(N, A)``, bool.
+        sizes: How many of the A belong to each level.
+    """
+    totals = torch.stack([x.sum() for x in (values * members).split(sizes, 1)])
+    counts = torch.stack([x.sum() for x in members.split(sizes, 1)])
+    counts = mean_over_ranks(counts.to(totals.dtype))
+    return (totals / torch.where(counts > 0, counts, 1)).sum()
+
+
+class LDLoss(DistillLoss):
+    """Module form of :func:`ld_loss`, times ``weight``; its tap is the dense head.
+
+    The defaults are the authors' setting for GFL, "Main KD + Main LD + VLR LD"; their setting
+    "Main LD" is ``vlr_weight=0, kd_weight=0``.
+
+    Args:
+        weight: Factor on all parts.
+        main_weight: See :func:`ld_loss`, as the other arguments.
+
+    Example:
+        >>> LDLoss(vlr_weight=0, kd_weight=0).parts
+        ('main', 'vlr', 'kd', 'kd_vlr')
+    """
+
+    needs = ('head_targets',)
+    parts = PARTS
+    all_maps = True
+    adaptable = False
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        main_weight: float = 0.25,
+        vlr_weight: float = 0.25,
+        kd_weight: float = 10.0,
+        kd_vlr_weight: float = 0.0,
+        temperature: float = 10.0,
+        kd_temperature: float = 2.0,
+        main_factor: float = 4.0,
+        vlr_factor: float = 16.0,
+        published_batch: int | None = 2,
+        region: Region = 'vlr',
+        topk: int = 9,
+        diou: DIoU = 'paper',
+        vlr_on_positives: bool = True,
+        joint_sides: bool = False,
+    ) -> None:
+        super().__init__(weight)
+        self.settings: dict[str, Any] = dict(
+            main_weight=main_weight,
+            vlr_weight=vlr_weight,
+            kd_weight=kd_weight,
+            kd_vlr_weight=kd_vlr_weight,
+            temperature=temperature,
+            kd_temperature=kd_temperature,
+            main_factor=main_factor,
+            vlr_factor=vlr_factor,
+            published_batch=published_batch,
+            region=region,
+            topk=topk,
+            diou=diou,
+        )
+        _check_arguments('LDLoss', **self.settings)
+        self.settings.update(vlr_on_positives=vlr_on_positives, joint_sides=joint_sides)
+
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], head_targets: HeadTargets
+    ) -> dict[str, Tensor]:
+        parts = ld_loss(student, teacher, head_targets, **self.settings)
+        return {name: self.weight * part for name, part in parts.items()}
+
+
+def _check_arguments(
+    owner: str,
+    *,
+    temperature: float,
+    kd_temperature: float,
+    main_factor: float,
+    vlr_factor: float,
+    published_batch: int | None,
+    region: Region | list[Tensor],
+    topk: int,
+    diou: DIoU,
+    **weights: float,
+) -> None:
+    for name, value in weights.items():
+        check_weight(owner, name, value)
+    for name, value in (('main_factor', main_factor), ('vlr_factor', vlr_factor)):
+        if not value > 0:
+            raise ValueError(f'{owner} expects {name} > 0, got {name}={value}')
+    check_temperature(temperature)
+    check_temperature(kd_temperature)
+    if isinstance(region, str):
+        check_choice(owner, 'region', region, Region)
+    check_choice(owner, 'diou', diou, DIoU)
+    if topk < 1:
+        raise ValueError(f'{owner} expects topk >= 1, got topk={topk}')
+    if published_batch is not None and published_batch < 1:
+        raise ValueError(f'{owner} expects published_batch >= 1, or None, got {published_batch}')
+
+
+def check_choice(owner: str, name: str, value: str, allowed: Any) -> None:
+    if value not in get_args(allowed):
+        raise ValueError(f'{owner} expects {name} to be one of {get_args(allowed)}, got {value!r}')
+
+
+def check_maps(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], head_targets: HeadTargets
+) -> list[int]:
+    """Check the maps of a head and return how many anchors a position of each level has."""
+    levels = len(head_targets.labels)
+    for name, maps in (('student', student), ('teacher', teacher)):
+        if len(maps) < 2 * levels:
+            raise ValueError(
+                f'the {name} yields {len(maps)} maps, expected {levels} of class logits and '
+                f'{levels} of box distributions: tap the dense head, all its levels'
+            )
+    anchors = []
+    for level, size in enumerate(head_targets.sizes):
+        height, width = student[level].shape[-2:]
+        per_position, rest = divmod(size, height * width)
+        anchors.append(per_position)
+        expected = len(head_targets.boxes), per_position * head_targets.num_classes
+        if rest or student[level].shape[:2] != expected:
+            raise ValueError(
+                f'level {level}: expected class logits (N, C, H, W) with H * W * K = {size} '
+                f'priors and C = K * {head_targets.num_classes}, '
+                f'N = {len(head_targets.boxes)}, got {tuple(student[level].shape)}'
+            )
+        boxes = student[levels + level].shape
+        if boxes[1] % (4 * per_position) or boxes[1] < 8 * per_position:
+            raise ValueError(
+                f'level {level}: expected box distributions of K * 4 * (n + 1) channels with '
+                f'K = {per_position} and n >= 1, got {tuple(boxes)}: does the head predict '
+                'distributions, as GFLHead does?'
+            )
+    for index, (s, t) in enumerate(zip(student[: 2 * levels], teacher, strict=False)):
+        if s.shape != t.shape:
+            raise ValueError(
+                f'map {index} of the head is {tuple(s.shape)} in the student and '
+                f'{tuple(t.shape)} in the teacher, expected one shape: both need the same '
+                'classes, anchors, strides and number of bins'
+            )
+    return anchors

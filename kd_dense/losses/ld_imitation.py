@@ -1,0 +1,232 @@
+"""Feature imitation in the regions that localization distillation (LD) was compared with.
+
+Zheng et al., "Localization Distillation for Dense Object Detection", CVPR 2022.
+https://arxiv.org/abs/2102.12252
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kd_dense.functional import at_least_float32, mean_over_ranks
+from kd_dense.losses.base import DistillLoss, check_same_shape
+from kd_dense.losses.ld import HeadTargets, by_prior, check_choice, check_maps, mean_of_levels
+from kd_dense.losses.ld_regions import (
+    centers,
+    fine_grained_region,
+    inside_region,
+    non_maximum_suppression,
+)
+
+__all__ = ['LDImitationLoss', 'general_instances', 'imitation_loss']
+
+Region = Literal['main', 'inside', 'finegrained', 'gibox']
+
+
+def imitation_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], regions: Sequence[Tensor]
+) -> Tensor:
+    r"""Mean squared difference of features over the positions of a region, summed over levels.
+
+    .. math::
+        \sum_\mathrm{levels} \frac{1}{|R| C} \sum_{i \in R} \lVert s_i - t_i \rVert^2
+
+    A level without a position in the region adds 0.
+
+    Args:
+        student: One map ``(N, C, H, W)`` for each level, any float dtype.
+        teacher: Same shapes. No gradient flows into it.
+        regions: Members of each level, ``(N, H * W * K)``, bool: a position belongs to the
+            region if one of its K anchors does.
+
+    Returns:
+        Scalar, at least float32.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> student = torch.zeros(1, 2, 1, 2)
+        >>> teacher = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
+        >>> imitation_loss([student], [teacher], [torch.tensor([[True, False]])])
+        tensor(5.)
+    """
+    if not len(student) == len(teacher) == len(regions):
+        raise ValueError(
+            f'imitation_loss expects as many maps as levels of the head, got {len(student)} of '
+            f'the student, {len(teacher)} of the teacher and {len(regions)} levels'
+        )
+    squares, members = [], []
+    for s, t, region in zip(student, teacher, regions, strict=True):
+        check_same_shape('imitation_loss', s, t)
+        positions = s.shape[2] * s.shape[3]
+        if region.shape[0] != s.shape[0] or region.shape[1] % positions:
+            raise ValueError(
+                'imitation_loss expects the maps that the head is given: a region of priors '
+                f'{tuple(region.shape)} does not fit the map {tuple(s.shape)}'
+            )
+        difference = at_least_float32(s) - at_least_float32(t.detach())
+        squares.append(difference.square().mean(1).flatten(1))
+        members.append(region.unflatten(1, (positions, -1)).any(2))
+    sizes = [member.shape[1] for member in members]
+    return mean_of_levels(torch.cat(squares, 1), torch.cat(members, 1), sizes)
+
+
+@torch.no_grad()
+def general_instances(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    head_targets: HeadTargets,
+    mix_images: bool = False,
+) -> list[Tensor]:
+    """Where student and teacher disagree most about the classes.
+
+    The score of a prior is the largest difference of its class scores in the two models, its
+    box that of the model whose score is higher there. Of the boxes of a level, the 10 of
+    largest score are kept that do not overlap one another by an IoU above 0.3.
+
+    Args:
+        student: Class logits of all levels, then box distributions: see
+            :func:`~kd_dense.losses.ld.ld_loss`.
+        teacher: Same shapes.
+        head_targets: What the student's head computed for its own loss.
+        mix_images: Keep 10 of each level of the batch, not of each image.
+
+    Returns:
+        The priors that are kept, ``(N, A)`` for each level, bool.
+
+    Raises:
+        ValueError: If the shapes are not as said here.
+
+    Example:
+        >>> targets = HeadTargets(
+        ...     priors=[torch.tensor([[0.0, 0.0], [4.0, 0.0], [80.0, 0.0]])],
+        ...     labels=[torch.tensor([[1, 1, 1]])],
+        ...     label_weights=[torch.ones(1, 3)],
+        ...     valid=[torch.ones(1, 3, dtype=torch.bool)],
+        ...     boxes=[torch.zeros(0, 4)],
+        ...     num_classes=1,
+        ...     strides=[32],
+        ... )
+        >>> maps = [torch.tensor([[[[0.0, 3.0, 1.0]]]]), torch.zeros(1, 4 * 3, 1, 3)]
+        >>> general_instances(maps, [0 * x for x in maps], targets)
+        [tensor([[False,  True,  True]])]
+    """
+    kept = []
+    levels = len(head_targets.priors)
+    for level, anchors in enumerate(check_maps(student, teacher, head_targets)):
+        logits = (
+            at_least_float32(x[level]).unflatten(1, (anchors, -1)) for x in (student, teacher)
+        )
+        ours, theirs = (x.sigmoid() for x in logits)
+        difference = theirs - ours
+        above, below = by_prior(difference.amax(2)), by_prior(-difference.amin(2))
+        center, stride = centers(head_targets.priors[level]), head_targets.strides[level]
+        our_boxes, their_boxes = (
+            _decode(at_least_float32(x[levels + level]), anchors, center, stride)
+            for x in (student, teacher)
+        )
+        boxes = torch.where((above >= below)[..., None], their_boxes, our_boxes)
+        scores = above.maximum(below).masked_fill(~head_targets.valid[level], -1)
+        shape = scores.shape
+        if mix_images:
+            boxes, scores = boxes.flatten(0, 1)[None], scores.flatten()[None]
+        kept.append(non_maximum_suppression(scores, boxes, 10, 0.3).view(shape))
+    return kept
+
+
+def _decode(distributions: Tensor, anchors: int, center: Tensor, stride: float) -> Tensor:
+    """Boxes ``(N, A, 4)`` in pixels at the expected distances of the four sides."""
+    bins = distributions.unflatten(1, (anchors, 4, -1)).softmax(3)
+    index = torch.arange(bins.shape[3], dtype=bins.dtype, device=bins.device)
+    distances = (bins * index[:, None, None]).sum(3).permute(0, 3, 4, 1, 2).flatten(1, 3) * stride
+    return torch.cat([center - distances[..., :2], center + distances[..., 2:]], -1)
+
+
+class LDImitationLoss(DistillLoss):
+    """Feature imitation in one of the regions that the paper compares; its tap is the neck.
+
+    ===============  ==================================================================
+    ``region``       positions of
+    ===============  ==================================================================
+    ``main``         the positives
+    ``inside``       the priors with their centre in a box
+    ``finegrained``  the anchors that overlap a box more than half as well as its best
+    ``gibox``        general instances: where the class scores of student and teacher
+                     differ most, at most 10 of each level of an image, whose boxes (of
+                     the model that is surer) do not overlap by an IoU above 0.3
+    ===============  ==================================================================
+
+    The authors' weights for GFL are 2 for a ResNet-50 student and 0.2 for a ResNet-18.
+
+    Dai et al., "General Instance Distillation for Object Detection", CVPR 2021.
+
+    Args:
+        weight: Factor on :func:`imitation_loss`.
+        region: See the table.
+        positive_levels_only: Leave out levels without a positive in the batch, whatever the
+            region, as the authors' code does.
+        mix_images: Choose the general instances of all images of a batch together, where boxes
+            of different images suppress each other, as the authors' code does.
+
+    Raises:
+        ValueError: If there is no such region.
+
+    Example:
+        >>> LDImitationLoss(weight=2.0, region='gibox').needs
+        ('head_targets', 'head_outputs')
+    """
+
+    all_maps = True
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        region: Region = 'gibox',
+        positive_levels_only: bool = False,
+        mix_images: bool = False,
+    ) -> None:
+        super().__init__(weight)
+        check_choice('LDImitationLoss', 'region', region, Region)
+        self.region: Region = region
+        self.positive_levels_only = positive_levels_only
+        self.mix_images = mix_images
+        self.needs = ('head_targets', 'head_outputs') if region == 'gibox' else ('head_targets',)
+
+    def forward(
+        self,
+        student: Sequence[Tensor],
+        teacher: Sequence[Tensor],
+        head_targets: HeadTargets,
+        head_outputs: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+    ) -> Tensor:
+        regions = self._regions(head_targets, head_outputs)
+        if self.positive_levels_only:
+            positives = [x.sum() for x in head_targets.positive.split(head_targets.sizes, 1)]
+            counts = mean_over_ranks(torch.stack(positives).float())
+            regions = [region & (n > 0) for region, n in zip(regions, counts, strict=True)]
+        return self.weight * imitation_loss(student, teacher, regions)
+
+    def _regions(
+        self,
+        head_targets: HeadTargets,
+        head_outputs: tuple[Sequence[Tensor], Sequence[Tensor]] | None,
+    ) -> list[Tensor]:
+        """The members of each level, ``(N, A)``, bool."""
+        if self.region == 'gibox':
+            if head_outputs is None:
+                raise TypeError("LDImitationLoss with region='gibox' expects head_outputs")
+            return general_instances(*head_outputs, head_targets, self.mix_images)
+        priors, boxes = head_targets.priors, head_targets.boxes
+        valid = torch.cat(head_targets.valid, 1)
+        if self.region == 'main':
+            region = head_targets.positive
+        elif self.region == 'inside':
+            region = inside_region(priors, valid, boxes)
+        else:
+            region = fine_grained_region(priors, valid, boxes)
+        return list(region.split(head_targets.sizes, 1))

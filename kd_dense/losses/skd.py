@@ -1,0 +1,360 @@
+"""Structured knowledge distillation (SKD): pixel-wise, pair-wise and holistic.
+
+Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019;
+extended as "Structured Knowledge Distillation for Dense Prediction", TPAMI 2020.
+https://arxiv.org/abs/1903.04197
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kd_dense.critic import (
+    Critic,
+    CriticKind,
+    Preprocess,
+    check_kind,
+    critic_loss,
+    gradient_penalty,
+)
+from kd_dense.functional import at_least_float32, check_temperature, published_sum, soft_kl
+from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
+
+__all__ = [
+    'HolisticLoss',
+    'PairWiseLoss',
+    'PixelWiseLoss',
+    'pair_wise_loss',
+    'pixel_wise_loss',
+]
+
+Divergence = Literal['cross_entropy', 'kl']
+
+
+def pixel_wise_loss(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    divergence: Divergence = 'cross_entropy',
+    published_batch: int | None = 8,
+) -> Tensor:
+    r"""Match the class distributions of student and teacher at every position.
+
+    .. math::
+        -\frac{B}{N} \frac{T^2}{H W} \sum_{n, i} \sum_c
+            \sigma(t_{n, i} / T)_c \, \log \sigma(s_{n, i} / T)_c
+
+    The authors divide the sum by H W and not by the number of images, so that their weight of
+    10 belongs to their batch of :math:`B = 8` images. ``divergence='kl'`` subtracts the
+    teacher's entropy: the gradient stays, and the value is 0 where the two agree.
+
+    Args:
+        student: Logits, ``(N, C, H, W)``, any float dtype.
+        teacher: Same shape. No gradient flows into it.
+        temperature: :math:`T > 0`, higher is softer. The authors have none, which is 1.
+        divergence: ``'cross_entropy'`` or ``'kl'``.
+        published_batch: :math:`B`. ``None`` sums over the images of the batch, whatever their
+            number, as the authors' code does.
+
+    Returns:
+        Scalar, at least float32, in nats.
+
+    Raises:
+        ValueError: If the shapes differ, or an argument is out of range.
+
+    Example:
+        >>> logits = torch.tensor([0.0, 1.0, 2.0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
+        >>> pixel_wise_loss(logits, logits, published_batch=1)
+        tensor(0.8324)
+        >>> pixel_wise_loss(logits, logits, divergence='kl')
+        tensor(0.)
+    """
+    check_same_shape('pixel_wise_loss', student, teacher)
+    check_temperature(temperature)
+    _check_pixel_wise('pixel_wise_loss', divergence, published_batch)
+    student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
+    images, _, height, width = student.shape
+    if divergence == 'kl':
+        total = soft_kl(student, teacher, temperature, dim=1).sum()
+    else:
+        target = (teacher / temperature).softmax(1)
+        total = temperature**2 * F.cross_entropy(student / temperature, target, reduction='sum')
+    return published_sum(total / (height * width), images, published_batch)
+
+
+def _check_pixel_wise(owner: str, divergence: str, published_batch: int | None) -> None:
+    if divergence not in get_args(Divergence):
+        raise ValueError(
+            f'{owner} expects divergence to be one of {get_args(Divergence)}, got {divergence!r}'
+        )
+    if published_batch is not None and not published_batch > 0:
+        raise ValueError(
+            f'{owner} expects published_batch > 0 or None, got published_batch={published_batch}'
+        )
+
+
+def pair_wise_loss(
+    student: Tensor, teacher: Tensor, scale: float = 0.5, detach_norm: bool = True
+) -> Tensor:
+    r"""Match how alike the regions of an image are to each other.
+
+    Max pooling makes a map into P nodes. With :math:`f_{n, i}` for the features of node i,
+
+    .. math::
+        \frac{1}{N P^2} \sum_{n, i, j} \bigl(a^s_{n, i, j} - a^t_{n, i, j}\bigr)^2,
+        \qquad a_{n, i, j} = \frac{f_{n, i}^\top f_{n, j}}
+            {(\|f_{n, i}\| + \epsilon)(\|f_{n, j}\| + \epsilon)}, \quad \epsilon = 10^{-8}
+
+    Args:
+        student: Features, ``(N, C, H, W)``, any float dtype.
+        teacher: Features of the same N, H and W; its channels may be more or fewer. No
+            gradient flows into it.
+        scale: Side of a pooling window, and its stride, as a share of the map: height and
+            width, each times this, rounded down, at least 1. A last window that is cut off
+            counts too. The authors' 0.5 makes 2x2 nodes of maps of even size, 3x3 of odd.
+        detach_norm: Whether the gradient takes the norms for constants, as in the authors'
+            code. The value is the same.
+
+    Returns:
+        Scalar, at least float32.
+
+    Raises:
+        ValueError: If the sizes differ or ``scale`` is not in (0, 1].
+
+    Example:
+        >>> student = torch.tensor([[1.0, 1.0], [0.0, 2.0]]).view(1, 2, 1, 2)
+        >>> teacher = torch.tensor([[3.0, 0.0], [0.0, 5.0]]).view(1, 2, 1, 2)
+        >>> pair_wise_loss(student, teacher)
+        tensor(0.1000)
+    """
+    if (
+        not student.dim() == teacher.dim() == 4
+        or student.shape[0] != teacher.shape[0]
+        or student.shape[2:] != teacher.shape[2:]
+    ):
+        raise ValueError(
+            'pair_wise_loss expects two maps (N, C, H, W) that agree but in C, got student '
+            f'{tuple(student.shape)} and teacher {tuple(teacher.shape)}; '
+            'kd_dense.adapters.resize gives a student map the size of the teacher map'
+        )
+    _check_scale('pair_wise_loss', scale)
+    with torch.autocast(student.device.type, enabled=False):
+        ours = _affinity(student, scale, detach_norm)
+        theirs = _affinity(teacher.detach(), scale, detach_norm)
+        return (ours - theirs).square().mean()
+
+
+def _affinity(x: Tensor, scale: float, detach_norm: bool) -> Tensor:
+    """Cosine similarities ``(N, P, P)`` of the nodes of maps ``(N, C, H, W)``."""
+    window = [max(1, int(side * scale)) for side in x.shape[-2:]]
+    nodes = at_least_float32(F.max_pool2d(x, window, ceil_mode=True)).flatten(2)
+    norm = torch.linalg.vector_norm(nodes, dim=1, keepdim=True) + 1e-8
+    nodes = nodes / (norm.detach() if detach_norm else norm)
+    affinity: Tensor = nodes.mT @ nodes
+    return affinity
+
+
+def _check_scale(owner: str, scale: float) -> None:
+    if not 0 < scale <= 1:
+        raise ValueError(f'{owner} expects 0 < scale <= 1, got scale={scale}')
+
+
+class PixelWiseLoss(DistillLoss):
+    """Module form of :func:`pixel_wise_loss`, times ``weight``.
+
+    The authors' weight is 10.
+
+    Args:
+        weight: Factor on the result.
+        temperature: See :func:`pixel_wise_loss`, as the other arguments.
+
+    Example:
+        >>> loss = PixelWiseLoss(weight=10.0)
+        >>> student = torch.randn(2, 19, 8, 8, requires_grad=True)
+        >>> loss(student, torch.randn(2, 19, 8, 8)).backward()
+        >>> student.grad.shape
+        torch.Size([2, 19, 8, 8])
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        temperature: float = 1.0,
+        divergence: Divergence = 'cross_entropy',
+        published_batch: int | None = 8,
+    ) -> None:
+        super().__init__(weight)
+        check_temperature(temperature)
+        _check_pixel_wise('PixelWiseLoss', divergence, published_batch)
+        self.temperature = temperature
+        self.divergence: Divergence = divergence
+        self.published_batch = published_batch
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.weight * pixel_wise_loss(
+            student, teacher, self.temperature, self.divergence, self.published_batch
+        )
+
+
+class PairWiseLoss(DistillLoss):
+    """Module form of :func:`pair_wise_loss`, times ``weight``.
+
+    The authors' setting for a segmenter is ``weight=0.5, scale=0.5``.
+
+    Args:
+        weight: Factor on the result.
+        scale: See :func:`pair_wise_loss`.
+        detach_norm: See :func:`pair_wise_loss`.
+
+    Example:
+        >>> loss = PairWiseLoss(weight=0.5)
+        >>> student = torch.randn(2, 16, 8, 8, requires_grad=True)
+        >>> loss(student, torch.randn(2, 64, 8, 8)).backward()
+        >>> student.grad.shape
+        torch.Size([2, 16, 8, 8])
+    """
+
+    any_channels = True
+
+    def __init__(self, weight: float = 1.0, scale: float = 0.5, detach_norm: bool = True) -> None:
+        super().__init__(weight)
+        _check_scale('PairWiseLoss', scale)
+        self.scale = scale
+        self.detach_norm = detach_norm
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.weight * pair_wise_loss(student, teacher, self.scale, self.detach_norm)
+
+
+class HolisticLoss(DistillLoss):
+    r"""Make the student's maps pass for the teacher's, in the eyes of a critic.
+
+    With the critic :math:`f`, the student is trained on
+
+    .. math::
+        -\frac{1}{N} \sum_n f(s_n)
+
+    and the critic, in turn, on :func:`~kd_dense.critic.critic_loss`, plus
+    ``gradient_penalty`` times :func:`~kd_dense.critic.gradient_penalty` if it is a
+    ``'wgan-gp'``. Its parameters have ``requires_grad=False``, so that neither the student's
+    optimizer nor DDP trains it. ``kd_dense.CriticHook`` does. Without mmengine:
+
+    1. ``loss(student, teacher).backward()`` and the step of the student's optimizer,
+    2. ``loss.critic_backward()`` and the step of an optimizer of ``loss.critic.parameters()``.
+
+    Args:
+        channels: Channels of the maps; for logits, the number of classes.
+        weight: Factor on both results, as in the authors' code.
+        kind: ``'wgan-gp'`` (the authors' default) or ``'hinge'``.
+        gradient_penalty: Factor on the penalty of ``'wgan-gp'``.
+        preprocess: What the critic does to the maps, see :class:`~kd_dense.critic.Critic`.
+
+    Raises:
+        ValueError: If an argument is unknown or negative.
+
+    Example:
+        >>> loss = HolisticLoss(channels=19)
+        >>> optimizer = torch.optim.Adam(loss.critic.parameters(), lr=4e-4)
+        >>> student = torch.randn(2, 19, 16, 16, requires_grad=True)
+        >>> loss(student, torch.randn(2, 19, 16, 16)).backward()
+        >>> student.grad.shape
+        torch.Size([2, 19, 16, 16])
+        >>> value = loss.critic_backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        weight: float = 0.1,
+        kind: CriticKind = 'wgan-gp',
+        gradient_penalty: float = 10.0,
+        preprocess: Preprocess = 'batch_norm',
+    ) -> None:
+        super().__init__(weight)
+        check_kind('HolisticLoss', kind)
+        check_weight('HolisticLoss', 'gradient_penalty', gradient_penalty)
+        self.channels = channels
+        self.kind: CriticKind = kind
+        self.gradient_penalty = gradient_penalty
+        self.critic = Critic(channels, preprocess).requires_grad_(False)
+        self._maps: tuple[Tensor, Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, as for EMA, does not train the critic on maps of this one.
+        return {**self.__dict__, '_maps': None}
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Ask the critic about the student's maps.
+
+        Args:
+            student: Maps, ``(N, channels, H, W)``.
+            teacher: Same shape; kept for the critic's own step.
+
+        Returns:
+            Scalar, at least float32.
+
+        Raises:
+            ValueError: If the shapes differ.
+            RuntimeError: If the critic has not been trained since the last call.
+        """
+        check_same_shape('HolisticLoss', student, teacher)
+        if student.shape[1] != self.channels:
+            raise ValueError(
+                f'HolisticLoss(channels={self.channels}) expects maps of as many channels, '
+                f'got {tuple(student.shape)}'
+            )
+        if self.training and self.weight > 0 and torch.is_grad_enabled():
+            if self._maps is not None:
+                raise RuntimeError(
+                    'the critic is not being trained: add '
+                    "custom_hooks=[dict(type='kd_dense.CriticHook')] to the config, or, without "
+                    'mmengine, call critic_backward() and step an optimizer of the critic after '
+                    'each iteration'
+                )
+            self._maps = student.detach(), teacher.detach()
+        return -self.weight * at_least_float32(self.critic(student)).mean()
+
+    @property
+    def critic_is_due(self) -> bool:
+        """Whether there are maps that the critic has not been trained on."""
+        return self._maps is not None
+
+    def critic_backward(self, share: float = 1.0) -> Tensor:
+        """Add the gradient of the critic's own loss to that of its parameters.
+
+        The loss is that of the maps of the last forward in training mode, which are dropped.
+        (It is not returned for a backward of its own, because the parameters need
+        ``requires_grad`` until then.)
+
+        Args:
+            share: Factor on the gradient, as ``1 / k`` for an accumulation over k batches.
+
+        Returns:
+            The critic's loss, without ``weight`` and ``share``: a detached scalar.
+
+        Raises:
+            RuntimeError: If there was no such forward.
+        """
+        if self._maps is None:
+            raise RuntimeError(
+                'critic_backward() expects a forward in training mode, with a weight above 0, '
+                'before each call'
+            )
+        (student, teacher), self._maps = self._maps, None
+        self.critic.requires_grad_(True)
+        try:
+            with torch.autocast(student.device.type, enabled=False):  # around backward as well
+                scores = self.critic(teacher)
+                loss = critic_loss(self.critic(student), scores, self.kind)
+                if self.kind == 'wgan-gp':
+                    penalty = gradient_penalty(self.critic, student, teacher)
+                    loss = loss + self.gradient_penalty * penalty
+                (share * self.weight * loss).backward()
+        finally:
+            self.critic.requires_grad_(False)
+        return loss.detach()

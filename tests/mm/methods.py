@@ -1,0 +1,61 @@
+"""Every method on tiny models, for what all of them promise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from tests.mm import toy, toy_heads
+
+LOGITS, FEATURES = 'decode_head.conv_seg', 'backbone.layer4'
+SEGMENTERS: dict[str, dict[str, Any]] = {
+    'cwd': dict(
+        features=dict(tap=FEATURES, loss=toy.CWD),
+        logits=dict(tap=LOGITS, loss=toy.CWD),
+    ),
+    'skd': dict(
+        pixel=dict(tap=LOGITS, loss=dict(type='PixelWiseLoss', weight=10.0)),
+        pair=dict(tap=FEATURES, loss=dict(type='PairWiseLoss', weight=0.5)),
+        holistic=dict(tap=LOGITS, loss=dict(type='HolisticLoss', kind='hinge')),
+    ),
+    'intrakd': dict(
+        affinity=dict(tap=FEATURES, loss=dict(type='IntRALoss', kernel=3)),
+        attention=dict(tap=FEATURES, loss=dict(type='AttentionMapLoss')),
+    ),
+}
+DETECTORS: dict[str, dict[str, Any]] = {
+    'cwd-detector': dict(
+        fpn=dict(tap='neck', loss=toy.CWD),
+        classes=dict(tap='bbox_head.retina_cls', loss=toy.CWD),
+    ),
+    'fgd': dict(fgd=dict(tap='neck', loss=dict(type='FGDLoss'))),
+    'ld': dict(
+        ld=dict(tap='bbox_head', loss=dict(type='LDLoss', kd_vlr_weight=1.0)),
+        imitation=dict(tap='neck', loss=dict(type='LDImitationLoss', region='finegrained')),
+        general=dict(tap='neck', loss=dict(type='LDImitationLoss', region='gibox')),
+    ),
+}
+METHODS = [*SEGMENTERS, *DETECTORS]
+
+
+def distilled(method: str, **others: Any) -> Any:
+    """A student whose normalisation does not depend on how a batch is split."""
+    norm = dict(type='GN', num_groups=2)
+    if method in SEGMENTERS:
+        student, teacher = toy.segmenter(dropout=0.0), toy.segmenter(16)
+        student.decode_head.norm_cfg = norm
+    elif method == 'ld':
+        student, teacher = toy_heads.detector('gfl'), toy_heads.detector('gfl', 16)
+    else:
+        student, teacher = toy.detector(), toy.detector(16)
+    student.backbone.norm_cfg = norm
+    terms = (SEGMENTERS | DETECTORS)[method]
+    return toy.distilled(student, dict(config=teacher, checkpoint=None), terms, **others)
+
+
+def scenes(method: str) -> Dataset:
+    """Pictures of one size, always the same."""
+    if method in SEGMENTERS:
+        return toy.SegScenes(augment=False)
+    return toy.DetScenes(sizes=(64,))
