@@ -33,8 +33,8 @@ SMALLEST = 64  # four strides of 2 leave the 4x4 that the last convolution cover
 class Critic(nn.Module):
     """Score maps: high for those of the teacher, low for those of the student.
 
-    Four spectrally normalised 4x4 convolutions of stride 2 (64, 128, 256, 512 channels, leaky
-    ReLU of 0.1), self-attention after the third and the fourth, and a 4x4 convolution to one
+    Four spectrally normalised 4x4 convolutions of stride 2 (1, 2, 4, 8 times ``width`` channels,
+    leaky ReLU of 0.1), self-attention after the third and the fourth, and a 4x4 convolution to one
     channel. Made for logits of 65x65, which it turns into one number. Larger maps give a map
     of numbers, which are averaged; maps with a side below 64 are enlarged bilinearly until
     the shorter side has 64. It computes in the precision of its weights, autocast or not.
@@ -44,9 +44,10 @@ class Critic(nn.Module):
         preprocess: What is done to the maps first. ``'batch_norm'`` is the authors' setting:
             it hides from the critic how large the logits are. It counts the images of all
             processes. ``'tanh'`` squashes each value; ``'image'`` maps 0..255 to -1..1.
+        width: Channels of the first convolution, a multiple of 2; the authors' critic has 64.
 
     Raises:
-        ValueError: If ``preprocess`` is unknown.
+        ValueError: If ``preprocess`` is unknown, or ``width`` is odd or not positive.
 
     Example:
         >>> critic = Critic(channels=19)
@@ -56,22 +57,26 @@ class Critic(nn.Module):
         torch.Size([2])
     """
 
-    def __init__(self, channels: int, preprocess: Preprocess = 'batch_norm') -> None:
+    def __init__(
+        self, channels: int, preprocess: Preprocess = 'batch_norm', width: int = 64
+    ) -> None:
         super().__init__()
         if preprocess not in get_args(Preprocess):
             raise ValueError(
                 f'Critic expects preprocess to be one of {get_args(Preprocess)}, '
                 f'got {preprocess!r}'
             )
+        if width < 2 or width % 2:
+            raise ValueError(f'Critic expects width as a positive multiple of 2, got {width}')
         self.preprocess = preprocess
         self.norm = BatchNorm(channels) if preprocess == 'batch_norm' else None
-        self.conv1 = SpectralConv2d(channels, 64, 4, stride=2, padding=1)
-        self.conv2 = SpectralConv2d(64, 128, 4, stride=2, padding=1)
-        self.conv3 = SpectralConv2d(128, 256, 4, stride=2, padding=1)
-        self.attention1 = SelfAttention(256)
-        self.conv4 = SpectralConv2d(256, 512, 4, stride=2, padding=1)
-        self.attention2 = SelfAttention(512)
-        self.last = nn.Conv2d(512, 1, 4)
+        self.conv1 = SpectralConv2d(channels, width, 4, stride=2, padding=1)
+        self.conv2 = SpectralConv2d(width, 2 * width, 4, stride=2, padding=1)
+        self.conv3 = SpectralConv2d(2 * width, 4 * width, 4, stride=2, padding=1)
+        self.attention1 = SelfAttention(4 * width)
+        self.conv4 = SpectralConv2d(4 * width, 8 * width, 4, stride=2, padding=1)
+        self.attention2 = SelfAttention(8 * width)
+        self.last = nn.Conv2d(8 * width, 1, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         """Score maps.

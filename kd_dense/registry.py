@@ -1,13 +1,27 @@
 """The registries of the scope ``kd_dense``; mmengine imports this file on ``kd_dense.X``."""
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 from kd_dense import adapters, losses
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='kd_dense', locations=['kd_dense.mm'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='kd_dense', locations=['kd_dense.mm'])
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='kd_dense',
+    locations=['kd_dense.mm.apolloscape'],
+)
+TRANSFORMS = Registry(
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
+    scope='kd_dense',
+    locations=['kd_dense.mm.apolloscape'],
+)
 
 for _name in losses.__all__:
     if _name.endswith('Loss') and _name != 'DistillLoss':

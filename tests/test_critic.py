@@ -205,3 +205,15 @@ def test_no_gradient_of_the_penalty_reaches_the_maps():
 def test_rejects_a_kind_that_does_not_exist():
     with pytest.raises(ValueError, match=r"expects kind to be one of .*got 'lsgan'"):
         critic_loss(torch.zeros(1), torch.zeros(1), 'lsgan')
+
+
+def test_a_narrow_critic_scores_as_well():
+    critic = Critic(5, width=2)
+    assert critic(torch.zeros(3, 5, 20, 30)).shape == (3,)
+    assert sum(p.numel() for p in critic.parameters()) < 10_000
+
+
+@pytest.mark.parametrize('width', [0, -2, 3])
+def test_rejects_a_width_that_attention_cannot_take(width):
+    with pytest.raises(ValueError, match=f'positive multiple of 2, got {width}'):
+        Critic(5, width=width)

@@ -252,6 +252,7 @@ class HolisticLoss(DistillLoss):
         kind: ``'wgan-gp'`` (the authors' default) or ``'hinge'``.
         gradient_penalty: Factor on the penalty of ``'wgan-gp'``.
         preprocess: What the critic does to the maps, see :class:`~kd_dense.critic.Critic`.
+        width: How wide the critic is, see there.
 
     Raises:
         ValueError: If an argument is unknown or negative.
@@ -274,6 +275,7 @@ class HolisticLoss(DistillLoss):
         kind: CriticKind = 'wgan-gp',
         gradient_penalty: float = 10.0,
         preprocess: Preprocess = 'batch_norm',
+        width: int = 64,
     ) -> None:
         super().__init__(weight)
         check_kind('HolisticLoss', kind)
@@ -281,7 +283,7 @@ class HolisticLoss(DistillLoss):
         self.channels = channels
         self.kind: CriticKind = kind
         self.gradient_penalty = gradient_penalty
-        self.critic = Critic(channels, preprocess).requires_grad_(False)
+        self.critic = Critic(channels, preprocess, width).requires_grad_(False)
         self._maps: tuple[Tensor, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -127,15 +127,17 @@ class DistributionATSSHead(_AnchorDistributions, ATSSHead):
             ``loss_bbox`` is an L1 loss.
 
     Example:
-        >>> head = DistributionATSSHead(
-        ...     num_classes=3,
-        ...     in_channels=32,
-        ...     feat_channels=32,
-        ...     anchor_generator=dict(
-        ...         type='mmdet.AnchorGenerator', ratios=[1.0], scales=[8], strides=[8]
-        ...     ),
-        ...     loss_bbox=dict(type='mmdet.GIoULoss'),
-        ... )
+        >>> from mmengine.registry import DefaultScope
+        >>> with DefaultScope.overwrite_default_scope('mmdet'):
+        ...     head = DistributionATSSHead(
+        ...         num_classes=3,
+        ...         in_channels=32,
+        ...         feat_channels=32,
+        ...         anchor_generator=dict(
+        ...             type='AnchorGenerator', ratios=[1.0], scales=[8], strides=[8]
+        ...         ),
+        ...         loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
+        ...     )
         >>> classes, boxes, centerness = head([torch.zeros(1, 32, 4, 4)])
         >>> boxes[0].shape
         torch.Size([1, 68, 4, 4])

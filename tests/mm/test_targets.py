@@ -98,10 +98,10 @@ class TestNeeds:
 
     def test_a_need_that_such_a_model_lacks_is_an_error_when_it_is_built(self):
         nosey = dict(nosey=dict(tap='decode_head.conv_seg', loss=dict(type='NoseyLoss')))
-        with pytest.raises(ValueError, match='needs boxes, but .* has a decode_head'):
+        with pytest.raises(ValueError, match=r'needs boxes, but .* has a decode_head'):
             toy.build(toy.distilled(terms=nosey))
         gram = dict(gram=dict(tap='neck', loss=dict(type='GramLoss')))
-        with pytest.raises(ValueError, match='needs label maps, but .* has a bbox_head'):
+        with pytest.raises(ValueError, match=r'needs label maps, but .* has a bbox_head'):
             toy.build(toy.distilled_detector(terms=gram))
 
     def test_every_need_of_every_loss_is_known(self):

@@ -1,0 +1,15 @@
+"""LD on positives alone.
+
+Source: the authors' README, "Evaluate on the main distillation region only"; mmdet's
+`ld_r18-gflv1-r101_fpn_1x_coco.py` is the same.
+"""
+_base_ = ['../_base_/kd_dense.py', './gfl_r18_1x_coco.py']
+model = dict(
+    _delete_=True,
+    type='kd_dense.Distilled',
+    student=_base_.model,
+    teacher='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py',
+    terms=dict(
+        ld=dict(
+            tap='bbox_head',
+            loss=dict(type='LDLoss', main_weight=0.25, vlr_weight=0.0, kd_weight=0.0))))
