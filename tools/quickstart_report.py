@@ -26,7 +26,6 @@ from matplotlib import pyplot as plt
 COLORS = {
     'teacher': '#666666',
     'student': '#000000',
-    LONGER: '#56B4E9',
     'cwd': '#D55E00',
     'skd': '#0072B2',
     'intrakd': '#CC79A7',
@@ -39,7 +38,20 @@ PICTURES = 6
 def name_of(model: str) -> str:
     if model in TITLES:
         return f'student + {TITLES[model]}'
-    return {'student': 'student alone', LONGER: 'student alone, same CPU time'}.get(model, model)
+    if model.startswith(LONGER):
+        return f'student alone, CPU time of {TITLES[method_of(model)]}'
+    return {'student': 'student alone'}.get(model, model)
+
+
+def method_of(model: str) -> str:
+    """The method that a run belongs to, by itself or as what it is compared with."""
+    return model.removeprefix(LONGER).strip()
+
+
+def ordered(models: Mapping[str, Any]) -> list[str]:
+    """The models of a task, each method followed by what it is compared with."""
+    places = ['teacher', 'student', *TITLES]
+    return sorted(models, key=lambda model: (places.index(method_of(model)), len(model)))
 
 
 def bare(model: str) -> str:
@@ -100,7 +112,8 @@ def write_table(
         ]
         teacher = models['teacher'][0]['metric']
         alone = mean(run['metric'] for run in models['student'])
-        for model, runs in models.items():
+        for model in ordered(models):
+            runs = models[model]
             values = [run['metric'] for run in runs]
             share = (mean(values) - alone) / (teacher - alone) if teacher > alone else None
             trained = bool(runs[0]['iterations'])
@@ -129,15 +142,16 @@ def draw(folder: Path, results: Mapping[str, Any]) -> None:
     """Draw the curves of all tasks, and the predictions of each."""
     figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4), squeeze=False)
     for axis, (task, models) in zip(axes[0], results.items(), strict=True):
-        for model, runs in models.items():
-            color = COLORS[model]
+        for model in ordered(models):
+            runs, color = models[model], COLORS[method_of(model)]
             if model == 'teacher':
                 axis.axhline(runs[0]['metric'], color=color, ls='--', label='teacher (test)')
                 continue
             steps = [step for step, _ in runs[0]['curve']]
             values = np.array([[value for _, value in run['curve']] for run in runs])
-            axis.plot(steps, values.mean(0), 'o-', color=color, label=name_of(model), ms=4)
-            axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
+            style = ':' if model.startswith(LONGER) else 'o-'
+            axis.plot(steps, values.mean(0), style, color=color, label=name_of(model), ms=4)
+            axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.1, lw=0)
         axis.set(
             xlabel='iteration', ylabel=f'{METRICS[task][1]} on the validation split',
             title=TASKS[task].capitalize(),
@@ -148,7 +162,7 @@ def draw(folder: Path, results: Mapping[str, Any]) -> None:
                 0.02, 0.97, 'line: mean; band: all seeds', transform=axis.transAxes, va='top'
             )
         axis.grid(alpha=0.3)
-        axis.legend(loc='lower right', fontsize=8)
+        axis.legend(loc='lower right', fontsize=7)
     figure.tight_layout()
     figure.savefig(folder / 'curves.png', dpi=120)
     plt.close(figure)
@@ -157,7 +171,7 @@ def draw(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def _draw_predictions(path: Path, task: str, models: Mapping[str, Any]) -> None:
-    shown = [m for m in models if m != LONGER]
+    shown = [m for m in ordered(models) if not m.startswith(LONGER)]
     predictors = {m: Predictor(task, m, models[m][0]['checkpoint']) for m in shown}
     columns = ['ground truth', *shown]
     figure, axes = plt.subplots(

@@ -16,8 +16,7 @@ model = dict(
     terms=dict(
         pixel=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='PixelWiseLoss', weight=0.25, temperature=2.0)),
-        pair=dict(tap='backbone.layer4', loss=dict(type='PairWiseLoss', weight=1.0, scale=0.34)),
+            loss=dict(type='PixelWiseLoss', weight=1.0, temperature=2.0)),
+        pair=dict(tap='backbone.layer4', loss=dict(type='PairWiseLoss', weight=3.0, scale=0.34)),
         holistic=dict(
-            tap='decode_head.conv_seg',
-            loss=dict(type='HolisticLoss', weight=0.1, width=8))))
+            tap='decode_head.conv_seg', loss=dict(type='HolisticLoss', weight=0.01, width=4))))

@@ -38,7 +38,7 @@ def test_trains_compares_and_draws(data, tmp_path):
     assert table in done.stdout + '\n'
     for title in ('Segmentation (2 seeds', 'Detection (2 seeds'):
         assert title in table
-    for row in ('teacher', 'student alone', 'student + CWD', 'student alone, same CPU time'):
+    for row in ('teacher', 'student alone', 'student + CWD', 'student alone, CPU time of CWD'):
         assert table.count(f'| {row} |') == 2
     for picture in ('curves', 'predictions_seg', 'predictions_det'):
         assert (tmp_path / f'{picture}.png').stat().st_size > 10_000

@@ -111,14 +111,15 @@ class TestOptions:
         run_here(monkeypatch, TRAIN, DETECTOR, '--work-dir', tmp_path, work_dir='from_options')
         assert built.config.work_dir == str(tmp_path)
 
-    def test_the_random_state_is_saved(self, built, monkeypatch, tmp_path):
-        hook = dict(type='kd_dense.RandomStateHook')
+    def test_hooks_that_a_training_should_have_are_added(self, built, monkeypatch, tmp_path):
+        state, critic = (dict(type=f'kd_dense.{name}Hook') for name in ('RandomState', 'Critic'))
         run_here(monkeypatch, TRAIN, DETECTOR)
-        assert built.config.custom_hooks == [hook]
+        assert built.config.custom_hooks == [state, critic]
         own = tmp_path / 'own.py'
-        own.write_text(f"_base_ = ['{DETECTOR}']\ncustom_hooks = [dict(type='X'), {hook}]\n")
+        slower = dict(type='kd_dense.CriticHook', optimizer=dict(type='Adam', lr=1e-4))
+        own.write_text(f"_base_ = ['{DETECTOR}']\ncustom_hooks = [dict(type='X'), {slower}]\n")
         run_here(monkeypatch, TRAIN, own)
-        assert built.config.custom_hooks == [dict(type='X'), hook]
+        assert built.config.custom_hooks == [dict(type='X'), slower, state]
 
     def test_amp(self, built, monkeypatch):
         run_here(monkeypatch, TRAIN, DETECTOR, '--amp')
