@@ -8,11 +8,13 @@ Generative Adversarial Networks", ICML 2019. https://arxiv.org/abs/1805.08318
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
+
+from kd_dense.functional import check_choice, without_autocast
 
 __all__ = [
     'Critic',
@@ -20,7 +22,6 @@ __all__ = [
     'Preprocess',
     'SelfAttention',
     'SpectralConv2d',
-    'check_kind',
     'critic_loss',
     'gradient_penalty',
 ]
@@ -61,11 +62,7 @@ class Critic(nn.Module):
         self, channels: int, preprocess: Preprocess = 'batch_norm', width: int = 64
     ) -> None:
         super().__init__()
-        if preprocess not in get_args(Preprocess):
-            raise ValueError(
-                f'Critic expects preprocess to be one of {get_args(Preprocess)}, '
-                f'got {preprocess!r}'
-            )
+        check_choice('Critic', 'preprocess', preprocess, Preprocess)
         if width < 2 or width % 2:
             raise ValueError(f'Critic expects width as a positive multiple of 2, got {width}')
         self.preprocess = preprocess
@@ -87,7 +84,7 @@ class Critic(nn.Module):
         Returns:
             Scores, ``(N,)``.
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             x = x.to(self.last.weight.dtype)
             if self.norm is not None:
                 x = self.norm(x)
@@ -237,12 +234,6 @@ class _AllReduce(torch.autograd.Function):
         return _AllReduce.apply(grad)
 
 
-def check_kind(owner: str, kind: str) -> None:
-    """Raise ``ValueError`` unless ``kind`` is a kind of adversarial training."""
-    if kind not in get_args(CriticKind):
-        raise ValueError(f'{owner} expects kind to be one of {get_args(CriticKind)}, got {kind!r}')
-
-
 def critic_loss(student: Tensor, teacher: Tensor, kind: CriticKind = 'wgan-gp') -> Tensor:
     r"""Tell the critic to score the teacher high and the student low.
 
@@ -268,7 +259,7 @@ def critic_loss(student: Tensor, teacher: Tensor, kind: CriticKind = 'wgan-gp') 
         >>> critic_loss(student, teacher, kind='hinge')
         tensor(1.2500)
     """
-    check_kind('critic_loss', kind)
+    check_choice('critic_loss', 'kind', kind, CriticKind)
     if kind == 'hinge':
         return F.relu(1 - teacher).mean() + F.relu(1 + student).mean()
     return student.mean() - teacher.mean()
@@ -308,6 +299,7 @@ def gradient_penalty(
     if alpha is None:
         alpha = torch.rand(len(student), 1, 1, 1, device=student.device)
     x = (alpha * teacher + (1 - alpha) * student).requires_grad_()
-    (grad,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    with without_autocast(x):
+        (grad,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
     norm: Tensor = torch.linalg.vector_norm(grad.flatten(1), dim=1)
     return (norm - 1).square().mean()

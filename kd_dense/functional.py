@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, distributed
 
 __all__ = [
     'at_least_float32',
+    'check_choice',
+    'check_published_batch',
     'check_temperature',
     'mean_over_ranks',
     'published_sum',
     'soft_kl',
+    'without_autocast',
 ]
 
 
@@ -26,6 +31,41 @@ def at_least_float32(x: Tensor) -> Tensor:
         torch.float64
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Compute in the precision of the tensors themselves, also in a block under autocast.
+
+    Args:
+        x: Any tensor on the device in question.
+
+    Example:
+        >>> x = torch.ones(1, 1)
+        >>> with torch.autocast('cpu', torch.bfloat16):
+        ...     rounded = x @ x
+        ...     with without_autocast(x):
+        ...         exact = x @ x
+        >>> rounded.dtype, exact.dtype
+        (torch.bfloat16, torch.float32)
+    """
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):  # 'meta' has none to turn off
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def check_choice(owner: str, name: str, value: str, literal: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of a ``Literal``.
+
+    Example:
+        >>> from typing import Literal
+        >>> check_choice('Paint', 'colour', 'blue', Literal['red', 'green'])
+        Traceback (most recent call last):
+            ...
+        ValueError: Paint expects colour to be one of ('red', 'green'), got 'blue'
+    """
+    if value not in get_args(literal):
+        raise ValueError(f'{owner} expects {name} to be one of {get_args(literal)}, got {value!r}')
 
 
 def check_temperature(temperature: float) -> None:
@@ -56,6 +96,16 @@ def mean_over_ranks(count: Tensor) -> Tensor:
     mean = count / distributed.get_world_size()
     distributed.all_reduce(mean)
     return mean
+
+
+def check_published_batch(owner: str, published_batch: int | None) -> None:
+    """Raise ``ValueError`` unless ``published_batch`` is a number of images or ``None``."""
+    if published_batch is None or (isinstance(published_batch, int) and published_batch >= 1):
+        return
+    raise ValueError(
+        f'{owner} expects published_batch as an int >= 1 or None, '
+        f'got published_batch={published_batch!r}'
+    )
 
 
 def published_sum(total: Tensor, images: int, published_batch: int | None) -> Tensor:

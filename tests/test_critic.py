@@ -202,6 +202,19 @@ def test_no_gradient_of_the_penalty_reaches_the_maps():
     assert critic[0].weight.grad.abs().sum() > 0
 
 
+def test_autocast_changes_nothing_about_the_penalty():
+    critic = Critic(3, width=8)
+    for attention in (critic.attention1, critic.attention2):
+        torch.nn.init.ones_(attention.gamma)
+    student, teacher = torch.randn(2, 2, 3, 64, 64)
+    penalties = []
+    for enabled in (False, True):
+        twin = copy.deepcopy(critic)  # each call moves the power iteration on
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            penalties.append(gradient_penalty(twin, student, teacher, alpha=torch.tensor(0.3)))
+    assert torch.equal(*penalties)
+
+
 def test_rejects_a_kind_that_does_not_exist():
     with pytest.raises(ValueError, match=r"expects kind to be one of .*got 'lsgan'"):
         critic_loss(torch.zeros(1), torch.zeros(1), 'lsgan')

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-__all__ = ['DistillLoss', 'check_same_shape', 'check_weight']
+__all__ = ['DistillLoss', 'check_same_shape', 'check_same_size', 'check_weight']
 
 
 class DistillLoss(nn.Module):
@@ -63,4 +63,15 @@ def check_same_shape(name: str, student: Tensor, teacher: Tensor) -> None:
             f'{name} expects two maps of one shape (N, C, H, W), got student '
             f'{tuple(student.shape)} and teacher {tuple(teacher.shape)}; '
             'kd_dense.adapters.Adapter gives a student map the shape of the teacher map'
+        )
+
+
+def check_same_size(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Raise ``ValueError`` unless two maps ``(N, C, H, W)`` differ in their channels alone."""
+    same = student.dim() == teacher.dim() == 4 and len(student) == len(teacher)
+    if not (same and student.shape[2:] == teacher.shape[2:]):
+        raise ValueError(
+            f'{name} expects two maps (N, C, H, W) that differ in C at most, got student '
+            f'{tuple(student.shape)} and teacher {tuple(teacher.shape)}; '
+            'kd_dense.adapters.resize gives a student map the size of the teacher map'
         )

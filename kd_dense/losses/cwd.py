@@ -6,11 +6,11 @@ https://arxiv.org/abs/2011.13256
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
-from kd_dense.functional import at_least_float32, check_temperature, soft_kl
+from kd_dense.functional import at_least_float32, check_choice, check_temperature, soft_kl
 from kd_dense.losses.base import DistillLoss, check_same_shape
 
 __all__ = ['CWDLoss', 'cwd_loss']
@@ -78,7 +78,7 @@ def cwd_loss(
     """
     check_same_shape('cwd_loss', student, teacher)
     check_temperature(temperature)
-    _check_variant(norm, divergence, first_image_only)
+    _check_variant('cwd_loss', norm, divergence, first_image_only)
     student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
     images, channels, height, width = student.shape
     per_position = norm in ('spatial', 'none')
@@ -103,19 +103,16 @@ def cwd_loss(
     return soft_kl(student, teacher, temperature, dim).sum() / count
 
 
-def _check_variant(norm: str, divergence: str, first_image_only: bool) -> None:
-    for name, value, allowed in (('norm', norm, Norm), ('divergence', divergence, Divergence)):
-        if value not in get_args(allowed):
-            raise ValueError(
-                f'cwd_loss expects {name} to be one of {get_args(allowed)}, got {value!r}'
-            )
+def _check_variant(owner: str, norm: str, divergence: str, first_image_only: bool) -> None:
+    check_choice(owner, 'norm', norm, Norm)
+    check_choice(owner, 'divergence', divergence, Divergence)
     if norm == 'none' and divergence == 'kl':
         raise ValueError(
-            "cwd_loss with norm='none' compares maps that are no distributions: "
+            f"{owner} with norm='none' compares maps that are no distributions: "
             "expected divergence='mse', got 'kl'"
         )
     if first_image_only and norm != 'none':
-        raise ValueError(f"first_image_only belongs to norm='none', got norm={norm!r}")
+        raise ValueError(f"{owner}: first_image_only belongs to norm='none', got norm={norm!r}")
 
 
 class CWDLoss(DistillLoss):
@@ -146,7 +143,7 @@ class CWDLoss(DistillLoss):
     ) -> None:
         super().__init__(weight)
         check_temperature(temperature)
-        _check_variant(norm, divergence, first_image_only)
+        _check_variant('CWDLoss', norm, divergence, first_image_only)
         self.temperature = temperature
         self.norm: Norm = norm
         self.divergence: Divergence = divergence

@@ -7,14 +7,19 @@ https://arxiv.org/abs/2111.11837
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 
-from kd_dense.functional import at_least_float32, check_temperature
+from kd_dense.functional import (
+    at_least_float32,
+    check_choice,
+    check_temperature,
+    without_autocast,
+)
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
 
 __all__ = ['FGDLoss', 'GlobalContext', 'box_masks', 'fgd_loss']
@@ -48,6 +53,7 @@ class GlobalContext(nn.Module):
         super().__init__()
         if channels < 2:
             raise ValueError(f'GlobalContext expects at least 2 channels, got {channels}')
+        self.channels = channels
         self.attention = nn.Linear(channels, 1, bias=False)
         self.transform = nn.Sequential(
             nn.Linear(channels, channels // 2),
@@ -116,10 +122,11 @@ def box_masks(
     """
     wrong = [tuple(b.shape) for b in boxes if b.dim() != 2 or b.shape[1] != 4]
     if wrong:
-        raise ValueError(f'expected boxes of shape (n, 4) for each image, got {wrong[0]}')
+        raise ValueError(f'box_masks expects boxes of shape (n, 4) for each image, got {wrong[0]}')
     if len(shapes) not in (1, len(boxes)):
         raise ValueError(
-            f'expected one shape, or one for each of {len(boxes)} images, got {len(shapes)}'
+            f'box_masks expects one shape, or one for each of {len(boxes)} images, '
+            f'got {len(shapes)}'
         )
     height, width = size
     # Images with fewer boxes are filled up with boxes that have no area.
@@ -212,19 +219,20 @@ class _Reductions(torch.autograd.Function):
         over_channels, over_positions, difference, weighted, squares, context = grads
         _, channels, positions = student.shape
 
-        into_attention = torch.bmm(context[:, None], student)
-        centred = into_attention - (attention * into_attention).sum(2, keepdim=True)
-        into_logits = attention * centred
-        into_query = torch.bmm(into_logits, student.mT).sum(0)
+        with without_autocast(student):  # backward may be called under it, too
+            into_attention = torch.bmm(context[:, None], student)
+            centred = into_attention - (attention * into_attention).sum(2, keepdim=True)
+            into_logits = attention * centred
+            into_query = torch.bmm(into_logits, student.mT).sum(0)
 
-        grad = student - teacher
-        work = torch.addcmul(2 * squares, 2 * weights[:, :, None], weighted[:, None])
-        grad.mul_(work).add_(difference[:, :, None])
-        grad.addcmul_(context[:, :, None], attention)
-        grad.addcmul_(query[:, :, None], into_logits)
-        torch.sign(student, out=work)
-        grad.addcmul_(work, over_channels[:, None] / channels)
-        grad.addcmul_(work, over_positions[:, :, None] / positions)
+            grad = student - teacher
+            work = torch.addcmul(2 * squares, 2 * weights[:, :, None], weighted[:, None])
+            grad.mul_(work).add_(difference[:, :, None])
+            grad.addcmul_(context[:, :, None], attention)
+            grad.addcmul_(query[:, :, None], into_logits)
+            torch.sign(student, out=work)
+            grad.addcmul_(work, over_channels[:, None] / channels)
+            grad.addcmul_(work, over_positions[:, :, None] / positions)
         return grad, None, None, into_query
 
 
@@ -299,8 +307,8 @@ def fgd_loss(
         The four parts by name, without weights; scalars, at least float32.
 
     Raises:
-        ValueError: If the shapes differ, boxes are not ``(n, 4)`` for each image, or an
-            argument has no such value.
+        ValueError: If the shapes differ, the contexts are for other channels, boxes are not
+            ``(n, 4)`` for each image, or an argument has no such value.
 
     Example:
         >>> student, teacher = torch.zeros(1, 2, 2, 3), torch.ones(1, 2, 2, 3)
@@ -312,38 +320,38 @@ def fgd_loss(
     """
     check_same_shape('fgd_loss', student, teacher)
     check_temperature(temperature)
-    _check_box_scale(box_scale)
+    check_choice('fgd_loss', 'box_scale', box_scale, BoxScale)
     if len(boxes) != len(student):
         raise ValueError(f'fgd_loss expects boxes for {len(student)} images, got {len(boxes)}')
-    images, _, height, width = student.shape
+    images, channels, height, width = student.shape
+    for block in (student_context, teacher_context):
+        if block.channels != channels:
+            raise ValueError(
+                f'fgd_loss got maps of {channels} channels and a context of {block.channels}: '
+                f'expected FGDLoss(channels={channels}), or GlobalContext({channels}) for both'
+            )
     student = at_least_float32(student).flatten(2)
     teacher = at_least_float32(teacher.detach()).flatten(2)
     shapes = [batch_shape] if box_scale == 'batch' else image_shapes
     foreground, background = box_masks(boxes, shapes, (height, width), student.dtype)
 
-    where, which = _attention(*_means(teacher.abs()), temperature)
-    over_channels, over_positions, difference, weighted, squares, context = _Reductions.apply(
-        student, teacher, which, student_context.attention.weight
-    )
-    where_student, which_student = _attention(over_channels, over_positions, temperature)
-    weighted = weighted * where
-    # The sum of (d + a)^2 over positions, where a is the same at each, needs no other map.
-    added = student_context.transform(context) - teacher_context(teacher)
-    crossed = (added * (2 * difference + height * width * added)).sum()
-    parts = {
-        'foreground': (weighted * foreground.flatten(1)).sum(),
-        'background': (weighted * background.flatten(1)).sum(),
-        'attention': (where_student - where).abs().sum() + (which_student - which).abs().sum(),
-        'relation': squares + crossed,
-    }
-    return {name: part / images for name, part in parts.items()}
-
-
-def _check_box_scale(box_scale: str) -> None:
-    if box_scale not in get_args(BoxScale):
-        raise ValueError(
-            f'expected box_scale to be one of {get_args(BoxScale)}, got {box_scale!r}'
+    with without_autocast(student):
+        where, which = _attention(*_means(teacher.abs()), temperature)
+        over_channels, over_positions, difference, weighted, squares, context = _Reductions.apply(
+            student, teacher, which, student_context.attention.weight
         )
+        where_student, which_student = _attention(over_channels, over_positions, temperature)
+        weighted = weighted * where
+        # The sum of (d + a)^2 over positions, where a is the same at each, needs no other map.
+        added = student_context.transform(context) - teacher_context(teacher)
+        crossed = (added * (2 * difference + height * width * added)).sum()
+        parts = {
+            'foreground': (weighted * foreground.flatten(1)).sum(),
+            'background': (weighted * background.flatten(1)).sum(),
+            'attention': (where_student - where).abs().sum() + (which_student - which).abs().sum(),
+            'relation': squares + crossed,
+        }
+        return {name: part / images for name, part in parts.items()}
 
 
 class FGDLoss(DistillLoss):
@@ -393,7 +401,7 @@ class FGDLoss(DistillLoss):
     ) -> None:
         super().__init__(weight)
         check_temperature(temperature)
-        _check_box_scale(box_scale)
+        check_choice('FGDLoss', 'box_scale', box_scale, BoxScale)
         self.weights = dict(
             foreground=foreground, background=background, attention=attention, relation=relation
         )

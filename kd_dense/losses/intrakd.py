@@ -9,13 +9,13 @@ choice stands in docs/methods/intrakd.md; every choice is an argument.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from kd_dense.functional import at_least_float32
-from kd_dense.losses.base import DistillLoss
+from kd_dense.functional import at_least_float32, check_choice
+from kd_dense.losses.base import DistillLoss, check_same_size
 
 __all__ = [
     'AttentionMapLoss',
@@ -96,9 +96,17 @@ def intra_loss(
         >>> intra_loss(other, teacher, segmentation, num_classes=2, kernel=1).round(decimals=3)
         tensor(0.1500)
     """
-    _check_maps('intra_loss', student, teacher)
+    check_same_size('intra_loss', student, teacher)
     _check_choices(
-        num_classes, regions, kernel, pixels, third_denominator, normaliser, eps, cos_eps
+        'intra_loss',
+        num_classes,
+        regions,
+        kernel,
+        pixels,
+        third_denominator,
+        normaliser,
+        eps,
+        cos_eps,
     )
     if segmentation.dim() != 3 or len(segmentation) != len(student):
         raise ValueError(
@@ -194,18 +202,17 @@ def region_masks(
         half = kernel // 2
         labels = torch.nn.functional.pad(labels, (half, half, half, half), value=num_classes)
     height, width = size
-    labels = labels[:, rows.flatten()][:, :, columns.flatten()]
-    labels = labels.view(images, height, -1, width, columns.shape[1])
-    labels = labels.permute(0, 2, 4, 1, 3).reshape(images, -1, height * width)
-    weights = row_weights.T[:, None, :, None] * column_weights.T[None, :, None, :]
-    weights = weights.reshape(-1, height * width).expand_as(labels)
-
-    masks = weights.new_zeros(images, num_classes + 1, height * width)
-    # In one dimension PyTorch can make this deterministic on a GPU.
+    masks = row_weights.new_zeros(images, num_classes + 1, height * width)
     image = torch.arange(images, device=labels.device)[:, None, None]
     position = torch.arange(height * width, device=labels.device)
-    index = (image * (num_classes + 1) + labels) * (height * width) + position
-    masks.view(-1).scatter_add_(0, index.flatten(), weights.flatten())
+    first = image * (num_classes + 1) * height * width + position
+    # One row of the squares after the other, because all pixels of all squares are many.
+    for row, row_weight in zip(rows.unbind(1), row_weights.unbind(1), strict=True):
+        index = labels[:, row][:, :, columns.T].permute(0, 2, 1, 3).flatten(2)
+        index = index.mul_(height * width).add_(first)
+        weights = (row_weight[:, None] * column_weights.T[:, None]).flatten(1).expand_as(index)
+        # In one dimension PyTorch can make this deterministic on a GPU.
+        masks.view(-1).scatter_add_(0, index.flatten(), weights.flatten())
     masks = masks[:, :num_classes]
     return masks if smooth else (masks > 0).to(masks.dtype)
 
@@ -365,18 +372,8 @@ def region_affinities(moments: Tensor, cos_eps: float = 1e-12) -> Tensor:
     return unit @ unit.transpose(-1, -2)
 
 
-def _check_maps(name: str, student: Tensor, teacher: Tensor) -> None:
-    """Raise ``ValueError`` unless two maps differ in their channels alone."""
-    same = student.dim() == teacher.dim() == 4 and len(student) == len(teacher)
-    if not (same and student.shape[2:] == teacher.shape[2:]):
-        raise ValueError(
-            f'{name} expects two maps (N, C, H, W) that differ in C at most, got student '
-            f'{tuple(student.shape)} and teacher {tuple(teacher.shape)}; '
-            'kd_dense.adapters.resize gives a student map the size of the teacher map'
-        )
-
-
 def _check_choices(
+    owner: str,
     num_classes: int,
     regions: str,
     kernel: int,
@@ -387,22 +384,16 @@ def _check_choices(
     cos_eps: float,
 ) -> None:
     if num_classes < 1:
-        raise ValueError(f'intra_loss expects num_classes >= 1, got {num_classes}')
+        raise ValueError(f'{owner} expects num_classes >= 1, got {num_classes}')
     if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f'intra_loss expects an odd kernel >= 1, got kernel={kernel}')
-    for name, choice, allowed in (
-        ('regions', regions, Regions),
-        ('pixels', pixels, Pixels),
-        ('third_denominator', third_denominator, ThirdDenominator),
-        ('normaliser', normaliser, Normaliser),
-    ):
-        if choice not in get_args(allowed):
-            raise ValueError(
-                f'intra_loss expects {name} to be one of {get_args(allowed)}, got {choice!r}'
-            )
+        raise ValueError(f'{owner} expects an odd kernel >= 1, got kernel={kernel}')
+    check_choice(owner, 'regions', regions, Regions)
+    check_choice(owner, 'pixels', pixels, Pixels)
+    check_choice(owner, 'third_denominator', third_denominator, ThirdDenominator)
+    check_choice(owner, 'normaliser', normaliser, Normaliser)
     for name, value in (('eps', eps), ('cos_eps', cos_eps)):
         if value is not None and not value > 0:
-            raise ValueError(f'intra_loss expects {name} > 0, got {name}={value}')
+            raise ValueError(f'{owner} expects {name} > 0, got {name}={value}')
 
 
 class IntRALoss(DistillLoss):
@@ -441,7 +432,15 @@ class IntRALoss(DistillLoss):
     ) -> None:
         super().__init__(weight)
         _check_choices(
-            num_classes, regions, kernel, pixels, third_denominator, normaliser, eps, cos_eps
+            'IntRALoss',
+            num_classes,
+            regions,
+            kernel,
+            pixels,
+            third_denominator,
+            normaliser,
+            eps,
+            cos_eps,
         )
         self.num_classes = num_classes
         self.regions: Regions = regions
@@ -514,8 +513,8 @@ def attention_map_loss(
         >>> attention_map_loss(teacher.flip(-1), teacher)
         tensor(2.)
     """
-    _check_maps('attention_map_loss', student, teacher)
-    _check_map_norm(norm, eps)
+    check_same_size('attention_map_loss', student, teacher)
+    _check_map_norm('attention_map_loss', norm, eps)
     student = _attention(at_least_float32(student), norm, eps)
     teacher = _attention(at_least_float32(teacher.detach()), norm, eps)
     return (student - teacher).square().sum(1).mean()
@@ -528,13 +527,10 @@ def _attention(maps: Tensor, norm: MapNorm, eps: float) -> Tensor:
     return attention / (attention.square().sum(1, keepdim=True) + eps).sqrt()
 
 
-def _check_map_norm(norm: str, eps: float) -> None:
-    if norm not in get_args(MapNorm):
-        raise ValueError(
-            f'attention_map_loss expects norm to be one of {get_args(MapNorm)}, got {norm!r}'
-        )
+def _check_map_norm(owner: str, norm: str, eps: float) -> None:
+    check_choice(owner, 'norm', norm, MapNorm)
     if not eps > 0:
-        raise ValueError(f'attention_map_loss expects eps > 0, got eps={eps}')
+        raise ValueError(f'{owner} expects eps > 0, got eps={eps}')
 
 
 class AttentionMapLoss(DistillLoss):
@@ -557,7 +553,7 @@ class AttentionMapLoss(DistillLoss):
 
     def __init__(self, weight: float = 1.0, norm: MapNorm = 'l2', eps: float = 1e-12) -> None:
         super().__init__(weight)
-        _check_map_norm(norm, eps)
+        _check_map_norm('AttentionMapLoss', norm, eps)
         self.norm: MapNorm = norm
         self.eps = eps
 

@@ -7,13 +7,15 @@ https://arxiv.org/abs/2102.12252
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kd_dense.functional import (
     at_least_float32,
+    check_choice,
+    check_published_batch,
     check_temperature,
     mean_over_ranks,
     published_sum,
@@ -375,13 +377,7 @@ def _check_arguments(
     check_choice(owner, 'diou', diou, DIoU)
     if topk < 1:
         raise ValueError(f'{owner} expects topk >= 1, got topk={topk}')
-    if published_batch is not None and published_batch < 1:
-        raise ValueError(f'{owner} expects published_batch >= 1, or None, got {published_batch}')
-
-
-def check_choice(owner: str, name: str, value: str, allowed: Any) -> None:
-    if value not in get_args(allowed):
-        raise ValueError(f'{owner} expects {name} to be one of {get_args(allowed)}, got {value!r}')
+    check_published_batch(owner, published_batch)
 
 
 def check_maps(

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kd_dense.functional import at_least_float32, mean_over_ranks
+from kd_dense.functional import at_least_float32, check_choice, mean_over_ranks
 from kd_dense.losses.base import DistillLoss, check_same_shape
-from kd_dense.losses.ld import HeadTargets, by_prior, check_choice, check_maps, mean_of_levels
+from kd_dense.losses.ld import HeadTargets, by_prior, check_maps, mean_of_levels
 from kd_dense.losses.ld_regions import (
     centers,
     fine_grained_region,

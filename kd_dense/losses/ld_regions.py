@@ -47,8 +47,8 @@ def centers(priors: Tensor) -> Tensor:
 def _intersection_and_areas(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     left, top, right, bottom = anchors.unbind(-1)
     box_left, box_top, box_right, box_bottom = boxes[..., None, :].unbind(-1)
-    width = (right.minimum(box_right) - left.maximum(box_left)).clamp_(min=0)
-    height = (bottom.minimum(box_bottom) - top.maximum(box_top)).clamp_(min=0)
+    width = right.minimum(box_right).sub_(left.maximum(box_left)).clamp_(min=0)
+    height = bottom.minimum(box_bottom).sub_(top.maximum(box_top)).clamp_(min=0)
     box_area = (box_right - box_left) * (box_bottom - box_top)
     return width.mul_(height), (right - left) * (bottom - top), box_area
 
@@ -77,7 +77,7 @@ def box_iou(anchors: Tensor, boxes: Tensor) -> Tensor:
         tensor([[[0.5000, 0.0000]]])
     """
     intersection, anchor_area, box_area = _intersection_and_areas(anchors, boxes)
-    return intersection / (anchor_area + box_area - intersection)
+    return intersection.div_((anchor_area + box_area).sub_(intersection))
 
 
 def box_overlaps(anchors: Tensor, boxes: Tensor, diou: DIoU = 'paper') -> Overlaps:
@@ -105,17 +105,20 @@ def box_overlaps(anchors: Tensor, boxes: Tensor, diou: DIoU = 'paper') -> Overla
         >>> box_overlaps(anchor, box, 'code').diou
         tensor([[[0.9600]]])
     """
+    # In place, because there may be millions of pairs: few maps of them exist at a time.
     intersection, anchor_area, box_area = _intersection_and_areas(anchors, boxes)
-    iou = intersection / (anchor_area + box_area - intersection)
-    difference = centers(anchors) - centers(boxes)[..., None, :]
-    distance = difference.square_().sum(-1)
+    union = (anchor_area + box_area).sub_(intersection)
+    iou = intersection / union
+    closeness = intersection.div_(anchor_area if diou == 'code' else union)
+    del union
     left, top, right, bottom = anchors.unbind(-1)
     box_left, box_top, box_right, box_bottom = boxes[..., None, :].unbind(-1)
-    width = right.maximum(box_right) - left.minimum(box_left)
-    height = bottom.maximum(box_bottom) - top.minimum(box_top)
-    diagonal = width.square_() + height.square_()
-    overlap = intersection / anchor_area if diou == 'code' else iou
-    return Overlaps(iou, overlap - distance / diagonal, distance)
+    diagonal = right.maximum(box_right).sub_(left.minimum(box_left)).square_()
+    diagonal += bottom.maximum(box_bottom).sub_(top.minimum(box_top)).square_()
+    x, y = centers(anchors).unbind(-1)
+    box_x, box_y = centers(boxes)[..., None, :].unbind(-1)
+    distance = (x - box_x).square_().add_((y - box_y).square_())
+    return Overlaps(iou, closeness.addcdiv_(distance, diagonal, value=-1), distance)
 
 
 def _require_anchors(name: str, priors: list[Tensor]) -> None:
@@ -180,13 +183,15 @@ def vlr_region(
         far, index = level.topk(min(topk, level.shape[-1]), largest=False, sorted=False)
         nearest.append(overlap.gather(-1, index))
         known.append(far.isfinite())
+    del distance, level
     candidates, weights = torch.cat(nearest, -1), torch.cat(known, -1)
     count = weights.sum(-1, keepdim=True)
     mean = (candidates * weights).sum(-1, keepdim=True) / count
     variance = ((candidates - mean).square() * weights).sum(-1, keepdim=True) / (count - 1)
     threshold = mean + variance.sqrt()
-    selected = (closeness >= 0.25 * threshold) & (closeness < threshold) & valid[:, None]
-    return torch.where(selected, iou, 0).amax(1)
+    selected = (closeness >= 0.25 * threshold).logical_and_(closeness < threshold)
+    selected.logical_and_(valid[:, None])
+    return iou.masked_fill_(selected.logical_not_(), 0).amax(1)
 
 
 @torch.no_grad()

@@ -7,22 +7,23 @@ https://arxiv.org/abs/1903.04197
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kd_dense.critic import (
-    Critic,
-    CriticKind,
-    Preprocess,
-    check_kind,
-    critic_loss,
-    gradient_penalty,
+from kd_dense.critic import Critic, CriticKind, Preprocess, critic_loss, gradient_penalty
+from kd_dense.functional import (
+    at_least_float32,
+    check_choice,
+    check_published_batch,
+    check_temperature,
+    published_sum,
+    soft_kl,
+    without_autocast,
 )
-from kd_dense.functional import at_least_float32, check_temperature, published_sum, soft_kl
-from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
+from kd_dense.losses.base import DistillLoss, check_same_shape, check_same_size, check_weight
 
 __all__ = [
     'HolisticLoss',
@@ -75,7 +76,8 @@ def pixel_wise_loss(
     """
     check_same_shape('pixel_wise_loss', student, teacher)
     check_temperature(temperature)
-    _check_pixel_wise('pixel_wise_loss', divergence, published_batch)
+    check_choice('pixel_wise_loss', 'divergence', divergence, Divergence)
+    check_published_batch('pixel_wise_loss', published_batch)
     student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
     images, _, height, width = student.shape
     if divergence == 'kl':
@@ -84,17 +86,6 @@ def pixel_wise_loss(
         target = (teacher / temperature).softmax(1)
         total = temperature**2 * F.cross_entropy(student / temperature, target, reduction='sum')
     return published_sum(total / (height * width), images, published_batch)
-
-
-def _check_pixel_wise(owner: str, divergence: str, published_batch: int | None) -> None:
-    if divergence not in get_args(Divergence):
-        raise ValueError(
-            f'{owner} expects divergence to be one of {get_args(Divergence)}, got {divergence!r}'
-        )
-    if published_batch is not None and not published_batch > 0:
-        raise ValueError(
-            f'{owner} expects published_batch > 0 or None, got published_batch={published_batch}'
-        )
 
 
 def pair_wise_loss(
@@ -131,18 +122,9 @@ def pair_wise_loss(
         >>> pair_wise_loss(student, teacher)
         tensor(0.1000)
     """
-    if (
-        not student.dim() == teacher.dim() == 4
-        or student.shape[0] != teacher.shape[0]
-        or student.shape[2:] != teacher.shape[2:]
-    ):
-        raise ValueError(
-            'pair_wise_loss expects two maps (N, C, H, W) that agree but in C, got student '
-            f'{tuple(student.shape)} and teacher {tuple(teacher.shape)}; '
-            'kd_dense.adapters.resize gives a student map the size of the teacher map'
-        )
+    check_same_size('pair_wise_loss', student, teacher)
     _check_scale('pair_wise_loss', scale)
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student):
         ours = _affinity(student, scale, detach_norm)
         theirs = _affinity(teacher.detach(), scale, detach_norm)
         return (ours - theirs).square().mean()
@@ -189,7 +171,8 @@ class PixelWiseLoss(DistillLoss):
     ) -> None:
         super().__init__(weight)
         check_temperature(temperature)
-        _check_pixel_wise('PixelWiseLoss', divergence, published_batch)
+        check_choice('PixelWiseLoss', 'divergence', divergence, Divergence)
+        check_published_batch('PixelWiseLoss', published_batch)
         self.temperature = temperature
         self.divergence: Divergence = divergence
         self.published_batch = published_batch
@@ -278,7 +261,7 @@ class HolisticLoss(DistillLoss):
         width: int = 64,
     ) -> None:
         super().__init__(weight)
-        check_kind('HolisticLoss', kind)
+        check_choice('HolisticLoss', 'kind', kind, CriticKind)
         check_weight('HolisticLoss', 'gradient_penalty', gradient_penalty)
         self.channels = channels
         self.kind: CriticKind = kind
@@ -350,7 +333,7 @@ class HolisticLoss(DistillLoss):
         (student, teacher), self._maps = self._maps, None
         self.critic.requires_grad_(True)
         try:
-            with torch.autocast(student.device.type, enabled=False):  # around backward as well
+            with without_autocast(student):  # around backward as well
                 scores = self.critic(teacher)
                 loss = critic_loss(self.critic(student), scores, self.kind)
                 if self.kind == 'wgan-gp':

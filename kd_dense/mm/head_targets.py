@@ -55,8 +55,15 @@ def _layout(head: Any) -> dict[str, Any]:
         'num_classes': head.num_classes,
         'strides': [tuple(stride) for stride in generator.strides],
         'anchors per position': generator.num_base_priors,
+        'first centre': _first_centre(generator),
         'reg_max': head.reg_max,
     }
+
+
+def _first_centre(generator: Any) -> tuple[float, ...]:
+    """Where distances are measured from at the first position, in pixels."""
+    prior = generator.grid_priors([(1, 1)] * len(generator.strides), device='cpu')[0][0]
+    return tuple(prior.view(-1, 2).mean(0).tolist())
 
 
 def _places(head: Any) -> tuple[int, int | None]:

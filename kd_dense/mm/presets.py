@@ -21,6 +21,7 @@ class Preset(NamedTuple):
         inherit: Parts to inherit, as far as both models have them and something of them fits.
         source: Where the settings come from.
         kinds: Classes that the student's part is one of; any, if empty.
+        same_class: Whether student and teacher must be models of one class.
     """
 
     part: str
@@ -28,6 +29,7 @@ class Preset(NamedTuple):
     inherit: tuple[str, ...]
     source: str
     kinds: tuple[str, ...] = ()
+    same_class: bool = False
 
 
 def _cwd(tap: str, **loss: float) -> dict[str, Any]:
@@ -97,6 +99,12 @@ PRESETS = {
             inherit=(),
             source="authors, run_train_val.sh; the pair-wise part on the backbone's last map",
         ),
+        Preset(
+            part='neck',
+            terms={'pair': {'tap': 'neck', 'loss': {'type': 'PairWiseLoss', 'weight': 0.5}}},
+            inherit=(),
+            source='the pair-wise part alone, with the weight for segmentation',
+        ),
     ),
     'fgd': (
         Preset(
@@ -125,6 +133,13 @@ PRESETS = {
             terms=_fgd('neck[:4]', 1e-3, 5e-4, 5e-4, 5e-6),
             inherit=('neck', 'mask_head'),
             source='authors: SOLO',
+        ),
+        Preset(
+            part='roi_head',
+            same_class=True,
+            terms=_fgd('neck[:4]', 5e-5, 2.5e-5, 5e-5, 5e-7),
+            inherit=('neck', 'rpn_head', 'roi_head'),
+            source='authors: Faster R-CNN from Faster R-CNN',
         ),
         Preset(
             part='roi_head',
@@ -211,12 +226,16 @@ def choose_preset(name: str, student: nn.Module, teacher: nn.Module) -> Preset:
         raise ValueError(f'there is no preset {name!r}, {near_names(name, PRESETS)}')
     ours, theirs = (dict(model.named_modules()) for model in (student, teacher))
     for preset in PRESETS[name]:
+        if preset.same_class and type(student) is not type(teacher):
+            continue
         if preset.part in ours and preset.part in theirs and _is_one_of(ours, preset):
             fitting = (p for p in preset.inherit if p in ours and fits(student, teacher, p))
             return preset._replace(inherit=tuple(fitting))
     parts = ', '.join(
-        preset.part + (f' ({" or ".join(preset.kinds)})' if preset.kinds else '')
-        for preset in PRESETS[name]
+        dict.fromkeys(
+            preset.part + (f' ({" or ".join(preset.kinds)})' if preset.kinds else '')
+            for preset in PRESETS[name]
+        )
     )
     raise ValueError(
         f'preset {name!r} has settings for models with {parts}; {type(student).__name__} and '

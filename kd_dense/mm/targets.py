@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.mm import head_targets
-from kd_dense.taps import Taps
+from kd_dense.taps import TapError, Taps
 
 __all__ = ['NEEDS', 'Need', 'Step', 'gather']
 
@@ -79,9 +79,15 @@ def _batch_shape(step: Step) -> tuple[int, int]:
 
 
 def _head_targets(step: Step) -> Any:
-    (returned,) = step.student_taps.returned('bbox_head.get_targets')
+    head, calls = step.student.bbox_head, step.student_taps.returned('bbox_head.get_targets')
+    if len(calls) != 1:
+        raise TapError(
+            f'a loss needs the targets of the student, whose head {type(head).__name__} was '
+            f'expected to compute them once in a step with get_targets, and did so {len(calls)} '
+            'times'
+        )
     maps = step.student_taps['bbox_head']
-    return head_targets.read(step.student.bbox_head, returned, maps, step.data_samples)
+    return head_targets.read(head, calls[0], maps, step.data_samples)
 
 
 NEEDS = {

@@ -12,6 +12,7 @@ from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from kd_dense.adapters import Adapter
+from kd_dense.functional import without_autocast
 from kd_dense.losses import DistillLoss
 from kd_dense.mm.probe import Yield
 from kd_dense.registry import MODELS
@@ -187,7 +188,7 @@ class Term(nn.Module):
             x if isinstance(adapter, nn.Identity) else adapter(x, t.shape[-2:])
             for adapter, x, t in zip(self.adapters, student, teacher, strict=True)
         ]
-        with torch.autocast(student[0].device.type, enabled=False):
+        with without_autocast(student[0]):
             if self.loss.all_maps:
                 results = [self.loss(adapted, teacher, **needs)]
             else:

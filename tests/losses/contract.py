@@ -56,6 +56,18 @@ class LossContract:
         assert value.dtype == torch.float32
         assert torch.allclose(value, self.value(student.float(), teacher.float()))
 
+    def test_autocast_changes_nothing(self):
+        results = []
+        for enabled in (False, True):
+            student, teacher = self.example(torch.float32)
+            with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+                value = self.value(student, teacher)
+            value.backward()
+            results.append((value, student.grad))
+        (value, grad), (autocast_value, autocast_grad) = results
+        assert torch.equal(autocast_value, value)
+        assert torch.equal(autocast_grad, grad)
+
     def test_module_is_weight_times_function(self):
         maps = self.example()
         weight, self.loss.weight = self.loss.weight, 1.0

@@ -55,6 +55,18 @@ class TestFGD(LossContract):
             with pytest.raises(ValueError, match=f'FGDLoss expects a finite {name} >= 0'):
                 FGDLoss(channels=4, **{name: weight})
 
+    def test_backward_under_autocast_is_not_rounded_in_the_reductions(self):
+        grads, pair = [], contexts(4, torch.float32)
+        pair[0].transform = torch.nn.Identity()  # PyTorch rounds the backward pass of a Linear
+        for enabled in (False, True):
+            student, teacher = self.example(torch.float32)
+            values = fgd_loss(student, teacher, **self.extra(), student_context=pair[0],
+                              teacher_context=pair[1])  # fmt: skip
+            with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+                sum(values.values()).backward()
+            grads.append(student.grad)
+        assert torch.equal(*grads)
+
     def test_each_part_has_its_own_weight(self):
         maps, needs = self.example(), self.extra()
         loss = FGDLoss(4, 2.0, foreground=3, background=5, attention=7, relation=11).double()
@@ -434,13 +446,13 @@ def test_rejects_what_does_not_fit():
     maps = torch.zeros(2, 3, 4, 5, 6)
     with pytest.raises(ValueError, match='boxes for 3 images, got 2'):
         parts(*maps, [BOXES] * 2)
-    with pytest.raises(ValueError, match=r'boxes of shape \(n, 4\) for each image, got \(3, 5\)'):
+    with pytest.raises(ValueError, match=r'box_masks expects boxes .*\(n, 4\).*got \(3, 5\)'):
         parts(*maps, [BOXES, BOXES, torch.zeros(3, 5)])
-    with pytest.raises(ValueError, match='one for each of 3 images, got 2'):
+    with pytest.raises(ValueError, match=r'box_masks expects one shape, .*3 images, got 2'):
         parts(*maps, [BOXES] * 3, image_shapes=[BATCH] * 2, box_scale='image')
-    with pytest.raises(ValueError, match=r"box_scale to be one of .*'batch'.*got 'img_shape'"):
+    with pytest.raises(ValueError, match=r"FGDLoss expects box_scale .*'batch'.*got 'img_shape'"):
         FGDLoss(channels=4, box_scale='img_shape')
-    with pytest.raises(ValueError, match=r"box_scale to be one of .*'batch'.*got 'img_shape'"):
+    with pytest.raises(ValueError, match=r"fgd_loss expects box_scale .*'batch'.*got 'img_shape'"):
         parts(*maps, [BOXES] * 3, box_scale='img_shape')
     with pytest.raises(ValueError, match='temperature > 0'):
         parts(*maps, [BOXES] * 3, temperature=0.0)
@@ -448,3 +460,7 @@ def test_rejects_what_does_not_fit():
         FGDLoss(channels=4, temperature=-1.0)
     with pytest.raises(ValueError, match='at least 2 channels, got 1'):
         FGDLoss(channels=1)
+    message = r'maps of 4 channels and a context of 8: expected FGDLoss\(channels=4\)'
+    for pair in ((GlobalContext(8), GlobalContext(4)), (GlobalContext(4), GlobalContext(8))):
+        with pytest.raises(ValueError, match=message):
+            parts(*maps, [BOXES] * 3, pair=pair)

@@ -119,12 +119,6 @@ class TestPairWise(LossContract):
         pair_wise_loss(student, torch.rand(1, 2, 4, 4), 0.5, detach_norm).backward()
         assert student.grad.isfinite().all()
 
-    def test_computes_in_float32_under_autocast(self):
-        student, teacher = (x.detach().float() for x in self.example())
-        expected = pair_wise_loss(student, teacher)
-        with torch.autocast('cpu', dtype=torch.bfloat16):
-            assert torch.equal(pair_wise_loss(student, teacher), expected)
-
     @pytest.mark.parametrize('scale', [0.0, -0.5, 1.5, float('nan')])
     def test_rejects_a_scale_that_is_no_share(self, scale):
         maps = torch.zeros(1, 1, 2, 2)
@@ -137,7 +131,7 @@ class TestPairWise(LossContract):
         assert PairWiseLoss.any_channels
         student = torch.zeros(2, 3, 4, 4)
         for teacher in (torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4)):
-            with pytest.raises(ValueError, match=r'agree but in C.*\(2, 3, 4, 4\)'):
+            with pytest.raises(ValueError, match=r'differ in C at most.*\(2, 3, 4, 4\)'):
                 pair_wise_loss(student, teacher)
 
 
@@ -336,7 +330,8 @@ class TestCriticOfHolistic:
     ('arguments', 'message'),
     [
         (dict(divergence='ce'), r"divergence to be one of .*'cross_entropy'.*got 'ce'"),
-        (dict(published_batch=0), 'published_batch > 0 or None'),
+        (dict(published_batch=0), r'published_batch as an int >= 1 or None, got .*=0'),
+        (dict(published_batch=8.0), r'published_batch as an int >= 1 or None, got .*=8\.0'),
         (dict(temperature=0.0), 'temperature > 0'),
     ],
 )

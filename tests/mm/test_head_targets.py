@@ -162,6 +162,12 @@ class TestCheck:
                 toy.build(toy_heads.detector('atss')), toy.build(toy_heads.detector('retina'))
             )
 
+    def test_distances_from_other_places_are_too(self):
+        with pytest.raises(ValueError, match=r'first centre \(0\.0, 0\.0\), .* \(4\.0, 4\.0\)'):
+            head_targets.check(
+                toy.build(toy_heads.detector('atss')), toy.build(toy_heads.detector('fcos'))
+            )
+
     def test_a_head_without_distributions_is_named(self):
         with pytest.raises(ValueError, match='teacher RetinaNet has the head RetinaHead, but'):
             head_targets.check(toy.build(toy_heads.detector('retina')), toy.build(toy.detector()))

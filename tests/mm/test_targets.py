@@ -9,7 +9,8 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from kd_dense.losses import DistillLoss
 from kd_dense.mm.targets import NEEDS, Step, gather
 from kd_dense.registry import MODELS
-from tests.mm import toy
+from kd_dense.taps import TapError, Taps
+from tests.mm import toy, toy_heads
 
 
 @MODELS.register_module(force=True)
@@ -103,6 +104,13 @@ class TestNeeds:
         gram = dict(gram=dict(tap='neck', loss=dict(type='GramLoss')))
         with pytest.raises(ValueError, match=r'needs label maps, but .* has a bbox_head'):
             toy.build(toy.distilled_detector(terms=gram))
+
+    def test_targets_that_the_head_did_not_compute_once_are_an_error(self):
+        model = toy.build(toy_heads.distilled('gfl'))
+        inputs, samples = toy.batch(model, toy.DetScenes())
+        step = Step(model, inputs, samples, Taps(['bbox_head.get_targets']), None)
+        with pytest.raises(TapError, match=r'head GFLHead .* and did so 0 times'):
+            gather(['head_targets'], step)
 
     def test_every_need_of_every_loss_is_known(self):
         known = [cls for cls in MODELS.module_dict.values() if hasattr(cls, 'needs')]

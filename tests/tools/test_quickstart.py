@@ -12,6 +12,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
 
 
+METHODS = {
+    'seg': ['CWD', 'SKD', 'IntRA-KD'],
+    'det': ['CWD', 'SKD', 'FGD', 'LD'],
+}
+
+
 def quickstart(*arguments):
     return subprocess.run(
         [sys.executable, 'tools/quickstart.py', *map(str, arguments)],
@@ -31,31 +37,39 @@ def data(tmp_path_factory):
 
 
 def test_trains_compares_and_draws(data, tmp_path):
-    arguments = ('--data', data, '--work-dir', tmp_path, '--iterations', 4, '--seeds', 2)
+    arguments = ('--data', data, '--work-dir', tmp_path, '--iterations', 4, '--methods', 'all')
     done = quickstart(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     table = (tmp_path / 'results.md').read_text()
     assert table in done.stdout + '\n'
-    for title in ('Segmentation (2 seeds', 'Detection (2 seeds'):
-        assert title in table
-    for row in ('teacher', 'student alone', 'student + CWD', 'student alone, CPU time of CWD'):
-        assert table.count(f'| {row} |') == 2
+    tables = dict(zip(METHODS, table.split('### ')[1:], strict=True))
+    for task, methods in METHODS.items():
+        rows = [line.split(' | ')[0].strip('| ') for line in tables[task].splitlines()[4:]]
+        expected = ['teacher', 'student alone']
+        for method in methods:
+            expected += [f'student + {method}', f'student alone, CPU time of {method}']
+        assert [row for row in rows if row] == expected
     for picture in ('curves', 'predictions_seg', 'predictions_det'):
         assert (tmp_path / f'{picture}.png').stat().st_size > 10_000
 
     results = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob('*/result.json')}
-    assert len(results) == 2 * (1 + 3 * 2)
-    for name, result in results.items():
-        task, model = name.split('_')[:2]
-        trained = [r for n, r in results.items() if n.startswith(f'{task}_student')]
-        if model == 'cwd':
-            assert result['parameters'] == trained[0]['parameters']
-            assert len(result['curve']) == 4
+    assert len(results) == sum(2 + 2 * len(methods) for methods in METHODS.values())
+    for task in METHODS:
+        sizes = {r['parameters'] for n, r in results.items() if n.startswith(f'{task}_')}
+        assert len(sizes) == 2  # the teacher's, and that of all students
+        assert len(results[f'{task}_cwd_seed0']['curve']) == 4
 
     again = quickstart(*arguments)  # nothing is trained twice
     assert again.returncode == 0
     assert 'done:' not in again.stdout
     assert (tmp_path / 'results.md').read_text().splitlines()[:4] == table.splitlines()[:4]
+
+
+def test_several_seeds_have_a_spread():
+    from quickstart_report import spread
+
+    assert spread([1.0, 2.0, 6.0]) == '3.0 ± 2.6'
+    assert spread([1.0]) == '1.0'
 
 
 def test_from_scratch_makes_what_is_committed(data, tmp_path):
