@@ -49,8 +49,3 @@ def test_every_command_names_files_that_exist(line):
     for word in shlex.split(line):
         if word.startswith(('tools/', 'configs/')):
             assert (ROOT / word).is_file()
-
-
-def test_every_link_leads_somewhere():
-    for target in re.findall(r'\]\(([^)#]+)\)', README):
-        assert (ROOT / target).exists()

@@ -16,7 +16,7 @@ from mmengine.hub import get_config
 from mmengine.runner import Runner
 
 from kd_dense.mm import mmcv_ops
-from tests.miniature import ROOT, make_data, miniature, recipes
+from tests.miniature import COCO_SIZE, ROOT, make_data, miniature, recipes
 
 RECIPES = list(recipes())
 # One of each framework is what the lane of the other stack trains.
@@ -155,12 +155,16 @@ def test_trains_and_evaluates(recipe, data, tmp_path):
     config.default_hooks.checkpoint = None
     detects = config.default_scope == 'mmdet'
     mixes = detects and 'dataset' in config.train_dataloader.dataset
-    if mixes:  # an untrained YOLOX teacher yields huge maps: no step would be survived
+    deforms = 'RepPointsHead' in str(config.model) or 'dcn' in config.model.student.backbone
+    for step in config.train_dataloader.dataset.get('pipeline', ()):
+        if step.type == 'RandomResize' and 'dcn' in recipe.stem:  # no map may be below 3x3
+            step.scale = [COCO_SIZE, COCO_SIZE]
+    if mixes or deforms:  # untrained, they yield huge maps: no step would be survived
         config.optim_wrapper.optimizer.lr = 0.0
-    elif detects:  # last comes a batch without ground truth
+    if detects and not mixes:  # last comes a batch without ground truth
         config.train_dataloader.dataset.filter_cfg = None
         config.train_dataloader.sampler.shuffle = False
-    if 'RepPointsHead' in str(config.model) and mmcv_ops.install():
+    if deforms and mmcv_ops.install():
         with pytest.raises(RuntimeError, match=r"operator 'deform_conv_forward' is not available"):
             Runner.from_cfg(config).train()
         return
@@ -187,13 +191,6 @@ def test_trains_and_evaluates(recipe, data, tmp_path):
 
 def has_no_objects(example: dict[str, Any]) -> bool:
     return len(example['data_samples'].gt_instances) == 0
-
-
-def test_readmes_link_to_files_that_exist():
-    for readme in (ROOT / 'configs').glob('*/README.md'):
-        for link in re.findall(r'\]\(([^)#]+)\)', readme.read_text()):
-            if not link.startswith('http'):
-                assert (readme.parent / link).exists(), f'{readme}: {link}'
 
 
 def test_configs_name_no_place_on_a_machine():
