@@ -15,6 +15,6 @@ model = dict(
     terms=dict(
         ld=dict(
             tap='bbox_head',
-            loss=dict(type='LDLoss', main_weight=4.0, vlr_weight=4.0, kd_weight=0.0)),
+            loss=dict(type='LDLoss', main_weight=1.0, vlr_weight=1.0, kd_weight=0.0)),
         imitation=dict(
-            tap='neck', loss=dict(type='LDImitationLoss', region='inside', weight=1.0))))
+            tap='neck', loss=dict(type='LDImitationLoss', region='inside', weight=0.1))))
