@@ -157,12 +157,9 @@ def draw(folder: Path, results: Mapping[str, Any]) -> None:
             title=TASKS[task].capitalize(),
         )  # fmt: skip
         axis.set_ylim(bottom=0)
-        if len(models['student']) > 1:
-            axis.text(
-                0.02, 0.97, 'line: mean; band: all seeds', transform=axis.transAxes, va='top'
-            )
         axis.grid(alpha=0.3)
-        axis.legend(loc='lower right', fontsize=7)
+        seeds = 'mean and range of the seeds' if len(models['student']) > 1 else None
+        axis.legend(loc='lower right', fontsize=7, title=seeds, title_fontsize=7)
     figure.tight_layout()
     figure.savefig(folder / 'curves.png', dpi=120)
     plt.close(figure)
