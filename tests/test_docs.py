@@ -78,7 +78,8 @@ def test_code_compiles_and_its_losses_build(code):
     assert configs or not re.search(r'terms=dict\(\s*\w', code)
     for config in configs:
         takes = inspect.signature(getattr(kd_dense.losses, config['type'])).parameters
-        MODELS.build({k: 8 for k in ('channels', 'num_classes') if k in takes} | config)
+        fitted = {k: 8 for k in ('channels', 'num_classes') if k in takes}
+        MODELS.build({'_scope_': 'kd_dense', **fitted, **config})
 
 
 @pytest.mark.parametrize('page', METHODS, ids=name)

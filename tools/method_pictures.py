@@ -34,11 +34,11 @@ from torch import Tensor
 
 import kd_dense.mm  # noqa: F401
 from kd_dense.losses import cwd_loss
-from kd_dense.losses.fgd import FGDLoss, _attention, _means, box_masks
+from kd_dense.losses.fgd import FGDLoss, attentions, box_masks, mean_activations
 from kd_dense.losses.intrakd import region_affinities, region_masks, region_moments
 from kd_dense.losses.ld import mean_kl
 from kd_dense.losses.ld_regions import centers, vlr_region
-from kd_dense.losses.skd import _affinity
+from kd_dense.losses.skd import node_affinity
 from kd_dense.mm import head_targets
 from kd_dense.mm.checkpoint import load_weights, read_checkpoint
 from kd_dense.taps import Taps
@@ -260,7 +260,7 @@ def cwd(pair: Pair) -> Any:
 def skd(pair: Pair) -> Any:
     """Affinities of pooled nodes: of one node over the picture, and of all pairs."""
     student, teacher = (t['backbone.layer4'][0] for t in pair.record('backbone.layer4'))
-    ours, theirs = (_affinity(x, NODES, True)[0].numpy() for x in (student, teacher))
+    ours, theirs = (node_affinity(x, NODES, True)[0].numpy() for x in (student, teacher))
     squares = (ours - theirs) ** 2
     node = int(squares.sum(1).argmax())
     count = round(len(ours) ** 0.5)  # picture and map are square
@@ -339,7 +339,7 @@ def fgd(pair: Pair) -> Any:
         foreground, background = (
             m[0].numpy() for m in box_masks([pair.boxes], [(SIZE, SIZE)], size)
         )
-        attention = _attention(*_means(maps.flatten(2).abs()), loss.temperature)[0]
+        attention = attentions(*mean_activations(maps.flatten(2).abs()), loss.temperature)[0]
         where = attention.view(size).numpy()
         paint(row[0], pair.scene.image)
         draw_grid(row[0], size[0])

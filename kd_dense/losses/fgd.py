@@ -205,7 +205,7 @@ class _Reductions(torch.autograd.Function):
         attention, context = _attend(student, query)
         ctx.save_for_backward(student, teacher, weights, query, attention)
         work = student.abs()
-        means = _means(work)
+        means = mean_activations(work)
         torch.sub(student, teacher, out=work)
         difference = work.sum(2)
         work.square_()
@@ -236,7 +236,7 @@ class _Reductions(torch.autograd.Function):
         return grad, None, None, into_query
 
 
-def _attention(
+def attentions(
     over_channels: Tensor, over_positions: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Where a map is strong ``(N, P)``, and in which channels ``(N, C)``; both have mean 1."""
@@ -247,7 +247,7 @@ def _attention(
     )
 
 
-def _means(x: Tensor) -> tuple[Tensor, Tensor]:
+def mean_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     """Means over channels ``(N, P)`` and over positions ``(N, C)`` of ``(N, C, P)``."""
     images, channels, _ = x.shape
     row = x.new_full((images, 1, channels), 1 / channels)
@@ -336,11 +336,11 @@ def fgd_loss(
     foreground, background = box_masks(boxes, shapes, (height, width), student.dtype)
 
     with without_autocast(student):
-        where, which = _attention(*_means(teacher.abs()), temperature)
+        where, which = attentions(*mean_activations(teacher.abs()), temperature)
         over_channels, over_positions, difference, weighted, squares, context = _Reductions.apply(
             student, teacher, which, student_context.attention.weight
         )
-        where_student, which_student = _attention(over_channels, over_positions, temperature)
+        where_student, which_student = attentions(over_channels, over_positions, temperature)
         weighted = weighted * where
         # The sum of (d + a)^2 over positions, where a is the same at each, needs no other map.
         added = student_context.transform(context) - teacher_context(teacher)

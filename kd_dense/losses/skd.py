@@ -125,12 +125,12 @@ def pair_wise_loss(
     check_same_size('pair_wise_loss', student, teacher)
     _check_scale('pair_wise_loss', scale)
     with without_autocast(student):
-        ours = _affinity(student, scale, detach_norm)
-        theirs = _affinity(teacher.detach(), scale, detach_norm)
+        ours = node_affinity(student, scale, detach_norm)
+        theirs = node_affinity(teacher.detach(), scale, detach_norm)
         return (ours - theirs).square().mean()
 
 
-def _affinity(x: Tensor, scale: float, detach_norm: bool) -> Tensor:
+def node_affinity(x: Tensor, scale: float, detach_norm: bool) -> Tensor:
     """Cosine similarities ``(N, P, P)`` of the nodes of maps ``(N, C, H, W)``."""
     window = [max(1, int(side * scale)) for side in x.shape[-2:]]
     nodes = at_least_float32(F.max_pool2d(x, window, ceil_mode=True)).flatten(2)

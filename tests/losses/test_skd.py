@@ -109,9 +109,9 @@ class TestPairWise(LossContract):
         ('size', 'nodes'), [((65, 65), 9), ((64, 64), 4), ((64, 128), 4), ((1, 1), 1), ((1, 3), 3)]
     )
     def test_nodes_of_the_published_scale(self, size, nodes):
-        from kd_dense.losses.skd import _affinity
+        from kd_dense.losses.skd import node_affinity
 
-        assert _affinity(torch.rand(1, 2, *size), 0.5, True).shape == (1, nodes, nodes)
+        assert node_affinity(torch.rand(1, 2, *size), 0.5, True).shape == (1, nodes, nodes)
 
     @pytest.mark.parametrize('detach_norm', [True, False])
     def test_features_that_are_zero_have_a_gradient(self, detach_norm):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_dense.adapters import Adapter
 from kd_dense.losses import FGDLoss, fgd_loss
-from kd_dense.losses.fgd import _attention, _means, box_masks
+from kd_dense.losses.fgd import attentions, box_masks, mean_activations
 
 if TYPE_CHECKING:
     from tests.oracle.lane import Case
@@ -98,7 +98,7 @@ def replay_fgd(case: Case) -> dict[str, Tensor]:
     boxes, shapes = replay.needs['boxes'], replay.needs['image_shapes']
     result['mask_fg'], result['mask_bg'] = box_masks(boxes, shapes, replay.size, torch.float64)
     for model, x in (('s', adapted), ('t', replay.teacher)):
-        where, which = _attention(*_means(x.flatten(2).abs()), replay.loss.temperature)
+        where, which = attentions(*mean_activations(x.flatten(2).abs()), replay.loss.temperature)
         result[f'spatial_attention_{model}'] = where.unflatten(1, replay.size)
         result[f'channel_attention_{model}'] = which
     return result
