@@ -2,9 +2,9 @@
 
 mmcv from PyPI comes without its compiled operators, and then ``import mmdet.models`` fails
 because ``mmcv._ext`` is missing. `install` puts a replacement for ``mmcv._ext`` into
-``sys.modules``. It runs NMS, soft-NMS and RoIAlign in plain PyTorch, on any device; every other
-operator can be looked up, but raises `NotImplementedError` when it is called. Where the compiled
-operators exist, `install` leaves them alone.
+``sys.modules``. It runs NMS, soft-NMS, RoIAlign and both deformable convolutions in plain PyTorch,
+on any device; every other operator can be looked up, but raises `NotImplementedError` when it is
+called. Where the compiled operators exist, `install` leaves them alone.
 
 The functions follow the CPU operators of mmcv: the same arguments, the same order of the results,
 the same rounding where it decides which box is kept. One difference: NMS takes equal scores in
@@ -24,6 +24,8 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from kd_dense.mm import deform_conv
 
 __all__ = ['install', 'nms', 'roi_align_backward', 'roi_align_forward', 'softnms']
 
@@ -595,6 +597,7 @@ _OPERATORS: dict[str, Callable[..., object]] = {
     'softnms': softnms,
     'roi_align_forward': roi_align_forward,
     'roi_align_backward': roi_align_backward,
+    **deform_conv.OPERATORS,
 }
 
 
@@ -656,8 +659,9 @@ def install() -> bool:
     if 'mmcv' in sys.modules:
         setattr(sys.modules['mmcv'], '_ext', module)  # noqa: B010
     warnings.warn(
-        'mmcv has no compiled operators; kd_dense runs NMS, soft-NMS and RoIAlign in PyTorch '
-        'instead (slower on a GPU); install mmcv with compiled operators for all others',
+        'mmcv has no compiled operators; kd_dense runs NMS, soft-NMS, RoIAlign and deformable '
+        'convolutions in PyTorch instead (slower on a GPU); install mmcv with compiled operators '
+        'for all others',
         stacklevel=2,
     )
     return True
