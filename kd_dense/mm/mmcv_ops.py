@@ -30,6 +30,7 @@ from kd_dense.mm import deform_conv
 __all__ = ['install', 'nms', 'roi_align_backward', 'roi_align_forward', 'softnms']
 
 NAME = 'mmcv._ext'
+REPLACED = 'NMS, soft-NMS, RoIAlign and deformable convolutions'
 # Boxes that NMS decides at a time: a block holds BLOCK x N overlaps, 10 MB for N = 10,000.
 BLOCK = 256
 # Sample points of RoIAlign at a time (each has 4 neighbours), and values in max pooling.
@@ -612,7 +613,7 @@ class _Replacement(types.ModuleType):
         def missing(*args: object, **kwargs: object) -> NoReturn:
             raise NotImplementedError(
                 f'The operator {name!r} is not available: mmcv was installed without its '
-                f'compiled operators, and kd_dense replaces only {", ".join(_OPERATORS)}. '
+                f'compiled operators, and kd_dense replaces only {REPLACED}. '
                 'Install mmcv with compiled operators to use it, for example with '
                 '`mim install mmcv`, or build mmcv from source with MMCV_WITH_OPS=1.'
             )
@@ -659,9 +660,8 @@ def install() -> bool:
     if 'mmcv' in sys.modules:
         setattr(sys.modules['mmcv'], '_ext', module)  # noqa: B010
     warnings.warn(
-        'mmcv has no compiled operators; kd_dense runs NMS, soft-NMS, RoIAlign and deformable '
-        'convolutions in PyTorch instead (slower on a GPU); install mmcv with compiled operators '
-        'for all others',
+        f'mmcv has no compiled operators; kd_dense runs {REPLACED} in PyTorch instead (slower on '
+        'a GPU); install mmcv with compiled operators for all others',
         stacklevel=2,
     )
     return True
