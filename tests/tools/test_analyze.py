@@ -1,0 +1,90 @@
+import json
+import sys
+
+import pytest
+
+from tests.miniature import ROOT
+
+sys.path.insert(0, str(ROOT / 'tools'))
+import analyze
+
+
+def write(folder, *lines, start='20260101_000000', cut=''):
+    file = folder / start / 'vis_data' / 'scalars.json'
+    file.parent.mkdir(parents=True)
+    file.write_text('\n'.join([*map(json.dumps, lines), cut]))
+    return folder
+
+
+def train(step, **more):
+    losses = {'loss_cls': 1.0, 'loss_kd_fgd.foreground': 2.0, 'loss_kd_fgd.relation': 0.5}
+    return {'loss': 3.5, **losses, 'time': 0.1, 'iter': step, 'step': step, **more}
+
+
+def score(step, value, name='mIoU'):
+    return {name: value, 'data_time': 0.1, 'time': 0.1, 'step': step}
+
+
+def test_parts_of_a_term_are_added_and_taken_from_the_students_own():
+    assert analyze.terms(train(1)) == {'own losses': 1.0, 'fgd': 2.5}
+
+
+def test_a_resumed_run_counts_from_where_it_went_on(tmp_path):
+    run = tmp_path / 'run'
+    write(run, train(50), score(60, 10.0), train(100), score(120, 99.0), cut='{"loss": 1.')
+    write(run, train(100, loss=4.0), score(120, 20.0), start='20260101_000001')
+    found = analyze.read_run(run)
+    assert [(line['step'], line['loss']) for line in found.losses] == [(50, 3.5), (100, 4.0)]
+    assert analyze.curve(found, 'mIoU') == [(60, 10.0), (120, 20.0)]
+
+
+def test_epochs_become_iterations_and_shares_percent(tmp_path):
+    name = 'coco/bbox_mAP'
+    lines = [train(50, epoch=1), train(80, epoch=1), score(1, 0.1, name), train(130, epoch=2)]
+    run = analyze.read_run(
+        write(tmp_path / 'run', *lines, train(160, epoch=2), score(2, 0.2, name))
+    )
+    assert analyze.choose_score([run], None) == name
+    assert analyze.curve(run, name) == [(80, 10.0), (160, 20.0)]
+
+
+def test_table_and_picture(tmp_path, capsys, monkeypatch):
+    alone = write(tmp_path / 'alone', score(60, 30.0), score(120, 40.0))
+    kd = write(tmp_path / 'kd', train(50), score(60, 50.0), score(120, 45.0))
+    out = tmp_path / 'out'
+    arguments = [str(alone), str(kd), '--teacher', '60', '--out', str(out)]
+    monkeypatch.setattr(sys, 'argv', ['analyze.py', *arguments])
+    analyze.main()
+    header, _, first, second = (out / 'analysis.md').read_text().splitlines()
+    assert header == '| run | best mIoU | at | last | gain | of the gap | last loss | of it ours |'
+    assert first == '| alone | 40.0 | 120 | 40.0 |  |  |  |  |'
+    assert second == '| kd | 50.0 | 60 | 45.0 | +10.0 | 50% | 3.5 | 71% |'
+    assert (out / 'analysis.png').stat().st_size > 10_000
+    assert 'analysis.md' in capsys.readouterr().out
+
+
+def test_runs_that_were_never_evaluated(tmp_path):
+    run = analyze.read_run(write(tmp_path / 'run', train(50)))
+    assert analyze.choose_score([run], None) is None
+    assert analyze.summarise([run], None, None)[1] == [
+        ['run', 'never evaluated', '', '', '', '3.5', '71%']
+    ]
+    analyze.draw(tmp_path / 'picture.png', [run], None, None)
+
+
+def test_what_cannot_be_read(tmp_path):
+    with pytest.raises(SystemExit, match='missing is no folder'):
+        analyze.read_run(tmp_path / 'missing')
+    with pytest.raises(SystemExit, match='has no logs'):
+        analyze.read_run(tmp_path)
+    with pytest.raises(SystemExit, match='logs are empty'):
+        analyze.read_run(write(tmp_path / 'run'))
+
+
+def test_which_score(tmp_path):
+    run = analyze.read_run(write(tmp_path / 'run', score(1, 2.0, 'acc'), score(1, 3.0, 'other')))
+    with pytest.raises(SystemExit, match='choose a score with --score: acc, other'):
+        analyze.choose_score([run], None)
+    with pytest.raises(SystemExit, match="no run logged 'mAP'; there are acc, other"):
+        analyze.choose_score([run], 'mAP')
+    assert analyze.choose_score([run], 'other') == 'other'
