@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 
 __all__ = [
     'at_least_float32',
@@ -16,6 +19,7 @@ __all__ = [
     'check_temperature',
     'mean_over_ranks',
     'published_sum',
+    'soft_cross_entropy',
     'soft_kl',
     'without_autocast',
 ]
@@ -70,8 +74,9 @@ def check_choice(owner: str, name: str, value: str, literal: Any) -> None:
 
 def check_temperature(temperature: float) -> None:
     """Raise ``ValueError`` unless ``temperature`` is positive and finite."""
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f'expected a temperature > 0, got temperature={temperature}')
+    real = isinstance(temperature, Real) and not isinstance(temperature, bool)
+    if not (real and temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f'expected a temperature > 0, got temperature={temperature!r}')
 
 
 def mean_over_ranks(count: Tensor) -> Tensor:
@@ -136,22 +141,120 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> T
         T^2 \sum_i \sigma(t / T)_i \bigl(\log \sigma(t / T)_i - \log \sigma(s / T)_i\bigr)
 
     The factor :math:`T^2` keeps the size of the gradient independent of the temperature
-    (Hinton et al., 2015). Both logarithms come from ``log_softmax``, which stays finite
-    where ``softmax().log()`` underflows.
+    (Hinton et al., 2015). It is never negative, exactly 0 for equal logits, and finite where
+    ``softmax().log()`` is not.
 
     Args:
-        student: Logits of any shape, at least float32.
-        teacher: Logits of the same shape.
+        student: Logits of any shape and float dtype.
+        teacher: Logits of the same shape. No gradient flows into it.
         temperature: :math:`T`, ``> 0``; higher is softer.
         dim: The dimension that holds one distribution.
 
     Returns:
-        Divergence in nats, with ``dim`` removed.
+        Divergence in nats, at least float32, with ``dim`` removed.
 
     Example:
         >>> soft_kl(torch.zeros(2, 3), torch.zeros(2, 3), temperature=4.0, dim=1)
         tensor([0., 0.])
     """
-    log_student = (student / temperature).log_softmax(dim)
-    log_teacher = (teacher / temperature).log_softmax(dim)
-    return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(dim)
+    divergence: Tensor = _SoftDivergence.apply(student, teacher, temperature, dim, False)
+    return divergence
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
+    r"""Like :func:`soft_kl`, with the teacher's entropy added.
+
+    .. math::
+        -T^2 \sum_i \sigma(t / T)_i \, \log \sigma(s / T)_i
+
+    Example:
+        >>> soft_cross_entropy(torch.zeros(2, 3), torch.zeros(2, 3), temperature=1.0, dim=1)
+        tensor([1.0986, 1.0986])
+    """
+    divergence: Tensor = _SoftDivergence.apply(student, teacher, temperature, dim, True)
+    return divergence
+
+
+class _SoftDivergence(torch.autograd.Function):
+    """What :func:`soft_kl` and :func:`soft_cross_entropy` say, and their gradient.
+
+    With the distributions p of the teacher and q of the student, the gradient by the student
+    is T (q - p). It is computed with the value, block by block, so that the work space is a few
+    blocks, and the one map that is kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        temperature: float,
+        dim: int,
+        add_entropy: bool,
+    ) -> Tensor:
+        shape, dim = student.shape, dim % student.dim()
+        before, bins, after = math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
+        # PyTorch is faster where a distribution is the last dimension.
+        view = (before, bins, after) if after > 1 else (before, bins)
+        dtype = torch.promote_types(student.dtype, teacher.dtype)
+        dtype = torch.promote_types(dtype, torch.float32)
+        grad = torch.empty(view, dtype=dtype, device=student.device)
+        value = torch.empty((before, 1, *view[2:]), dtype=dtype, device=student.device)
+
+        constants = torch.float32 if student.device.type == 'mps' else torch.float64  # has none
+        work = None  # as large as the first block, which is the largest
+        for s, t, g, v in _blocks(student.reshape(view), teacher.reshape(view), grad, value):
+            if work is None:
+                work = grad.new_empty(3, s.numel())
+            scaled, log_ratio, p = work[:, : s.numel()].unflatten(1, s.shape)
+            s, t = s.to(dtype), t.to(dtype)
+            if temperature != 1:
+                s = torch.div(s, temperature, out=scaled)
+                t = torch.div(t, temperature, out=log_ratio)
+            q = torch.softmax(s, 1, out=g)
+            torch.softmax(t, 1, out=p)
+            # The largest entries tell the logarithm of what each softmax divided by.
+            s_top, t_top, q_top, p_top = (x.amax(1, keepdim=True) for x in (s, t, q, p))
+            t_top, q_top = t_top.to(constants), q_top.to(constants)
+            if add_entropy:
+                entropy = (p * ((t_top - p_top.log()).to(dtype) - t)).sum(1, keepdim=True)
+            # log p - log q is the difference of the logits, each measured from the largest, less
+            # a constant, which is rounded here and put right below.
+            constant = t_top.add_((q_top / p_top).log_())
+            rounded = constant.to(dtype)
+            torch.sub(t, rounded, out=log_ratio)
+            log_ratio.sub_(torch.sub(s, s_top, out=scaled))
+            g.sub_(p)  # in place of q
+            # p log(p / q) + q - p, which is not negative. The sum of q - p is 0, but cancels the
+            # errors of first order: of the logarithms, and of sums that are not quite 1.
+            torch.sum(torch.addcmul(g, p, log_ratio, out=log_ratio), 1, keepdim=True, out=v)
+            v.sub_(constant.sub_(rounded)).clamp_(min=0)
+            if add_entropy:
+                v.add_(entropy)
+
+        ctx.save_for_backward(grad)
+        ctx.temperature, ctx.shape, ctx.dtype = temperature, shape, student.dtype
+        return value.mul_(temperature**2).view(shape[:dim] + shape[dim + 1 :])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        rows = upstream.reshape(len(grad), 1, *grad.shape[2:]) * ctx.temperature
+        return (grad * rows).to(ctx.dtype).view(ctx.shape), None, None, None, None
+
+
+def _blocks(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut maps ``(rows, bins)`` or ``(rows, bins, columns)`` alike, between distributions.
+
+    On a CPU a few blocks fit into its cache, so that the many passes over a block are not passes
+    over the memory. On a GPU a block is large enough to keep it busy.
+    """
+    size = 1 << 18 if maps[0].device.type == 'cpu' else 1 << 24
+    _, bins, *rest = maps[0].shape
+    rows, columns = max(1, size // (bins * math.prod(rest))), max(1, size // bins)
+    for block in zip(*(x.split(rows) for x in maps), strict=True):
+        if rest and rest[0] > columns:
+            yield from zip(*(x.split(columns, 2) for x in block), strict=True)
+        else:
+            yield block

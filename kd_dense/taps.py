@@ -14,6 +14,9 @@ from torch import Tensor, nn
 __all__ = ['TapError', 'Taps', 'near_names']
 
 
+_WRAPPED = {'_fsdp_wrapped_module', '_checkpoint_wrapped_module', '_orig_mod'}
+
+
 class TapError(ValueError):
     """A tap that does not exist, never ran, or yields maps that cannot be used."""
 
@@ -27,7 +30,7 @@ def near_names(name: str, known: Iterable[str], count: int = 5) -> str:
         >>> near_names('x', ['neck', 'backbone'])
         "known are 'backbone', 'neck'"
     """
-    known = sorted(set(known))
+    known = sorted(set(known), key=lambda one: (one.count('.'), one))
     near = get_close_matches(name, known, count, cutoff=0.5)
     if near:
         return f'did you mean {", ".join(map(repr, near))}?'
@@ -69,6 +72,7 @@ class Taps:
         self._parsed = {name: _parse(name) for name in self.names}
         self._places: dict[str, _Place] = {}
         self._found: dict[str, list[_Place]] = {}  # by path, which may have wildcards
+        self._on: list[_Place] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Taps, (self.names,)  # a copy starts without records
@@ -114,20 +118,16 @@ class Taps:
         paths = dict.fromkeys(self._parsed[n][0] for n in wanted)
         self._found = {path: self._places_of(model, path) for path in paths}
         places = {place: None for path in paths for place in self._found[path]}
-        remaining = 0
-        if stop_after is not None:
-            counts = {self._parsed[n][0]: stop_after.get(n, 1) for n in wanted}
-            remaining = sum(counts.values())
+        calls = {} if stop_after is None else {n: stop_after.get(n, 1) for n in wanted}
 
-        def count() -> None:
-            nonlocal remaining
-            remaining -= 1
-            if remaining == 0:
+        def stop_if_done() -> None:
+            if all(self.calls(name) >= count for name, count in calls.items()):
                 raise _Stop(self)
 
         try:
             for place in places:
-                place.put_on(model, count if stop_after is not None else None)
+                place.put_on(model, None if stop_after is None else stop_if_done)
+                self._on.append(place)
         except BaseException:
             self.stop()
             raise
@@ -142,13 +142,17 @@ class Taps:
     @torch.compiler.disable
     def stop(self) -> None:
         """End recording. What was recorded stays until :meth:`clear`."""
-        for place in reversed(self._places.values()):
-            place.take_off()
+        while self._on:  # last on, first off: two names may stand for one method
+            self._on.pop().take_off()
 
     def clear(self) -> None:
         """Drop what was recorded, and with it the graph that it holds."""
         for place in self._places.values():
             place.calls.clear()
+
+    def places(self, name: str) -> list[str]:
+        """The paths of the modules or methods that a tap was last found to stand for."""
+        return [place.path for place in self._found.get(self._parsed[name][0], [])]
 
     def calls(self, name: str) -> int:
         """How often the place of a tap ran."""
@@ -270,7 +274,7 @@ def _find(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     """Return the module and the name of its method that a path stands for."""
     owner, *rest = model, *path.split('.')
     for depth, part in enumerate(rest):
-        child = owner._modules.get(part)
+        child = _child(owner, part)
         if child is None:
             is_method = depth == len(rest) - 1 and callable(getattr(owner, part, None))
             if is_method and not part.startswith('__'):
@@ -283,13 +287,25 @@ def _find(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     return owner, 'forward'
 
 
+def _child(owner: nn.Module, name: str) -> nn.Module | None:
+    child = owner._modules.get(name)
+    return _unwrapped(owner)._modules.get(name) if child is None else child
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """What lies in the wrappers that FSDP, checkpointing and ``torch.compile`` put around it."""
+    while len(module._modules) == 1 and (inner := _WRAPPED & module._modules.keys()):
+        module = module.get_submodule(inner.pop())
+    return module
+
+
 def _expand(model: nn.Module, path: str) -> list[str]:
     """All paths that a path with wildcards stands for."""
     found = ['']
     for depth, part in enumerate(path.split('.')):
         before, found = found, []
         for prefix in before:
-            owner = model.get_submodule(prefix)
+            owner = _unwrapped(_find(model, prefix)[0] if prefix else model)
             names = list(owner._modules) if part == '*' else [part]
             children = [n for n in names if owner._modules.get(n) is not None]
             found += [f'{prefix}.{n}' if prefix else n for n in children]

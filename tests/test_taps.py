@@ -191,6 +191,23 @@ def test_a_copy_records_for_itself(model, image):
         assert copied['backbone'][0] is not taps['backbone'][0]
 
 
+def test_two_names_of_one_method_leave_nothing_behind(model, image):
+    taps = Taps(['backbone', 'backbone.forward'])
+    for only in (['backbone.forward'], ['backbone', 'backbone.forward']):
+        with taps.on(model, only=only):
+            model(image)
+        assert 'forward' not in vars(model.backbone)
+    assert taps['backbone'][0] is taps['backbone.forward'][0]
+
+
+def test_stops_although_two_taps_share_a_place(model, image):
+    taps = Taps(['backbone.*', 'backbone.2', 'backbone.2[0]'])
+    with taps.on(model, stop_after={'backbone.*': 3}):
+        model(image)
+        raise AssertionError('ran on')
+    assert [taps.calls(name) for name in taps.names] == [3, 1, 1]
+
+
 def test_the_same_wrapper_is_put_on_each_time(model):
     taps = Taps(['backbone'])
     with taps.on(model):

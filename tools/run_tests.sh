@@ -2,6 +2,7 @@
 # Linter, type checker, doctests and tests; sets up the environment if it is missing.
 #   bash tools/run_tests.sh                      everything, on the default stack
 #   bash tools/run_tests.sh --stack openmmlab    the core and one training per framework
+#   bash tools/run_tests.sh --long [-k kill]     the long tests alone: kills, fuzz, properties
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 stack=onedl
@@ -12,6 +13,10 @@ fi
 source tools/environment.sh "$stack"
 export OMP_NUM_THREADS=1 PYTHONPATH=
 
+if [ "${1:-}" = --long ]; then
+    shift
+    exec python -m pytest --numprocesses 2 -m long -rP tests "$@"  # with what they print
+fi
 if [ "$stack" != onedl ]; then
     # of the recipes, those that are marked: one training per framework
     exec python -m pytest --numprocesses 2 kd_dense tests/losses tests/oracle tests/mm \

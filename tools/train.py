@@ -9,16 +9,19 @@ import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.hooks import CheckpointHook
 from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
-import kd_dense.mm  # noqa: F401  (before any config is read)
+# This comes before any config is read.
+from kd_dense.mm.checkpoint_hook import is_complete, newest_checkpoint, what_remains
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint, or from the latest one of the work directory',
+        help='go on from this checkpoint, or from the newest complete one of the work directory',
     )
     without_recipe = parser.add_argument_group('to distil the model of a config without a recipe')
     without_recipe.add_argument(
@@ -90,6 +93,61 @@ def read_config(args: argparse.Namespace) -> Config:
     return config
 
 
+def check_writable(folder: Path) -> None:
+    """Stop before anything is built where logs and checkpoints could not be written."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
+    try:
+        with TemporaryFile(dir=existing) as file:
+            file.write(b'0')
+            file.flush()
+    except OSError as error:
+        raise SystemExit(
+            f'cannot write to the work directory {folder} ({existing}: {error.strerror}); '
+            'choose another with --work-dir'
+        ) from error
+
+
+def find_start(config: Config, resume: str | None) -> None:
+    """Settle which checkpoint a training goes on from, if any.
+
+    Args:
+        config: The config; its ``resume`` and ``load_from`` are set.
+        resume: A checkpoint, 'auto', or None to do what the config says.
+    """
+    if not resume and config.get('resume'):
+        resume = config.get('load_from') or 'auto'
+    if not resume:
+        return
+    if resume == 'auto':
+        newest = newest_checkpoint(config.work_dir)
+        if newest is None:
+            # A first start has nothing to go on from, and keeps what load_from names.
+            print_log(f'{config.work_dir} holds no checkpoint: starting from the beginning')
+            config.resume = False
+            return
+        resume = str(newest)
+    elif '://' not in resume and not is_complete(Path(resume).expanduser()):
+        what = 'is not complete' if os.path.exists(resume) else 'does not exist'
+        raise SystemExit(
+            f'the checkpoint {resume} {what} (looked in {Path.cwd()}); --resume without a path '
+            'takes the newest complete one of the work directory'
+        )
+    print_log(f'resuming from {resume}')
+    config.resume, config.load_from = True, resume
+
+
+def use_safe_checkpoints(config: Config) -> None:
+    """Put our hook where mmengine's is, with the same settings."""
+    hooks = {
+        'checkpoint': dict(type='CheckpointHook', interval=1),  # mmengine's own default
+        **(config.get('default_hooks') or {}),
+    }
+    checkpoint = hooks['checkpoint']
+    if checkpoint and checkpoint['type'] in ('CheckpointHook', CheckpointHook):
+        hooks['checkpoint'] = {**checkpoint, 'type': 'kd_dense.SafeCheckpointHook'}
+    config.default_hooks = hooks
+
+
 def build_runner(config: Config) -> Any:
     """Build the Runner that the config asks for, in CPU processes where there is no GPU."""
     if config.launcher == 'pytorch' and not torch.accelerator.is_available():
@@ -127,6 +185,7 @@ def _dicts(value: Any) -> Iterator[Any]:
 def main() -> None:
     args = parse_args()
     config = read_config(args)
+    check_writable(Path(config.work_dir))
 
     if args.teacher:
         teacher = dict(config=args.teacher)
@@ -145,13 +204,7 @@ def main() -> None:
         if 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
             raise SystemExit('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
         config.auto_scale_lr.enable = True
-    if args.resume:
-        # A first start has nothing to go on from, and keeps what load_from names.
-        checkpoint = args.resume
-        if checkpoint == 'auto':
-            checkpoint = find_latest_checkpoint(config.work_dir)
-        if checkpoint:
-            config.resume, config.load_from = True, checkpoint
+    find_start(config, args.resume)
     # Without the first, a resumed training with dropout or augmentation is another training;
     # the second trains the critic of an adversarial loss, and does nothing where there is none.
     hooks = config.get('custom_hooks') or []
@@ -159,8 +212,18 @@ def main() -> None:
         if all(hook.get('type') != kind for hook in hooks):
             hooks = [*hooks, dict(type=kind)]
     config.custom_hooks = hooks
+    use_safe_checkpoints(config)
 
-    build_runner(config).train()
+    runner = build_runner(config)
+    try:
+        runner.train()
+    except OSError as error:
+        reason = str(error).strip().splitlines()[-1]  # the worker's own, where there is one
+        if '[Errno' not in reason:
+            raise  # one that says itself what to do
+        remedy = 'put the file back' if 'No such file' in reason else 'mend this'
+        rest = what_remains(config.work_dir, remedy)
+        raise RuntimeError(f'the training stopped: {reason}. {rest}') from error
 
 
 if __name__ == '__main__':

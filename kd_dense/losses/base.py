@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 from torch import Tensor, nn
 
@@ -52,8 +53,9 @@ class DistillLoss(nn.Module):
 
 def check_weight(owner: str, name: str, value: float) -> None:
     """Raise ``ValueError`` unless a weight is finite and not negative."""
-    if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f'{owner} expects a finite {name} >= 0, got {name}={value}')
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not (real and value >= 0 and math.isfinite(value)):
+        raise ValueError(f'{owner} expects a finite {name} >= 0, got {name}={value!r}')
 
 
 def check_same_shape(name: str, student: Tensor, teacher: Tensor) -> None:

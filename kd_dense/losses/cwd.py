@@ -79,7 +79,7 @@ def cwd_loss(
     check_same_shape('cwd_loss', student, teacher)
     check_temperature(temperature)
     _check_variant('cwd_loss', norm, divergence, first_image_only)
-    student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
+    teacher = teacher.detach()
     images, channels, height, width = student.shape
     per_position = norm in ('spatial', 'none')
     count = images * (height * width if per_position else channels)
@@ -88,19 +88,20 @@ def cwd_loss(
         student, teacher, dim = student.flatten(2), teacher.flatten(2), 2
     else:
         dim = 1
+    if divergence == 'kl' and norm != 'channel_mean':
+        return soft_kl(student, teacher, temperature, dim).sum() / count
+
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
     if norm == 'channel_mean':
         student, teacher = student.mean((2, 3)), teacher.mean((2, 3))
     if first_image_only:
         student, teacher = student[:1], teacher[:1]
-
-    if divergence == 'mse':
-        if norm in ('channel', 'spatial'):
-            student, teacher = student.softmax(dim), teacher.softmax(dim)
-        return (student - teacher).square().sum() / count
-    if norm == 'channel_mean':
+    if divergence == 'kl':
         # The temperature cancels in the quotient: (t/T) log((t/T) / (s/T)).
         return temperature * (teacher * (teacher.log() - student.log())).sum() / count
-    return soft_kl(student, teacher, temperature, dim).sum() / count
+    if norm in ('channel', 'spatial'):
+        student, teacher = student.softmax(dim), teacher.softmax(dim)
+    return (student - teacher).square().sum() / count
 
 
 def _check_variant(owner: str, norm: str, divergence: str, first_image_only: bool) -> None:

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2102.12252
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kd_dense.functional import at_least_float32, check_choice, mean_over_ranks
 from kd_dense.losses.base import DistillLoss, check_same_shape
-from kd_dense.losses.ld import HeadTargets, by_prior, check_maps, mean_of_levels
+from kd_dense.losses.ld import HeadTargets, check_maps, mean_of_levels
 from kd_dense.losses.ld_regions import (
+    BLOCK,
     centers,
     fine_grained_region,
     inside_region,
@@ -119,19 +120,19 @@ def general_instances(
     kept = []
     levels = len(head_targets.priors)
     for level, anchors in enumerate(check_maps(student, teacher, head_targets)):
-        logits = (
-            at_least_float32(x[level]).unflatten(1, (anchors, -1)) for x in (student, teacher)
-        )
-        ours, theirs = (x.sigmoid() for x in logits)
-        difference = theirs - ours
-        above, below = by_prior(difference.amax(2)), by_prior(-difference.amin(2))
-        center, stride = centers(head_targets.priors[level]), head_targets.strides[level]
-        our_boxes, their_boxes = (
-            _decode(at_least_float32(x[levels + level]), anchors, center, stride)
-            for x in (student, teacher)
-        )
-        boxes = torch.where((above >= below)[..., None], their_boxes, our_boxes)
-        scores = above.maximum(below).masked_fill(~head_targets.valid[level], -1)
+        difference, sides = [], []
+        for block in _blocks(*(x[i] for i in (level, levels + level) for x in (student, teacher))):
+            ours, theirs = (x.unflatten(1, (anchors, -1)).sigmoid() for x in block[:2])
+            theirs.sub_(ours)
+            above, below = theirs.amax(2), -theirs.amin(2)
+            difference.append(above.maximum(below))
+            ours, theirs = (x.unflatten(1, (anchors, 4, -1)) for x in block[2:])
+            surer = torch.where((above >= below)[:, :, None, None], theirs, ours)
+            sides.append(_expected(surer, head_targets.strides[level]))
+        scores = _by_prior(difference).masked_fill_(~head_targets.valid[level], -1)
+        left, top, right, bottom = (_by_prior(side) for side in zip(*sides, strict=True))
+        x, y = centers(head_targets.priors[level]).unbind(1)
+        boxes = torch.stack([x - left, y - top, x + right, y + bottom], -1)
         shape = scores.shape
         if mix_images:
             boxes, scores = boxes.flatten(0, 1)[None], scores.flatten()[None]
@@ -139,12 +140,24 @@ def general_instances(
     return kept
 
 
-def _decode(distributions: Tensor, anchors: int, center: Tensor, stride: float) -> Tensor:
-    """Boxes ``(N, A, 4)`` in pixels at the expected distances of the four sides."""
-    bins = distributions.unflatten(1, (anchors, 4, -1)).softmax(3)
+def _blocks(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Blocks ``(N, C, P)`` of positions of maps, at least float32."""
+    widest = max(x.shape[1] for x in maps)
+    size = max(BLOCK.get(maps[0].device.type, BLOCK['cpu']) // (len(maps[0]) * widest), 1)
+    for block in zip(*(x.flatten(2).split(size, 2) for x in maps), strict=True):
+        yield tuple(at_least_float32(x) for x in block)
+
+
+def _expected(distributions: Tensor, stride: float) -> tuple[Tensor, ...]:
+    """Distances of the four sides in pixels, ``(N, K, P)`` each, of ``(N, K, 4, n + 1, P)``."""
+    bins = distributions.softmax(3)
     index = torch.arange(bins.shape[3], dtype=bins.dtype, device=bins.device)
-    distances = (bins * index[:, None, None]).sum(3).permute(0, 3, 4, 1, 2).flatten(1, 3) * stride
-    return torch.cat([center - distances[..., :2], center + distances[..., 2:]], -1)
+    return bins.mul_(index[:, None]).sum(3).mul_(stride).unbind(2)
+
+
+def _by_prior(blocks: Sequence[Tensor]) -> Tensor:
+    """From blocks ``(N, K, P)`` of positions to ``(N, A)``."""
+    return torch.cat(tuple(blocks), 2).transpose(1, 2).flatten(1)
 
 
 class LDImitationLoss(DistillLoss):

@@ -6,6 +6,7 @@ or images, or waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 DIoU = Literal['paper', 'code']
+# Pairs of a prior and a box that are looked at together: on a CPU what stays in its cache.
+BLOCK = {'cpu': 2**18, 'cuda': 2**24}
 
 
 def pad_boxes(boxes: list[Tensor]) -> Tensor:
@@ -39,18 +42,22 @@ def pad_boxes(boxes: list[Tensor]) -> Tensor:
     return pad_sequence(boxes, batch_first=True)
 
 
+def _blocks(boxes: list[Tensor], priors: int) -> Iterator[Tensor]:
+    """The boxes of :func:`pad_boxes`, some of each image at a time."""
+    padded = pad_boxes(boxes)
+    images, count, _ = padded.shape
+    block = BLOCK.get(padded.device.type, BLOCK['cpu']) // (images * priors)
+    return iter(padded.split(max(block, 1), 1) if count else ())
+
+
+def _join(priors: list[Tensor]) -> Tensor:
+    """The priors of all levels, stored coordinate by coordinate: that is faster to read."""
+    return torch.cat(priors).T.contiguous().T
+
+
 def centers(priors: Tensor) -> Tensor:
     """Centres x, y of anchor boxes ``(A, 4)``; points ``(A, 2)`` are their own centres."""
     return priors if priors.shape[-1] == 2 else (priors[..., :2] + priors[..., 2:]) / 2
-
-
-def _intersection_and_areas(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    left, top, right, bottom = anchors.unbind(-1)
-    box_left, box_top, box_right, box_bottom = boxes[..., None, :].unbind(-1)
-    width = right.minimum(box_right).sub_(left.maximum(box_left)).clamp_(min=0)
-    height = bottom.minimum(box_bottom).sub_(top.maximum(box_top)).clamp_(min=0)
-    box_area = (box_right - box_left) * (box_bottom - box_top)
-    return width.mul_(height), (right - left) * (bottom - top), box_area
 
 
 class Overlaps(NamedTuple):
@@ -65,7 +72,7 @@ def box_iou(anchors: Tensor, boxes: Tensor) -> Tensor:
     """Intersection over union of each anchor with each box.
 
     Args:
-        anchors: x1, y1, x2, y2, ``(A, 4)``, or ``(N, 1, A, 4)`` to have others in each image.
+        anchors: x1, y1, x2, y2, ``(A, 4)``.
         boxes: ``(N, G, 4)``.
 
     Returns:
@@ -76,7 +83,13 @@ def box_iou(anchors: Tensor, boxes: Tensor) -> Tensor:
         >>> box_iou(anchors, torch.tensor([[[0.0, 0.0, 2.0, 1.0]]]))
         tensor([[[0.5000, 0.0000]]])
     """
-    intersection, anchor_area, box_area = _intersection_and_areas(anchors, boxes)
+    left, top, right, bottom = anchors.unbind(-1)
+    box_left, box_top, box_right, box_bottom = boxes[..., None, :].unbind(-1)
+    width = right.minimum(box_right).sub_(left.maximum(box_left)).clamp_(min=0)
+    height = bottom.minimum(box_bottom).sub_(top.maximum(box_top)).clamp_(min=0)
+    intersection = width.mul_(height)
+    anchor_area = (right - left) * (bottom - top)
+    box_area = (box_right - box_left) * (box_bottom - box_top)
     return intersection.div_((anchor_area + box_area).sub_(intersection))
 
 
@@ -106,19 +119,26 @@ def box_overlaps(anchors: Tensor, boxes: Tensor, diou: DIoU = 'paper') -> Overla
         tensor([[[0.9600]]])
     """
     # In place, because there may be millions of pairs: few maps of them exist at a time.
-    intersection, anchor_area, box_area = _intersection_and_areas(anchors, boxes)
-    union = (anchor_area + box_area).sub_(intersection)
-    iou = intersection / union
-    closeness = intersection.div_(anchor_area if diou == 'code' else union)
-    del union
     left, top, right, bottom = anchors.unbind(-1)
     box_left, box_top, box_right, box_bottom = boxes[..., None, :].unbind(-1)
-    diagonal = right.maximum(box_right).sub_(left.minimum(box_left)).square_()
-    diagonal += bottom.maximum(box_bottom).sub_(top.minimum(box_top)).square_()
+    width = right.minimum(box_right).sub_(left.maximum(box_left))
+    height = bottom.minimum(box_bottom).sub_(top.maximum(box_top))
+    # The box that encloses both is as wide as both together, less what they share.
+    outer_width = ((right - left) + (box_right - box_left)).sub_(width)
+    outer_height = ((bottom - top) + (box_bottom - box_top)).sub_(height)
+    diagonal = outer_width.square_().addcmul_(outer_height, outer_height)
+    del outer_width, outer_height
+    anchor_area = (right - left) * (bottom - top)
+    box_area = (box_right - box_left) * (box_bottom - box_top)
+    intersection = width.clamp_(min=0).mul_(height.clamp_(min=0))
+    union = (anchor_area + box_area).sub_(intersection)
+    iou = intersection / union
     x, y = centers(anchors).unbind(-1)
     box_x, box_y = centers(boxes)[..., None, :].unbind(-1)
-    distance = (x - box_x).square_().add_((y - box_y).square_())
-    return Overlaps(iou, closeness.addcdiv_(distance, diagonal, value=-1), distance)
+    apart = torch.sub(y, box_y, out=union)
+    distance = torch.sub(x, box_x, out=height).square_().addcmul_(apart, apart)
+    overlap = intersection.div_(anchor_area) if diou == 'code' else iou
+    return Overlaps(iou, torch.addcdiv(overlap, distance, diagonal, value=-1), distance)
 
 
 def _require_anchors(name: str, priors: list[Tensor]) -> None:
@@ -172,26 +192,26 @@ def vlr_region(
         tensor([[0.0000, 0.4545, 0.0000, 0.0000, 0.4545, 0.0000, 0.0000, 0.0000]])
     """
     _require_anchors('vlr_region', priors)
-    anchors, padded = torch.cat(priors), pad_boxes(boxes)
-    if padded.shape[1] == 0:
-        return anchors.new_zeros(valid.shape)
-    iou, closeness, distance = box_overlaps(anchors, padded, diou)
-    distance.masked_fill_(~valid[:, None], float('inf'))
-    sizes = [len(level) for level in priors]
-    nearest, known = [], []
-    for level, overlap in zip(distance.split(sizes, -1), iou.split(sizes, -1), strict=True):
-        far, index = level.topk(min(topk, level.shape[-1]), largest=False, sorted=False)
-        nearest.append(overlap.gather(-1, index))
-        known.append(far.isfinite())
-    del distance, level
-    candidates, weights = torch.cat(nearest, -1), torch.cat(known, -1)
-    count = weights.sum(-1, keepdim=True)
-    mean = (candidates * weights).sum(-1, keepdim=True) / count
-    variance = ((candidates - mean).square() * weights).sum(-1, keepdim=True) / (count - 1)
-    threshold = mean + variance.sqrt()
-    selected = (closeness >= 0.25 * threshold).logical_and_(closeness < threshold)
-    selected.logical_and_(valid[:, None])
-    return iou.masked_fill_(selected.logical_not_(), 0).amax(1)
+    anchors, sizes = _join(priors), [len(level) for level in priors]
+    outside = ~valid[:, None]
+    region = anchors.new_zeros(valid.shape)
+    for some in _blocks(boxes, len(anchors)):
+        iou, closeness, distance = box_overlaps(anchors, some, diou)
+        distance.masked_fill_(outside, float('inf'))
+        nearest, known = [], []
+        for level, overlap in zip(distance.split(sizes, -1), iou.split(sizes, -1), strict=True):
+            far, index = level.topk(min(topk, level.shape[-1]), largest=False, sorted=False)
+            nearest.append(overlap.gather(-1, index))
+            known.append(far.isfinite())
+        candidates, weights = torch.cat(nearest, -1), torch.cat(known, -1)
+        count = weights.sum(-1, keepdim=True)
+        mean = (candidates * weights).sum(-1, keepdim=True) / count
+        variance = ((candidates - mean).square() * weights).sum(-1, keepdim=True) / (count - 1)
+        threshold = mean + variance.sqrt()
+        selected = (closeness >= 0.25 * threshold).logical_and_(closeness < threshold)
+        iou.masked_fill_(selected.logical_not_().logical_or_(outside), 0)
+        region = region.maximum(iou.amax(1))
+    return region
 
 
 @torch.no_grad()
@@ -211,9 +231,13 @@ def inside_region(priors: list[Tensor], valid: Tensor, boxes: list[Tensor]) -> T
         >>> inside_region([points], valid, [torch.tensor([[0.0, 0.0, 8.0, 8.0]])])
         tensor([[ True, False]])
     """
-    x, y = centers(torch.cat(priors)).unbind(-1)
-    left, top, right, bottom = pad_boxes(boxes)[..., None, :].unbind(-1)
-    return ((x > left) & (x < right) & (y > top) & (y < bottom)).any(1) & valid
+    x, y = centers(_join(priors)).unbind(-1)
+    region = torch.zeros_like(valid)
+    for some in _blocks(boxes, len(x)):
+        left, top, right, bottom = some[..., None, :].unbind(-1)
+        inside = (x > left).logical_and_(x < right)
+        region |= inside.logical_and_(y > top).logical_and_(y < bottom).any(1)
+    return region & valid
 
 
 @torch.no_grad()
@@ -239,8 +263,12 @@ def fine_grained_region(priors: list[Tensor], valid: Tensor, boxes: list[Tensor]
         tensor([[ True, False]])
     """
     _require_anchors('fine_grained_region', priors)
-    iou = box_iou(torch.cat(priors), pad_boxes(boxes)) * valid[:, None]
-    return (iou > 0.5 * iou.amax(-1, keepdim=True)).any(1)
+    anchors = _join(priors)
+    region = torch.zeros_like(valid)
+    for some in _blocks(boxes, len(anchors)):
+        iou = box_iou(anchors, some).mul_(valid[:, None])
+        region |= (iou > 0.5 * iou.amax(-1, keepdim=True)).any(1)
+    return region
 
 
 @torch.no_grad()
@@ -261,12 +289,16 @@ def non_maximum_suppression(scores: Tensor, boxes: Tensor, count: int, max_iou: 
         >>> non_maximum_suppression(torch.tensor([[0.3, 0.2, 0.1]]), boxes, count=10, max_iou=0.3)
         tensor([[ True, False,  True]])
     """
-    kept = torch.zeros_like(scores, dtype=torch.bool)
+    kept, scores = torch.zeros_like(scores, dtype=torch.bool), scores.clone()
+    left, top, right, bottom = (x.contiguous() for x in boxes.unbind(-1))
+    area = (right - left) * (bottom - top)
     for _ in range(min(count, scores.shape[1])):
         best, index = scores.max(1, keepdim=True)
-        picked = torch.zeros_like(kept).scatter_(1, index, best >= 0)
-        kept |= picked
-        box = boxes.gather(1, index[..., None].expand(-1, -1, 4))
-        overlap = box_iou(boxes[:, None], box)[:, 0]
-        scores = scores.masked_fill(picked | (overlap > max_iou), -1)
+        kept.scatter_(1, index, kept.gather(1, index) | (best >= 0))
+        scores.scatter_(1, index, -1)
+        a, b, c, d = (x.gather(1, index) for x in (left, top, right, bottom))
+        width = right.minimum(c).sub_(left.maximum(a)).clamp_(min=0)
+        shared = bottom.minimum(d).sub_(top.maximum(b)).clamp_(min=0).mul_(width)
+        union = (area + area.gather(1, index)).sub_(shared)
+        scores.masked_fill_(shared > max_iou * union, -1)
     return kept

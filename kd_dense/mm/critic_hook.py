@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from kd_dense.losses import HolisticLoss
+from kd_dense.mm.finite import Later
 from kd_dense.registry import HOOKS
 
 __all__ = ['CriticHook']
@@ -40,8 +41,11 @@ class CriticHook(Hook):
             0.9 as in the authors' script; 0 keeps it constant.
 
     Raises:
-        FloatingPointError: If a critic's gradient is not finite.
-        ValueError: On resume, if the checkpoint lacks the state of the critics' optimizer.
+        FloatingPointError: If a critic's gradient is not finite. It never reaches the optimizer,
+            and no checkpoint is written after it; on a GPU the error may come some iterations
+            later, so that nothing waits for the answer.
+        ValueError: On resume, if the checkpoint lacks the state of the critics' optimizer; if
+            FSDP shards a critic.
     """
 
     def __init__(self, optimizer: Mapping[str, Any] = ADAM, power: float = 0.9) -> None:
@@ -51,7 +55,10 @@ class CriticHook(Hook):
         self._power = power
         self._losses: dict[str, HolisticLoss] = {}
         self._optimizer: torch.optim.Optimizer | None = None
+        self._resumed: dict[str, Any] | None = None
         self._rates: list[float] = []
+        self._finite: Tensor | None = None  # whether all gradients have been so far
+        self._answer = Later()
         self._grads: dict[nn.Parameter, Tensor] = {}
         self._share = 1.0
 
@@ -65,23 +72,33 @@ class CriticHook(Hook):
             if isinstance(module, HolisticLoss)
         }
         if self._losses:
+            _refuse_shards(self._losses)
             critics = nn.ModuleList(loss.critic for loss in self._losses.values())
             self._optimizer = OPTIMIZERS.build({**self._config, 'params': critics.parameters()})
             self._rates = [group['lr'] for group in self._optimizer.param_groups]
+            self._restore()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if self._optimizer is not None:
+            self._require_finite(self._finite)
             checkpoint[KEY] = self._optimizer.state_dict()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if self._optimizer is None or not runner._resume:
+        if runner._resume:
+            self._resumed = checkpoint.get(KEY, {})
+            self._restore()
+
+    def _restore(self) -> None:
+        # The Runner calls before_run and then loads, the FlexibleRunner the other way round.
+        if self._optimizer is None or self._resumed is None:
             return
-        if KEY not in checkpoint:
+        if not self._resumed:
             raise ValueError(
                 f'the checkpoint to resume from has no {KEY!r}: it was written without '
                 'CriticHook; start from its weights with load_from and without resume'
             )
-        self._optimizer.load_state_dict(checkpoint[KEY])
+        self._optimizer.load_state_dict(self._resumed)
+        self._resumed = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if self._losses:  # before the optimizer wrapper counts this iteration
@@ -94,11 +111,8 @@ class CriticHook(Hook):
             return
         for parameter, grad in self._grads.items():
             parameter.grad = grad
-        for name, loss in self._losses.items():
-            if loss.critic_is_due:
-                value = loss.critic_backward(self._share)
-                term = name.removeprefix('kd.').partition('.')[0]
-                runner.message_hub.update_scalar(f'train/critic_{term}', value)
+        due = {name: loss for name, loss in self._losses.items() if loss.critic_is_due}
+        values = {name: loss.critic_backward(self._share) for name, loss in due.items()}
         if runner.optim_wrapper.should_update():
             self._step(self._optimizer, runner.iter / runner.max_iters)
         # Until the next iteration the gradients are kept here: the student's optimizer may
@@ -107,6 +121,12 @@ class CriticHook(Hook):
         self._grads = {p: p.grad for p in parameters if p.grad is not None}
         for parameter in parameters:
             parameter.grad = None
+        for name, value in values.items():  # last, because mmengine waits for each figure
+            term = name.removeprefix('kd.').partition('.')[0]
+            runner.message_hub.update_scalar(f'train/critic_{term}', value)
+
+    def after_train(self, runner: Runner) -> None:
+        self._require_finite(self._finite)
 
     def _step(self, optimizer: torch.optim.Optimizer, done: float) -> None:
         parameters = [p for group in optimizer.param_groups for p in group['params']]
@@ -114,13 +134,33 @@ class CriticHook(Hook):
         if not grads:
             return
         all_reduce_params(grads, op='mean')
-        if not torch.stack([grad.norm() for grad in grads]).isfinite().all():
+        finite = torch.stack([grad.norm() for grad in grads]).isfinite().all()
+        self._finite = finite if self._finite is None else self._finite & finite
+        if not self._answer.pending:
+            self._answer.send(self._finite)
+        self._require_finite(self._answer.receive())
+        for grad in grads:  # until the answer is there
+            grad.masked_fill_(~finite, 0)
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+            group['lr'] = rate * (1 - done) ** self._power
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _require_finite(self, finite: Tensor | None) -> None:
+        if finite is not None and not finite:
             raise FloatingPointError(
                 f'the gradient of a critic ({", ".join(self._losses)}) is not finite: lower the '
                 "learning rate of CriticHook or the loss's gradient_penalty, and look at the "
                 'maps of student and teacher'
             )
-        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
-            group['lr'] = rate * (1 - done) ** self._power
-        optimizer.step()
-        optimizer.zero_grad()
+
+
+def _refuse_shards(losses: Mapping[str, HolisticLoss]) -> None:
+    for name, loss in losses.items():
+        # FSDP leaves a flat share of each weight, or none at all.
+        weight = dict(loss.critic.named_parameters()).get('last.weight')
+        if weight is None or weight.dim() != 4:
+            raise ValueError(
+                f'FSDP shards the critic of {name}, which is trained outside of its forward '
+                f"pass: leave it whole, as model_wrapper=dict(ignored_modules=['{name}.critic'])"
+            )

@@ -17,15 +17,16 @@ from kd_dense.mm.finite import FiniteCheck
 from kd_dense.mm.inherit import check_inherit, inherit_parts
 from kd_dense.mm.preprocessing import Repreprocess
 from kd_dense.mm.presets import choose_preset
-from kd_dense.mm.probe import Yield, probe
+from kd_dense.mm.probe import LARGEST, Yield, probe
 from kd_dense.mm.randomness import kept_random_state
+from kd_dense.mm.rehearsal import rehearse
 from kd_dense.mm.targets import NEEDS, Step, gather
 from kd_dense.mm.teacher import Teacher
 from kd_dense.mm.term import Term
 from kd_dense.registry import MODELS
 from kd_dense.taps import TapError, Taps
 
-__all__ = ['Distilled', 'distilled']
+__all__ = ['Distilled', 'check_classes', 'distilled']
 
 
 @MODELS.register_module()
@@ -97,9 +98,10 @@ def Distilled(  # noqa: N802  (a type in configs)
             chosen = choose_preset(preset, model, guest.model)
             terms, inherit = chosen.terms, chosen.inherit
             print_log(f'preset {preset!r}: {terms}, from {chosen.source}', logger='current')
-        distillation, calls = _build_terms(model, guest.model, terms or {})
+        distillation, calls = _build_terms(model, guest.model, {} if terms is None else terms)
         check_inherit(model, guest.model, inherit)
-    student_taps = Taps(chain(*(_student_taps(term) for term in distillation.values())))
+        guest.check_taps(calls)
+    student_taps = Taps(chain(*(term.student_taps for term in distillation.values())))
     preprocess = Repreprocess(model.data_preprocessor, guest.model.data_preprocessor)
 
     model.__class__ = distilled(type(model))  # type: ignore[arg-type]
@@ -136,11 +138,17 @@ def _build_terms(
     Returns:
         The terms, and the taps of the teacher with how often each of them runs.
     """
+    if not isinstance(terms, Mapping):
+        raise ValueError(
+            "expected terms as dict(NAME=dict(tap='neck', loss=dict(type='CWDLoss'))), "
+            f'got {terms!r}'
+        )
     built = {}
     for name, fields in terms.items():
         if name == '_scope_':
             continue
-        if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        plain = isinstance(name, str) and name.isidentifier()
+        if not plain or hasattr(nn.ModuleDict(), name):
             raise ValueError(f'{name!r} cannot be the name of a term: choose a plain word')
         if not isinstance(fields, Mapping):
             raise ValueError(f'term {name!r}: expected dict(tap=..., loss=...), got {fields!r}')
@@ -150,46 +158,57 @@ def _build_terms(
             "terms is empty: say what to distil, as terms=dict(cwd=dict(tap='neck', "
             "loss=dict(type='CWDLoss')))"
         )
-    ours, theirs = probe(
+    found = probe(
         student,
         list({term.student_tap: None for term in built.values()}),
         teacher,
         list({term.teacher_tap: None for term in built.values()}),
     )
     for term in built.values():
-        student_yield, teacher_yield = ours[term.student_tap], theirs[term.teacher_tap]
-        _check_classes(term, student, student_yield, teacher, teacher_yield)
-        term.fit(student_yield, teacher_yield, _classes(student, 'decode_head'))
+        ours, theirs = found.student[term.student_tap], found.teacher[term.teacher_tap]
+        check_classes(term, student, ours, teacher, theirs)
+        term.build_losses(theirs, _classes(student, 'decode_head'))
+        for need in term.loss.needs:
+            _check_need(term, need, student, teacher)
+        term.fit(ours, theirs)
         for index, adapter in enumerate(term.adapters):
             if not isinstance(adapter, nn.Identity):
                 print_log(
-                    f'term {term.name!r}: map {index} of the student, '
-                    f'{student_yield.shapes[index]}, gets an adapter to the shape of the '
-                    f"teacher's, {teacher_yield.shapes[index]}",
+                    f'term {term.name!r}: map {index} of the student, {ours.shapes[index]}, gets '
+                    f"an adapter to the shape of the teacher's, {theirs.shapes[index]}",
                     logger='current',
                 )
-    for need in {need: None for term in built.values() for need in term.loss.needs}:
-        taps = [tap for tap in NEEDS[need].taps if tap not in theirs]
-        if taps:
-            theirs.update(probe(student, taps, teacher, taps)[1])
-        check = NEEDS[need].check
-        if check is not None:
+    taps = dict.fromkeys(chain(*(term.teacher_taps for term in built.values())))
+    both = student, list(found.student), teacher, list(taps)
+    if not taps.keys() <= found.teacher.keys():
+        found = probe(*both)
+    try:
+        rehearse(student, list(built.values()), found.teacher, found.size)
+    except TapError:
+        raise
+    except ValueError:
+        if min(found.size) >= LARGEST:
+            raise
+        try:  # perhaps the maps were too small for a kernel
+            found = probe(*both, smallest=LARGEST)
+            fits = rehearse(student, list(built.values()), found.teacher, found.size)
+        except (ValueError, RuntimeError):
+            fits = False
+        if not fits:
+            raise
+    return built, {name: one.calls for name, one in found.teacher.items()}
+
+
+def _check_need(term: Term, need: str, student: nn.Module, teacher: nn.Module) -> None:
+    check = NEEDS[need].check
+    if check is not None:
+        try:
             check(student, teacher)
-    return built, {name: found.calls for name, found in theirs.items()}
+        except ValueError as error:
+            raise ValueError(f'term {term.name!r}: {error}') from None
 
 
-def _student_taps(term: Term) -> list[str]:
-    """All that must be recorded in the student for a term."""
-    needs = [NEEDS[need] for need in term.loss.needs]
-    return [term.student_tap, *chain(*(need.taps + need.loss_taps for need in needs))]
-
-
-def _teacher_taps(term: Term) -> list[str]:
-    """All that must be recorded in the teacher for a term."""
-    return [term.teacher_tap, *chain(*(NEEDS[need].taps for need in term.loss.needs))]
-
-
-def _check_classes(
+def check_classes(
     term: Term, student: nn.Module, ours: Yield, teacher: nn.Module, theirs: Yield
 ) -> None:
     """Refuse to compare class logits of different classes; no adapter can make them fit."""
@@ -248,7 +267,7 @@ class _Distilling:
             # The teacher goes first: what it needs is free again before the student's graph
             # grows.
             _run_teacher(plan, active, inputs, data_samples)
-            plan.student_taps.start(self, [*chain(*map(_student_taps, active))])
+            plan.student_taps.start(self, [*chain(*(term.student_taps for term in active))])
         try:
             losses = super().loss(inputs, data_samples, *args, **kwargs)  # type: ignore[misc]
             plan.student_taps.stop()
@@ -280,7 +299,7 @@ def _factors(kd: Any) -> dict[str, float]:
 
 @torch.compiler.disable
 def _run_teacher(plan: _Plan, active: Sequence[Term], inputs: Tensor, samples: Any) -> None:
-    calls = {tap: plan.teacher_calls[tap] for term in active for tap in _teacher_taps(term)}
+    calls = {tap: plan.teacher_calls[tap] for term in active for tap in term.teacher_taps}
     plan.teacher.run(plan.teacher_taps, calls, plan.preprocess, inputs, samples)
 
 
@@ -289,6 +308,7 @@ def _distil(
     model: Any, factors: Mapping[str, float], inputs: Tensor, samples: Any
 ) -> dict[str, Tensor]:
     plan = model.kd_plan
+    plan.teacher.wait(plan.teacher_taps)
     losses: dict[str, Tensor] = {}
     maps: dict[str, Sequence[Tensor]] = {}
     wanted = chain(*(term.loss.needs for name, term in model.kd.items() if factors[name]))
@@ -299,13 +319,6 @@ def _distil(
             losses.update(term.idle(inputs))
             continue
         student, teacher = plan.student_taps[term.student_tap], plan.teacher_taps[term.teacher_tap]
-        if torch.is_grad_enabled() and not all(x.requires_grad for x in student):
-            raise TapError(
-                f'term {name!r}: no gradient flows back from tap {term.student_tap!r} of the '
-                'student, which therefore learns nothing there: the layers up to it are '
-                'frozen, or it lies inside a block with activation checkpointing; tap a later '
-                'layer'
-            )
         needs = {need: found[need] for need in term.loss.needs}
         losses.update(term(student, teacher, factors[name], needs))
         maps[term.teacher_tap] = teacher

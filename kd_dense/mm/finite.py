@@ -7,7 +7,40 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ['FiniteCheck']
+__all__ = ['FiniteCheck', 'Later']
+
+
+class Later:
+    """Brings a tensor from a GPU without waiting for it, one at a time."""
+
+    def __init__(self) -> None:
+        self._pending: tuple[Tensor, torch.cuda.Event | None] | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a tensor is on its way."""
+        return self._pending is not None
+
+    def send(self, values: Tensor) -> None:
+        """Set a tensor on its way, while no other is."""
+        if values.device.type != 'cuda':
+            self._pending = values, None
+            return
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._pending = host, event
+
+    def receive(self) -> Tensor | None:
+        """The tensor, once it is there; then it is forgotten."""
+        if self._pending is None:
+            return None
+        values, event = self._pending
+        if event is not None and not event.query():
+            return None
+        self._pending = None
+        return values
 
 
 class FiniteCheck:
@@ -17,7 +50,8 @@ class FiniteCheck:
     """
 
     def __init__(self) -> None:
-        self._pending: tuple[Tensor, list[str], torch.cuda.Event] | None = None
+        self._answer = Later()
+        self._names: list[str] = []
 
     def __deepcopy__(self, memo: object) -> FiniteCheck:
         return FiniteCheck()
@@ -43,21 +77,12 @@ class FiniteCheck:
             if not values.isfinite().all():
                 _raise_first(*_flags(losses, maps))
             return
-        self._read()
-        if self._pending is None:
-            flags, names = _flags(losses, maps)
-            host = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
-            host.copy_(flags, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._pending = host, names, event
-
-    def _read(self) -> None:
-        if self._pending is not None and self._pending[2].query():
-            flags, names, _ = self._pending
-            self._pending = None
-            if not flags.all():
-                _raise_first(flags, names)
+        answer = self._answer.receive()
+        if answer is not None and not answer.all():
+            _raise_first(answer, self._names)
+        if not self._answer.pending:
+            flags, self._names = _flags(losses, maps)
+            self._answer.send(flags)
 
 
 def _flags(

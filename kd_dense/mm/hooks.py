@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from mmengine.dist import get_rank
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -25,8 +24,8 @@ class RandomStateHook(Hook):
     resume. This hook saves the state with each checkpoint and puts it back before the first
     batch is loaded; validation leaves it untouched, as a resumed run does not repeat it.
     Exact with ``num_workers=0`` and checkpoints at the end of an epoch, or at any iteration
-    of an iteration-based training. Several processes save the state of the first; on resume
-    the others continue from states of their own.
+    of an iteration-based training. Several processes have a state each; the first saves them
+    all, and a training that goes on with another number of processes draws other numbers.
     """
 
     priority = 'VERY_HIGH'
@@ -34,13 +33,41 @@ class RandomStateHook(Hook):
     def __init__(self) -> None:
         self._resumed: dict[str, Any] | None = None
         self._before_val: dict[str, Any] | None = None
+        self._of_all: list[dict[str, Any]] = []  # by process, as of the checkpoint being saved
+
+    def before_train(self, runner: Runner) -> None:
+        if get_world_size() == 1:
+            return
+        save = runner.save_checkpoint
+
+        def collect_and_save(*args: Any, **kwargs: Any) -> None:
+            # All processes come here, but only the first gets as far as before_save_checkpoint.
+            self._of_all = all_gather_object(self._state())
+            save(*args, **kwargs)
+
+        runner.save_checkpoint = collect_and_save
+
+    def _state(self) -> dict[str, Any]:
+        # A better score saves again while validation still goes on.
+        return self._before_val or get_random_state()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = get_random_state()
+        checkpoint[KEY] = self._of_all or [self._state()]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if runner._resume:
-            self._resumed = checkpoint.get(KEY)
+        if not runner._resume:
+            return
+        states = checkpoint.get(KEY, [])
+        if isinstance(states, dict):  # saved by a version that knew the first process alone
+            states = [states]
+        if len(states) == get_world_size():
+            self._resumed = states[get_rank()]
+        else:
+            runner.logger.warning(
+                f'The checkpoint holds the random states of {len(states)} processes, and this '
+                f'training has {get_world_size()} (0: it was written without RandomStateHook): '
+                'dropout and augmentation draw other numbers than without the stop.'
+            )
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self._resumed is None:
@@ -48,7 +75,7 @@ class RandomStateHook(Hook):
         state, self._resumed = self._resumed, None
         batches = getattr(runner.train_loop, 'dataloader_iterator', None)
         if batches is None:
-            _restore(state)
+            set_random_state(state)
         else:  # iteration-based: the batches that were seen are skipped first
             runner.train_loop.dataloader_iterator = _Resumed(batches, state, runner.train_loop)
 
@@ -81,11 +108,5 @@ class _Resumed:
         self._loop.dataloader_iterator = self._batches
         if hasattr(self._batches, '_ensure_iterator'):
             self._batches._ensure_iterator()  # making one draws a random number
-        _restore(self._state)
+        set_random_state(self._state)
         return next(self._batches)
-
-
-def _restore(state: dict[str, Any]) -> None:
-    set_random_state(state)
-    if get_rank():
-        torch.manual_seed(torch.initial_seed() + get_rank())

@@ -26,13 +26,15 @@ def check_inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) 
     """
     if isinstance(parts, str):
         raise ValueError(f'expected inherit as a list of parts, got the text {parts!r}')
+    if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"expected inherit as a list of parts, as ['neck'], got {parts!r}")
     for part in parts:
         for whose, model in (('student', student), ('teacher', teacher)):
-            names = dict(model.named_modules())
+            names = [name for name, _ in model.named_modules() if name]
             if part not in names:
                 raise ValueError(
                     f'inherit: the {whose} {type(model).__name__} has no part {part!r}, '
-                    f'{near_names(part, filter(None, names))}'
+                    f'{near_names(part, names)}'
                 )
         if not fits(student, teacher, part):
             raise ValueError(

@@ -222,8 +222,8 @@ def choose_preset(name: str, student: nn.Module, teacher: nn.Module) -> Preset:
     Raises:
         ValueError: If there is no such method, or none of its settings fits.
     """
-    if name not in PRESETS:
-        raise ValueError(f'there is no preset {name!r}, {near_names(name, PRESETS)}')
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f'there is no preset {name!r}, {near_names(str(name), PRESETS)}')
     ours, theirs = (dict(model.named_modules()) for model in (student, teacher))
     for preset in PRESETS[name]:
         if preset.same_class and type(student) is not type(teacher):

@@ -13,10 +13,29 @@ from torch import Tensor, nn
 
 from kd_dense.taps import TapError, Taps
 
-__all__ = ['Yield', 'forward', 'needs_features_only', 'probe']
+__all__ = [
+    'LARGEST',
+    'Probe',
+    'Yield',
+    'blank_batch',
+    'forward',
+    'needs_features_only',
+    'probe',
+    'replicate',
+    'spelt',
+]
 
 FEATURES = ('backbone', 'neck')
 SIZES = tuple((size, size) for size in (64, 128, 256, 512))
+LARGEST = max(SIZES)[0]
+
+
+class Probe(NamedTuple):
+    """What the taps yield, by tap, in both models on images of one size (H, W)."""
+
+    student: dict[str, Yield]
+    teacher: dict[str, Yield]
+    size: tuple[int, int]
 
 
 class Yield(NamedTuple):
@@ -24,6 +43,12 @@ class Yield(NamedTuple):
 
     calls: int
     shapes: list[tuple[int, ...]]
+
+
+def spelt(shapes: Sequence[Sequence[int]]) -> str:
+    """Shapes for a message: all, or the first five and their number."""
+    shown = ', '.join(str(tuple(shape)) for shape in shapes[:5])
+    return f'{shown}, ... ({len(shapes)} maps)' if len(shapes) > 5 else shown
 
 
 def needs_features_only(names: Iterable[str]) -> bool:
@@ -46,7 +71,8 @@ def probe(
     student_taps: Sequence[str],
     teacher: nn.Module,
     teacher_taps: Sequence[str],
-) -> tuple[dict[str, Yield], dict[str, Yield]]:
+    smallest: int = 0,
+) -> Probe:
     """Find out what each tap yields in both models, on images of one size.
 
     Args:
@@ -54,9 +80,10 @@ def probe(
         student_taps: Its taps.
         teacher: Another one.
         teacher_taps: Its taps.
+        smallest: Try no smaller height or width.
 
     Returns:
-        For the student and for the teacher, what each tap yields.
+        What each tap yields in the student and in the teacher, and on images of which size.
 
     Raises:
         TapError: If a tap does not exist, lies behind region proposals, or never runs.
@@ -69,15 +96,16 @@ def probe(
         except TapError as error:
             raise TapError(f'{whose}: {error}') from None
     failures = {}
-    for size in dict.fromkeys([*SIZES, *_own_sizes(student), *_own_sizes(teacher)]):
+    sizes = dict.fromkeys([*SIZES, *_own_sizes(student), *_own_sizes(teacher)])
+    for size in [size for size in sizes if min(size) >= smallest]:
         try:
-            found = [_yields(model, names, size) for _, model, names in both]
+            found = [_yields(*one, size) for one in both]
         except TapError:
             raise
         except Exception as error:  # any layer may refuse a size
             failures[size] = f'{size[0]}x{size[1]} pixels: {error}'
         else:
-            return found[0], found[1]
+            return Probe(found[0], found[1], size)
     raise RuntimeError(
         'student and teacher cannot be tried out on blank images of one size:\n'
         + '\n'.join(failures.values())
@@ -85,18 +113,21 @@ def probe(
 
 
 def _check_names(model: nn.Module, names: Sequence[str]) -> None:
+    taps = Taps(names)
+    with taps.on(model):
+        pass
     for name in names:
-        if name.startswith('roi_head'):
+        if any(place.startswith('roi_head') for place in taps.places(name)):
             raise TapError(
                 f'tap {name!r} lies behind region proposals, where student and teacher look '
                 'at different boxes: tap the backbone, the neck or the rpn_head instead'
             )
-    with Taps(names).on(model):
-        pass
 
 
 @torch.no_grad()
-def _yields(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> dict[str, Yield]:
+def _yields(
+    whose: str, model: nn.Module, names: Sequence[str], size: tuple[int, int]
+) -> dict[str, Yield]:
     """What the taps yield at a size.
 
     A copy without data runs on the ``meta`` device; where an operator has no kernel there, a
@@ -104,10 +135,10 @@ def _yields(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> di
     """
     taps = Taps(names)
     for device in ('meta', 'cpu'):
-        replica = _replica(model, device)
+        replica = replicate(model, device).eval()
         try:
             with torch.device(device), taps.on(replica):
-                forward(replica, *_batch(model, size, device), needs_features_only(names))
+                forward(replica, *blank_batch(model, size, device), needs_features_only(names))
         except Exception:  # meta lacks many kernels; what fails on the CPU too is raised
             if device == 'cpu':
                 raise
@@ -116,10 +147,14 @@ def _yields(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> di
     for name in names:
         if not taps.calls(name):
             raise TapError(
-                f'tap {name!r} never runs in the forward pass of {type(model).__name__}; perhaps '
-                'it does in other parts of its training or testing'
+                f'{whose}: tap {name!r} never runs in the forward pass of {type(model).__name__}; '
+                'perhaps it does in other parts of its training or testing'
             )
-    return {name: Yield(taps.calls(name), [tuple(m.shape) for m in taps[name]]) for name in names}
+    try:
+        maps = {name: taps[name] for name in names}
+    except TapError as error:
+        raise TapError(f'{whose}: {error}') from None
+    return {name: Yield(taps.calls(name), [tuple(m.shape) for m in maps[name]]) for name in names}
 
 
 def _own_sizes(model: Any) -> list[tuple[int, int]]:
@@ -132,21 +167,22 @@ def _own_sizes(model: Any) -> list[tuple[int, int]]:
     return [(x, x) if isinstance(x, int) else (x[0], x[1]) for x in found if x]
 
 
-def _replica(model: nn.Module, device: str) -> nn.Module:
-    """A copy in eval mode; on ``meta`` no weight is copied."""
+def replicate(model: nn.Module, device: str) -> nn.Module:
+    """Copy a model to a device; on ``meta`` no weight is copied."""
     memo: dict[int, Any] = {}
-    if device == 'meta':
-        for tensor in chain(model.parameters(), model.buffers()):
-            blank = torch.empty_like(tensor, device='meta')
-            memo[id(tensor)] = (
-                nn.Parameter(blank, requires_grad=False)
-                if isinstance(tensor, nn.Parameter)
-                else blank
-            )
-    return copy.deepcopy(model, memo).to(device).eval()
+    for tensor in chain(model.parameters(), model.buffers()):
+        data = (
+            torch.empty_like(tensor, device='meta')
+            if device == 'meta'
+            else tensor.detach().to(device, copy=True)
+        )
+        memo[id(tensor)] = (
+            nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+        )
+    return copy.deepcopy(model, memo).to(device)
 
 
-def _batch(
+def blank_batch(
     model: nn.Module, shape: tuple[int, int], device: str
 ) -> tuple[Tensor, list[BaseDataElement]]:
     """Two blank images, and samples that say their size."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ class Step(NamedTuple):
     inputs: Tensor
     data_samples: Sequence[Any]
     student_taps: Taps
-    teacher_taps: Taps
+    teacher_taps: Taps | Mapping[str, Sequence[Tensor]]
 
 
 class Need(NamedTuple):

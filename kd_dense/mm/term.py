@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from inspect import signature
-from itertools import cycle
+from inspect import Parameter, signature
+from itertools import chain, cycle
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from kd_dense.adapters import Adapter
 from kd_dense.functional import without_autocast
 from kd_dense.losses import DistillLoss
-from kd_dense.mm.probe import Yield
+from kd_dense.mm.arguments import check_arguments
+from kd_dense.mm.probe import Yield, spelt
+from kd_dense.mm.targets import NEEDS
 from kd_dense.registry import MODELS
 from kd_dense.schedules import Schedule
 from kd_dense.taps import TapError, near_names
@@ -43,6 +45,7 @@ class Term(nn.Module):
     def __init__(
         self,
         name: str,
+        /,
         tap: str | Mapping[str, str] | None = None,
         loss: Mapping[str, Any] | DistillLoss | None = None,
         adapter: bool | Mapping[str, Any] = True,
@@ -55,33 +58,51 @@ class Term(nn.Module):
         if unknown:
             raise ValueError(
                 f'term {name!r}: unknown field {next(iter(unknown))!r}, '
-                f'{near_names(next(iter(unknown)), FIELDS)}'
+                f'{near_names(next(iter(unknown)), FIELDS)}; what belongs to the loss, as its '
+                "weight, is said in loss=dict(type='CWDLoss', ...)"
             )
         if not tap:
             raise ValueError(f"term {name!r} has no tap: say tap='neck', for example")
-        if not loss:
+        if loss is None or loss == {}:
             raise ValueError(
                 f"term {name!r} has no loss: say loss=dict(type='CWDLoss'), for example"
+            )
+        if not isinstance(adapter, (bool, Mapping)):
+            raise ValueError(
+                f'term {name!r}: expected adapter=True, False or the config of a module, '
+                f'got {adapter!r}'
             )
         self.student_tap, self.teacher_tap = _tap_names(name, tap)
         self.losses = nn.ModuleList()  # one for all maps, or one for each
         self.adapter = adapter
         self.adapters = nn.ModuleList()
         self._config = loss
-        try:
-            self.schedule = Schedule(
-                **{k: v for k, v in (schedule or {}).items() if k != '_scope_'}
-            )
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'term {name!r}: schedule: {error}') from None
+        self.schedule = _build_schedule(name, {} if schedule is None else schedule)
 
-    def fit(self, student: Yield, teacher: Yield, num_classes: int | None = None) -> None:
-        """Build the loss, and an adapter for each pair of maps that needs one.
+    def build_losses(self, teacher: Yield, num_classes: int | None = None) -> None:
+        """Build the loss, or one for each map where it depends on their width.
+
+        Args:
+            teacher: What the tap yields in the teacher.
+            num_classes: What a loss is given that has an argument of that name.
+
+        Raises:
+            ValueError: If there is no such loss, or it refuses its arguments.
+        """
+        self.losses.extend(_build_losses(self.name, self._config, teacher.shapes, num_classes))
+        for need in self.loss.needs:
+            if need not in NEEDS:
+                raise ValueError(
+                    f'term {self.name!r}: {type(self.loss).__name__} needs {need!r}, which is '
+                    f'nothing that is known, {near_names(need, NEEDS)}'
+                )
+
+    def fit(self, student: Yield, teacher: Yield) -> None:
+        """Build an adapter for each pair of maps that needs one.
 
         Args:
             student: What the tap yields in the student.
             teacher: What it yields in the teacher.
-            num_classes: What a loss is given that has an argument of that name.
 
         Raises:
             ValueError: If the numbers of maps differ, or shapes differ and cannot be adapted.
@@ -89,11 +110,10 @@ class Term(nn.Module):
         if len(student.shapes) != len(teacher.shapes):
             raise ValueError(
                 f'term {self.name!r}: tap {self.student_tap!r} yields {len(student.shapes)} '
-                f'maps {student.shapes} in the student and tap {self.teacher_tap!r} '
-                f'{len(teacher.shapes)} maps {teacher.shapes} in the teacher; choose among '
+                f'maps {spelt(student.shapes)} in the student and tap {self.teacher_tap!r} '
+                f'{len(teacher.shapes)} maps {spelt(teacher.shapes)} in the teacher; choose among '
                 "them with an index, as in 'neck[:4]'"
             )
-        self.losses.extend(_build_losses(self.name, self._config, teacher.shapes, num_classes))
         for ours, theirs in zip(student.shapes, teacher.shapes, strict=True):
             self.adapters.append(self._adapter(ours, theirs))
         # A term that is switched off for good must not change training at all: a trainable
@@ -108,10 +128,13 @@ class Term(nn.Module):
         if student == teacher and not custom:
             return nn.Identity()
         shapes = f'the student map has shape {student}, the teacher map {teacher}'
+        kind = type(self.loss).__name__
+        if not self.loss.adaptable and custom:
+            raise ValueError(f'term {self.name!r}: {kind} takes no adapter; leave it out')
         if not self.loss.adaptable:
             raise ValueError(
-                f'term {self.name!r}: {shapes}, and {type(self.loss).__name__} compares maps '
-                'of one shape only: student and teacher need heads of the same layout'
+                f'term {self.name!r}: {shapes}, and {kind} compares maps of one shape only: tap '
+                'the heads themselves, and give student and teacher heads of the same layout'
             )
         if not self.adapter:
             raise ValueError(
@@ -126,13 +149,24 @@ class Term(nn.Module):
         if not isinstance(self.adapter, Mapping):
             return Adapter(student[1], teacher[1])
         config = {'in_channels': student[1], 'out_channels': teacher[1], **self.adapter}
-        built: nn.Module = MODELS.build({'_scope_': 'kd_dense', **config})
-        return built
+        cls = _class_of(self.name, 'adapter', config)
+        return cast(nn.Module, _build(self.name, cls, config))
 
     @property
     def loss(self) -> DistillLoss:
         """The loss, or that of the first map."""
         return cast(DistillLoss, self.losses[0])
+
+    @property
+    def student_taps(self) -> list[str]:
+        """All that must be recorded in the student."""
+        needs = [NEEDS[need] for need in self.loss.needs]
+        return [self.student_tap, *chain(*(need.taps + need.loss_taps for need in needs))]
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        """All that must be recorded in the teacher."""
+        return [self.teacher_tap, *chain(*(NEEDS[need].taps for need in self.loss.needs))]
 
     def factor(self) -> float:
         """The schedule's factor now; 0 means that the term is off in this iteration."""
@@ -177,12 +211,22 @@ class Term(nn.Module):
             log.
 
         Raises:
-            TapError: If the maps are not those that the taps yielded when the model was built.
+            TapError: If the maps are not those that the taps yielded when the model was built,
+                or no gradient flows back from those of the student.
         """
         if not len(student) == len(teacher) == len(self.adapters):
             raise TapError(
                 f'term {self.name!r}: expected {len(self.adapters)} maps, got {len(student)} '
-                f'of the student and {len(teacher)} of the teacher'
+                f'of the student and {len(teacher)} of the teacher: tap {self.student_tap!r} or '
+                f'{self.teacher_tap!r} yields other maps in training than in a forward pass; tap '
+                'another module, or choose maps with an index'
+            )
+        if torch.is_grad_enabled() and not all(x.requires_grad for x in student):
+            raise TapError(
+                f'term {self.name!r}: no gradient flows back from tap {self.student_tap!r} of the '
+                'student, which therefore learns nothing there: the layers up to it are '
+                'frozen, or it lies inside a block with activation checkpointing; tap a later '
+                'layer'
             )
         adapted = [
             x if isinstance(adapter, nn.Identity) else adapter(x, t.shape[-2:])
@@ -219,13 +263,29 @@ class Term(nn.Module):
 def _tap_names(name: str, tap: str | Mapping[str, str]) -> tuple[str, str]:
     if isinstance(tap, str):
         return tap, tap
-    names = {k: v for k, v in tap.items() if k != '_scope_'}
-    if names.keys() != {'student', 'teacher'}:
+    names = {k: v for k, v in tap.items() if k != '_scope_'} if isinstance(tap, Mapping) else tap
+    if (
+        not isinstance(names, Mapping)
+        or names.keys() != {'student', 'teacher'}
+        or not all(isinstance(value, str) for value in names.values())
+    ):
         raise ValueError(
             f"term {name!r}: expected tap='NAME' or tap=dict(student='NAME', teacher='NAME'), "
-            f'got {names}'
+            f'got {names!r}'
         )
     return names['student'], names['teacher']
+
+
+def _build_schedule(name: str, config: Mapping[str, Any]) -> Schedule:
+    owner = f'term {name!r}: schedule'
+    if not isinstance(config, Mapping):
+        raise ValueError(f'{owner}: expected dict(warmup=..., stop=...), got {config!r}')
+    arguments = {k: v for k, v in config.items() if k != '_scope_'}
+    check_arguments(owner, Schedule, arguments)
+    try:
+        return Schedule(**arguments)
+    except ValueError as error:
+        raise ValueError(f'{owner}: {error}') from None
 
 
 def _build_losses(
@@ -235,32 +295,64 @@ def _build_losses(
     num_classes: int | None,
 ) -> list[DistillLoss]:
     """The loss for all maps; or, where it is made for maps of a certain width, one for each."""
+    if isinstance(loss, DistillLoss):
+        return [loss]
     if not isinstance(loss, Mapping):
-        return [_checked(name, loss)]
-    kind = loss.get('type')
-    cls = MODELS.get(kind) if isinstance(kind, str) else kind
-    if kind is None:
-        raise ValueError(f'term {name!r}: the loss has no type: {dict(loss)}')
-    if cls is None:
-        known = [key for key in MODELS.module_dict if key.endswith('Loss')]
-        raise ValueError(f'term {name!r}: there is no loss {kind!r}, {near_names(kind, known)}')
-    takes = signature(cls).parameters.keys() - loss.keys()
-    config: dict[str, Any] = {'_scope_': 'kd_dense', **loss}
-    if 'num_classes' in takes and num_classes is not None:
-        config['num_classes'] = num_classes
-    configs = [config]
-    if 'channels' in takes:
-        configs = [{**config, 'channels': shape[1]} for shape in shapes]
-    try:
-        return [_checked(name, MODELS.build(config)) for config in configs]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'term {name!r}: {error}') from error
-
-
-def _checked(name: str, loss: Any) -> DistillLoss:
-    if not isinstance(loss, DistillLoss):
-        raise TypeError(
-            f'term {name!r}: expected a subclass of kd_dense.losses.DistillLoss, '
-            f'got {type(loss).__name__}'
+        raise ValueError(
+            f"term {name!r}: expected loss=dict(type='CWDLoss', ...) or a DistillLoss of "
+            f'kd_dense.losses, got {loss!r}'
         )
-    return loss
+    cls = _class_of(name, 'loss', loss)
+    parameters = signature(cls).parameters
+    config = dict(loss)
+    if 'num_classes' in parameters and 'num_classes' not in loss:
+        if num_classes is not None:
+            config['num_classes'] = num_classes
+        elif parameters['num_classes'].default is Parameter.empty:
+            raise ValueError(
+                f'term {name!r}: {loss["type"]} takes num_classes from the decode_head of a '
+                'segmenter, and the student has none'
+            )
+    configs = [config]
+    if 'channels' in parameters and 'channels' not in loss:
+        flat = [shape for shape in shapes if len(shape) < 2]
+        if flat:
+            raise ValueError(
+                f'term {name!r}: {loss["type"]} is made for maps (N, C, H, W), and the teacher '
+                f'yields a tensor of shape {flat[0]}'
+            )
+        configs = [{**config, 'channels': shape[1]} for shape in shapes]
+    built = [_build(name, cls, one) for one in configs]
+    if not isinstance(built[0], DistillLoss):
+        raise ValueError(
+            f'term {name!r}: expected a subclass of kd_dense.losses.DistillLoss, '
+            f'got {type(built[0]).__name__}'
+        )
+    return built
+
+
+def _class_of(name: str, what: str, config: Mapping[str, Any]) -> Any:
+    """What the config of a loss or an adapter builds."""
+    kind = config.get('type')
+    if kind is None:
+        raise ValueError(f'term {name!r}: the {what} has no type: {dict(config)}')
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if cls is None:
+        known = [key for key in MODELS.module_dict if key.endswith('Loss') == (what == 'loss')]
+        raise ValueError(f'term {name!r}: there is no {what} {kind!r}, {near_names(kind, known)}')
+    if not callable(cls):
+        raise ValueError(
+            f'term {name!r}: expected the type of the {what} as a class or its name, got {kind!r}'
+        )
+    return cls
+
+
+def _build(name: str, cls: Any, config: Mapping[str, Any]) -> Any:
+    """Build a loss or an adapter, and say whose it is where that fails."""
+    arguments = {k: v for k, v in config.items() if k not in ('type', '_scope_')}
+    check_arguments(f'term {name!r}: {cls.__name__}', cls, arguments)
+    try:
+        return MODELS.build({'_scope_': 'kd_dense', **config})
+    except Exception as error:  # whatever a user's own class raises
+        kind = '' if isinstance(error, ValueError) else f'{cls.__name__}: {type(error).__name__}: '
+        raise ValueError(f'term {name!r}: {kind}{error}') from error

@@ -359,18 +359,6 @@ def test_operators_do_not_grow_with_the_number_of_boxes():
     assert counts[0] == counts[1] == counts[2]
 
 
-def test_never_waits_for_the_device():
-    # Meta tensors have no values: whoever asks for one fails.
-    loss = FGDLoss(channels=4).to('meta')
-    maps = torch.randn(2, 2, 4, 5, 6, device='meta').unbind()
-    maps[0].requires_grad_()
-    boxes = [BOXES.to('meta'), NO_BOXES.to('meta')]
-    for scale in ('batch', 'image'):
-        loss.box_scale = scale
-        values = loss(*maps, boxes=boxes, batch_shape=BATCH, image_shapes=[BATCH, (40, 30)])
-        sum(values.values()).backward()
-
-
 def test_keeps_nothing_for_the_backward_pass_but_the_maps():
     student, teacher = torch.randn(2, 2, 8, 20, 20)
     student.requires_grad_()

@@ -1,12 +1,15 @@
+import itertools
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from kd_dense.losses import HeadTargets, LDImitationLoss, LDLoss, ld, ld_loss
+from kd_dense.losses import HeadTargets, LDImitationLoss, LDLoss, ld, ld_loss, ld_regions
 from kd_dense.losses.ld_imitation import general_instances, imitation_loss
 from kd_dense.losses.ld_regions import (
+    box_iou,
     box_overlaps,
     fine_grained_region,
     inside_region,
@@ -446,22 +449,25 @@ def test_more_maps_of_the_head_are_not_looked_at():
     )
 
 
-@pytest.mark.parametrize('variant', VARIANTS)
-def test_never_waits_for_the_device(variant):
-    def meta(xs):
-        return [x.to('meta') for x in xs]
+def make_boxes(count):
+    """For three images, some of their boxes partly outside."""
+    generator = torch.Generator().manual_seed(2)
+    corners = 60 * torch.rand(3, count, 2, generator=generator, dtype=torch.float64) - 8
+    sizes = 3 + 30 * torch.rand(3, count, 2, generator=generator, dtype=torch.float64)
+    return list(torch.cat([corners, corners + sizes], -1))
 
-    targets = make_targets(dtype=torch.float32)
-    targets = HeadTargets(*(meta(x) for x in targets[:5]), *targets[5:])
-    student, teacher = (meta(make_maps(seed=s)) for s in (0, 1))
-    # On this device there are no numbers: whatever asks for one raises.
-    parts = ld_loss(student, teacher, targets, **VARIANTS[variant])
-    assert all(part.is_meta for part in parts.values())
-    features = [torch.empty(3, 2, *shape, device='meta') for shape in SHAPES]
-    for region in ('main', 'inside', 'finegrained', 'gibox'):
-        loss = LDImitationLoss(region=region, positive_levels_only=True)
-        outputs = {'head_outputs': (student, teacher)} if region == 'gibox' else {}
-        assert loss(features, features, head_targets=targets, **outputs).is_meta
+
+def count_operators(call):
+    class Count(TorchDispatchMode):
+        operators = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.operators += 1
+            return func(*args, **(kwargs or {}))
+
+    with Count() as count:
+        call()
+    return count.operators
 
 
 class TestRegion:
@@ -535,6 +541,31 @@ class TestRegion:
         without = rule(self.targets.priors, self.valid[:1], [BOXES[0]])
         assert torch.equal(both, torch.maximum(without, alone))
         assert not alone.any()
+
+    @pytest.mark.parametrize('rule', [vlr_region, fine_grained_region, inside_region])
+    def test_boxes_may_be_looked_at_in_any_number_at_a_time(self, rule, monkeypatch):
+        many = make_boxes(25)
+        whole = rule(self.targets.priors, self.valid, many)
+        assert whole.any()
+        counted = []
+        for size in (1, 3 * 54 * 7):  # one box of each image, or seven
+            monkeypatch.setitem(ld_regions.BLOCK, 'cpu', size)
+            counted.append(count_operators(lambda: rule(self.targets.priors, self.valid, many)))
+            assert torch.equal(rule(self.targets.priors, self.valid, many), whole)
+        assert counted[0] > counted[1]
+
+    @pytest.mark.parametrize('diou', ['paper', 'code'])
+    def test_overlaps_match_those_pair_by_pair(self, diou):
+        anchors = torch.cat(self.targets.priors)
+        boxes = torch.stack(make_boxes(25))
+        found = torch.stack(box_overlaps(anchors, boxes, diou))
+        assert torch.equal(found[0], box_iou(anchors, boxes))
+        for n, g, a in itertools.product(range(3), range(0, 25, 4), range(54)):
+            iou, closeness, distance = slow_overlaps(
+                anchors[a].tolist(), boxes[n, g].tolist(), diou
+            )
+            expected = iou, closeness, distance**2
+            assert found[:, n, g, a].tolist() == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
     def test_fine_grained_matches_the_rule_prior_by_prior(self):
         found = fine_grained_region(self.targets.priors, self.valid, BOXES)
@@ -704,6 +735,16 @@ class TestGeneralInstances(Packed):
                         suppressed += 1
             assert torch.equal(found[level], expected)
         assert suppressed > 0
+
+    @pytest.mark.parametrize('per_position', [1, 3])
+    def test_positions_may_be_looked_at_in_any_number_at_a_time(self, per_position, monkeypatch):
+        maps = [make_maps(per_position=per_position, seed=s) for s in (0, 1)]
+        targets = make_targets(per_position=per_position)
+        whole = general_instances(*maps, targets)
+        for size in (1, 3 * per_position * 4 * BINS * 5):  # one position, or five
+            monkeypatch.setitem(ld_regions.BLOCK, 'cpu', size)
+            for a, b in zip(general_instances(*maps, targets), whole, strict=True):
+                assert torch.equal(a, b)
 
     def test_an_image_does_not_depend_on_the_others(self):
         student, teacher, targets = make_maps(), make_maps(seed=1), make_targets()

@@ -13,6 +13,7 @@ from kd_dense.losses import (
     pair_wise_loss,
     pixel_wise_loss,
 )
+from kd_dense.measure import peak_memory
 from tests.losses.contract import LossContract
 
 
@@ -112,6 +113,34 @@ class TestPairWise(LossContract):
         from kd_dense.losses.skd import node_affinity
 
         assert node_affinity(torch.rand(1, 2, *size), 0.5, True).shape == (1, nodes, nodes)
+
+    def test_memory_is_one_affinity_and_the_nodes(self):
+        for side in (8, 16, 32):
+            student, teacher = torch.randn(2, 2, 8, side, side)
+            student.requires_grad_()
+
+            def call(student=student, teacher=teacher, side=side):
+                loss = pair_wise_loss(student, teacher, 1 / side)
+                torch.autograd.grad(loss, student)
+
+            call()
+            affinity = 4 * 2 * side**4
+            assert affinity < peak_memory(call) <= affinity + 20 * 4 * student.numel()
+
+    def test_many_nodes_are_added_up_exactly_enough(self):
+        student, teacher = torch.randn(2, 2, 16, 32, 32, generator=torch.manual_seed(0))
+        exact = pair_wise_loss(student.double(), teacher.double(), 1 / 32)
+        value = pair_wise_loss(student, teacher, 1 / 32)
+        assert value.item() == pytest.approx(exact.item(), rel=1e-6)
+
+    def test_backward_under_autocast_is_not_rounded(self):
+        student, teacher = self.example(torch.float32)
+        grads = []
+        for enabled in (False, True):
+            value = pair_wise_loss(student, teacher, 0.4)
+            with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+                grads += torch.autograd.grad(value, student)
+        assert torch.equal(*grads)
 
     @pytest.mark.parametrize('detach_norm', [True, False])
     def test_features_that_are_zero_have_a_gradient(self, detach_norm):

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+from kd_dense.mm import Distilled
 from kd_dense.mm.checkpoint import read_checkpoint
 from kd_dense.taps import TapError
 from tests.mm import toy
@@ -69,8 +70,8 @@ class TestTerms:
             (dict(tap='backbone', loss=dict(type='Adapter', in_channels=1, out_channels=1)),
              'expected a subclass of kd_dense.losses.DistillLoss, got Adapter'),
             (dict(tap=dict(student='backbone'), loss=toy.CWD), r"tap=dict\(student='NAME', teach"),
-            (dict(tap='backbone', loss=toy.CWD, schedule=dict(decay='exp')), "schedule: .*'exp'"),
-            (dict(tap='backbone', loss=toy.CWD, schedule=dict(warm=1)), "schedule: .*'warm'"),
+            (dict(tap='backbone', loss=toy.CWD, schedule=dict(decay='exp')), "schedule .*'exp'"),
+            (dict(tap='backbone', loss=toy.CWD, schedule=dict(warm=1)), "schedule .*'warm'"),
         ],
     )  # fmt: skip
     def test_incomplete_or_misspelt(self, fields, message):
@@ -185,10 +186,23 @@ class TestTeacherConfig:
         with pytest.raises(ValueError, match='comes without weights: say teacher=dict'):
             toy.build(toy.distilled(teacher=dict(config=toy.segmenter())))
 
-    @pytest.mark.parametrize('teacher', [dict(checkpoint=None), dict(config='x', chekpoint='y')])
-    def test_of_another_form(self, teacher):
-        with pytest.raises(ValueError, match=r'expected a teacher as a config name, a path, dict'):
-            toy.build(toy.distilled(teacher=teacher))
+    @pytest.mark.parametrize(
+        ('teacher', 'message'),
+        [
+            (dict(checkpoint=None), 'expected a teacher as a config name, a path, dict'),
+            (dict(config='x', checkpoint=3), 'checkpoint expects a path, .* or None, got 3'),
+            (dict(config='x', strict='no'), "strict expects True or False, got 'no'"),
+            (None, 'expected a teacher as .*, got None'),
+            (dict(config='x', chekpoint='y'), "unknown field 'chekpoint', did you .*'checkpoint'"),
+            (dict(config=dict(model=None), checkpoint=None), 'teacher has no model with a type'),
+            (dict(config=dict(type='mmseg.Nothing'), checkpoint=None),
+             'the teacher mmseg.Nothing cannot be built from its config: KeyError'),
+            (torch.nn.Conv2d(1, 1, 1), 'the teacher Conv2d has no data_preprocessor'),
+        ],
+    )  # fmt: skip
+    def test_of_another_form(self, teacher, message):
+        with pytest.raises(ValueError, match=message):
+            Distilled(toy.segmenter(), teacher, toy.logits_term())
 
 
 class Malicious:
@@ -358,7 +372,12 @@ class TestRunTime:
     def test_a_frozen_student_map_is_an_error(self):
         config = with_tap('backbone.stem')
         config.student.backbone.frozen_stages = 1
-        model = toy.build(config)
+        with pytest.raises(TapError, match=r"no gradient flows back from tap 'backbone\.stem'"):
+            toy.build(config)
+
+    def test_a_student_map_that_is_frozen_later_is_an_error(self):
+        model = toy.build(with_tap('backbone.stem'))
+        model.backbone.stem.requires_grad_(False)
         with pytest.raises(TapError, match=r"no gradient flows back from tap 'backbone\.stem'"):
             toy.losses(model)
 

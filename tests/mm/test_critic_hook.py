@@ -1,21 +1,17 @@
 import copy
-import os
 import runpy
 import sys
-import traceback
 from unittest import mock
 
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.optim.optimizer import amp_optimizer_wrapper
-from torch import distributed as dist
-from torch import multiprocessing as mp
 
 from kd_dense.losses import HolisticLoss
 from tests.miniature import ROOT
 from tests.mm import toy
-from tests.mm.test_distributed import free_port
+from tests.mm.processes import in_two_processes
 from tests.mm.test_promises import assert_equal_states, student_state, train
 from tests.mm.test_training import scalars
 
@@ -310,34 +306,8 @@ def train_a_part(rank, world_size, work_dir):
     return found
 
 
-def work(rank, port, work_dir, results):
-    try:
-        torch.set_num_threads(1)
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
-        dist.init_process_group(
-            'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
-        )
-        results.put((rank, train_a_part(rank, 2, work_dir)))
-        dist.destroy_process_group()
-    except BaseException:
-        results.put((rank, traceback.format_exc()))
-
-
 def test_two_processes_have_one_critic_that_of_a_single_process(tmp_path):
-    context = mp.get_context('spawn')
-    results, port = context.Queue(), free_port()
-    processes = [
-        context.Process(target=work, args=(rank, port, str(tmp_path / 'two'), results))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    found = dict(results.get(timeout=240) for _ in processes)
-    for process in processes:
-        process.join()
-    for part in found.values():
-        assert isinstance(part, dict), part
-
+    found = in_two_processes(train_a_part, 2, str(tmp_path / 'two'))
     single = train_a_part(0, 1, str(tmp_path / 'one'))
     for kind in ('hinge', 'wgan-gp'):
         (start, ends, _), (_, others, _) = found[0][kind], found[1][kind]

@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from kd_dense.mm.checkpoint import read_checkpoint
 from kd_dense.taps import Taps
 from tests.mm import toy, toy_heads
-from tests.mm.test_distributed import added_gradient, free_port
+from tests.mm.processes import free_port
+from tests.mm.test_distributed import added_gradient
 from tests.oracle import lane
 
 OURS = ('atss', 'fcos', 'retina')

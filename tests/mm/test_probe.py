@@ -45,11 +45,11 @@ def test_leaves_the_model_as_it_is(config):
 
 def test_copies_no_weights(monkeypatch):
     devices = []
-    replica = probe_module._replica
+    replicate = probe_module.replicate
     monkeypatch.setattr(
         probe_module,
-        '_replica',
-        lambda model, device: devices.append(device) or replica(model, device),
+        'replicate',
+        lambda model, device: devices.append(device) or replicate(model, device),
     )
     yields(toy.build(toy.detector()), 'neck')
     assert devices == ['meta', 'meta']
@@ -82,8 +82,9 @@ def test_tries_a_larger_size_where_a_layer_refuses_the_small_one():
     model, small = toy.build(toy.segmenter()), toy.build(toy.segmenter())
     model.neck = NeedsSize(48)
     assert yields(model, 'neck')['neck'].shapes[0] == (2, 8, 64, 64)
-    ours, theirs = probe(small, ['backbone[0]'], model, ['backbone[0]'])
+    ours, theirs, size = probe(small, ['backbone[0]'], model, ['backbone[0]'])
     assert ours['backbone[0]'].shapes == theirs['backbone[0]'].shapes
+    assert size == (256, 256)
 
 
 def test_says_why_a_model_cannot_be_tried_out():

@@ -144,15 +144,28 @@ class TestOptions:
         with pytest.raises(SystemExit, match=r'needs auto_scale_lr\.base_batch_size'):
             run_here(monkeypatch, TRAIN, SEGMENTER, '--auto-scale-lr')
 
-    def test_resume_from_a_checkpoint(self, built, monkeypatch):
-        run_here(monkeypatch, TRAIN, DETECTOR, '--resume', 'some.pth', load_from='start.pth')
-        assert (built.config.resume, built.config.load_from) == (True, 'some.pth')
+    def test_checkpoints_are_written_by_our_hook(self, built, monkeypatch):
+        run_here(monkeypatch, TRAIN, DETECTOR)
+        assert built.config.default_hooks.checkpoint.type == 'kd_dense.SafeCheckpointHook'
+        assert built.config.default_hooks.logger.type == 'LoggerHook'
+        run_here(monkeypatch, TRAIN, DETECTOR, default_hooks__checkpoint__type='Mine')
+        assert built.config.default_hooks.checkpoint.type == 'Mine'
+        run_here(monkeypatch, TRAIN, DETECTOR, default_hooks__checkpoint=None)
+        assert built.config.default_hooks.checkpoint is None
+
+    def test_resume_from_a_checkpoint(self, built, monkeypatch, tmp_path):
+        some = tmp_path / 'some.pth'
+        torch.save({}, some)
+        run_here(monkeypatch, TRAIN, DETECTOR, '--resume', some, load_from='start.pth')
+        assert (built.config.resume, built.config.load_from) == (True, str(some))
 
     def test_resume_goes_before_load_from(self, built, monkeypatch, tmp_path):
-        (tmp_path / 'last_checkpoint').write_text('epoch_3.pth')
+        torch.save({}, tmp_path / 'epoch_3.pth')
+        (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_3.pth'))
         run_here(monkeypatch, TRAIN, DETECTOR, '--work-dir', tmp_path, '--resume',
                  load_from='start.pth')  # fmt: skip
-        assert (built.config.resume, built.config.load_from) == (True, 'epoch_3.pth')
+        assert built.config.resume is True
+        assert built.config.load_from == str(tmp_path / 'epoch_3.pth')
 
     def test_resume_at_the_first_start_keeps_load_from(self, built, monkeypatch, tmp_path):
         run_here(monkeypatch, TRAIN, DETECTOR, '--work-dir', tmp_path, '--resume',

@@ -1,0 +1,146 @@
+"""One training step of a copy of the student, so that what does not fit is found beforehand."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.structures import InstanceData, PixelData
+from torch import distributed, nn
+
+from kd_dense.mm.probe import Yield, blank_batch, replicate, spelt
+from kd_dense.mm.targets import Step, gather
+from kd_dense.mm.term import Term
+from kd_dense.taps import TapError, Taps
+
+__all__ = ['rehearse']
+
+
+@torch.enable_grad()
+def rehearse(
+    student: nn.Module, terms: Sequence[Term], teacher: Mapping[str, Yield], size: tuple[int, int]
+) -> bool:
+    """Compute every term once, on random images with made-up boxes and label maps.
+
+    A copy of the student in training mode computes its loss; random maps of the shapes that the
+    probe has found stand for the teacher's. Where the student's loss cannot be computed from
+    such data, that is logged, and the first iteration of training takes the place of this.
+
+    Args:
+        student: The student; weights and mode stay as they are.
+        terms: What to compute; those of weight 0 are left out.
+        teacher: What each tap yields in the teacher on images of ``size``.
+        size: Height and width of the images.
+
+    Returns:
+        Whether that was possible.
+
+    Raises:
+        TapError: If a tap of the student does not run while it computes its loss, yields maps
+            other than in its forward pass, without gradient, or overwritten by a later layer.
+        ValueError: If a loss or an adapter cannot take the maps.
+    """
+    terms = [term for term in terms if term.loss.weight > 0]
+    if not terms or any(parameter.is_meta for parameter in student.parameters()):
+        return False
+    replica: Any = replicate(student, 'cpu').train()
+    for module in replica.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.eval()  # SyncBN does not train on a CPU, nor any on a single value
+    with_masks = any('mask' in name for name, _ in student.named_modules())
+    inputs, samples = blank_batch(student, size, 'cpu')
+    inputs.normal_()
+    for index, sample in enumerate(samples):
+        _add_ground_truth(sample, index + 1, size, with_masks)
+    taps = Taps(chain(*(term.student_taps for term in terms)))
+    with _alone(), torch.device('cpu'):
+        try:
+            with taps.on(replica):
+                replica.loss(inputs, samples)
+        except TapError:
+            raise
+        except Exception as error:  # the student's own, on data that it is not made for
+            print_log(
+                f'the loss of the student {type(student).__name__} cannot be computed from '
+                f'made-up data ({type(error).__name__}: {error}): terms that do not fit it are '
+                'found in the first iteration',
+                logger='current',
+            )
+            return False
+        maps = {
+            tap: [torch.randn(shape) for shape in found.shapes] for tap, found in teacher.items()
+        }
+        step = Step(replica, inputs, samples, taps, maps)
+        for term in terms:
+            _compute(term, step)
+    return True
+
+
+def _compute(term: Term, step: Step) -> None:
+    if not step.student_taps.calls(term.student_tap):
+        raise TapError(
+            f'term {term.name!r}: tap {term.student_tap!r} runs in the forward pass of the '
+            'student, but not while it computes its loss: tap a module that both need'
+        )
+    try:
+        student = step.student_taps[term.student_tap]
+    except TapError as error:
+        raise TapError(f'term {term.name!r}: {error}') from None
+    teacher = step.teacher_taps[term.teacher_tap]
+    try:
+        needs = gather(term.loss.needs, step)
+        losses = copy.deepcopy(term).cpu()(student, teacher, 1.0, needs)
+        if not any(loss.requires_grad for loss in losses.values()):
+            raise ValueError('no gradient flows back from the loss to the student')
+    except TapError:
+        raise
+    except Exception as error:  # of a loss or an adapter that may be a user's
+        kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+        adapters = dict.fromkeys(type(x).__name__ for x in term.adapters)
+        adapters.pop('Identity', None)
+        ours, theirs = (spelt([x.shape for x in maps]) for maps in (student, teacher))
+        raise ValueError(
+            f'term {term.name!r}: {kind}{error} (tap {term.student_tap!r} of the student '
+            f'yields {ours}{", then through " * bool(adapters)}{", ".join(adapters)}; '
+            f'tap {term.teacher_tap!r} of the teacher yields {theirs})'
+        ) from error
+
+
+def _add_ground_truth(sample: Any, count: int, size: tuple[int, int], with_masks: bool) -> None:
+    """Boxes of class 0, with masks where the model has a part for them; a label map of class 0."""
+    height, width = size
+    corners = torch.tensor([0.1, 0.2, 0.6, 0.8]) * torch.tensor([width, height] * 2)
+    boxes = corners + torch.arange(count)[:, None]
+    sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.zeros(count, dtype=torch.long))
+    if with_masks and 'mmdet' in sys.modules:
+        from mmdet.structures.mask import BitmapMasks
+
+        masks = torch.zeros(count, height, width, dtype=torch.uint8)
+        masks[:, height // 4 : height // 2, width // 4 : width // 2] = 1
+        sample.gt_instances.masks = BitmapMasks(masks.numpy(), height, width)
+    labels = torch.zeros(1, height, width, dtype=torch.long)
+    sample.gt_sem_seg = PixelData(data=labels, sem_seg=labels)  # mmseg's name and mmdet's
+    sample.gt_edge_map = PixelData(data=labels)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let losses that average over the processes see this one alone.
+
+    Otherwise they would send tensors of the CPU through a backend that may know GPUs only.
+    """
+    if not distributed.is_available():
+        yield
+        return
+    initialized = distributed.is_initialized
+    distributed.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        distributed.is_initialized = initialized

@@ -1,0 +1,273 @@
+"""No loss makes the host wait for the device: not forward, not backward."""
+
+import inspect
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from kd_dense import losses
+from kd_dense.losses import (
+    AttentionMapLoss,
+    CWDLoss,
+    DistillLoss,
+    FGDLoss,
+    HolisticLoss,
+    IntRALoss,
+    LDImitationLoss,
+    LDLoss,
+    PairWiseLoss,
+    PixelWiseLoss,
+)
+from tests.losses.test_fgd import BATCH, BOXES, NO_BOXES
+from tests.losses.test_ld import SHAPES, VARIANTS, make_maps, make_targets
+
+
+class SyncError(AssertionError):
+    pass
+
+
+WAITING_OPERATORS = {
+    '_linalg_check_errors',
+    '_local_scalar_dense',
+    '_unique',
+    '_unique2',
+    'allclose',
+    'bincount',
+    'equal',
+    'is_nonzero',
+    'item',
+    'masked_select',
+    'multinomial',
+    'nonzero',
+    'nonzero_numpy',
+    'unique_consecutive',
+    'unique_dim',
+    'unique_dim_consecutive',
+}
+READING_METHODS = {
+    '__array__',
+    '__bool__',
+    '__float__',
+    '__index__',
+    '__int__',
+    'cpu',
+    'item',
+    'numpy',
+    'tolist',
+}
+
+
+class Dispatched(TorchDispatchMode):
+    """Refuses operators whose result, or its size, has to reach the host, and slow copies."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix('aten::')
+        if name in WAITING_OPERATORS:
+            raise SyncError(name)
+        if name == 'repeat_interleave' and not kwargs.get('output_size'):
+            raise SyncError(name)
+        if name.startswith(('index', '_index', '_unsafe_index')) and any(
+            x.dtype in (torch.bool, torch.uint8)
+            for x in tree_leaves(args[1:2])
+            if isinstance(x, torch.Tensor)
+        ):
+            raise SyncError(f'{name} by a mask')
+        result = func(*args, **kwargs)
+        if name in ('_to_copy', 'copy_') and not (kwargs.get('non_blocking') or args[2:]):
+            source = args[0] if name == '_to_copy' else args[1]
+            if source.device != result.device:
+                raise SyncError(f'copy from {source.device} to {result.device}')
+        return result
+
+
+class Called(TorchFunctionMode):
+    """Refuses what reads a tensor of the host without an operator."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, '__name__', '')
+        if name in READING_METHODS:
+            raise SyncError(name)
+        if name == 'to' and any(x == 'cpu' for x in (*args, kwargs.get('device'))
+                                if isinstance(x, str)):  # fmt: skip
+            raise SyncError('to the host')
+        return func(*args, **kwargs)
+
+
+class Late(torch.autograd.Function):
+    """Waits in its backward pass."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float(grad.max())
+
+
+WAITING = {
+    'item': lambda x: x.sum().item(),
+    'float': lambda x: float(x[0]),
+    'int': lambda x: int(x[0]),
+    'bool': lambda x: x if x.sum() > 0 else -x,
+    'range': lambda x: range(x.long()[0]),
+    'slice': lambda x: x[: x.argmax()],
+    'tolist': lambda x: x.detach().tolist(),
+    'numpy': lambda x: x.detach().numpy(),
+    'values': lambda x: sum(float(v) for v in x),
+    'nonzero': lambda x: x.nonzero(),
+    'where': lambda x: torch.where(x > 0),
+    'masked_select': lambda x: x.masked_select(x > 0),
+    'index': lambda x: x[x > 0],
+    'index_put': lambda x: x.clone().index_put_((x > 0,), x.new_zeros(())),
+    'set': lambda x: x.detach().clone().__setitem__(x > 0, x.detach()[:2]),
+    'unique': lambda x: x.unique(),
+    'unique_consecutive': lambda x: x.unique_consecutive(),
+    'equal': lambda x: torch.equal(x, x + 0),
+    'allclose': lambda x: torch.allclose(x, x + 0),
+    'bincount': lambda x: x.long().bincount(),
+    'repeat': lambda x: x.repeat_interleave(x.long()),
+    'one_hot': lambda x: torch.nn.functional.one_hot(x.long()),
+    'cpu': lambda x: x.cpu(),
+    'to': lambda x: x.to('cpu'),
+    'upload': lambda x: x.to('meta'),
+    'to device': lambda x: x.to(device='cpu'),
+    'backward': lambda x: Late.apply(x).sum().backward(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', WAITING)
+def test_what_waits_is_found(kind):
+    x = torch.tensor([0.0, 1.0, 2.0], requires_grad=True)
+    with pytest.raises(SyncError, match=r'\w'), Dispatched(), Called():
+        WAITING[kind](x)
+
+
+def test_what_does_not_wait_is_allowed():
+    x = torch.tensor([0.0, 1.0, 2.0], requires_grad=True)
+    with Dispatched(), Called():
+        taken = x[torch.tensor([0, 2])] + x[1:] + x.gather(0, x.argmax()[None])
+        x.to('meta', non_blocking=True)
+        masked = torch.where(x > 0, x, 0).masked_fill(x > 1, 0.0).to(x.device)
+        (taken.sum() + masked.double().sum()).backward()
+
+
+def head(device, targets=None):
+    """What a head yields in student and teacher, and its targets."""
+    targets = tree_map_only(
+        torch.Tensor, lambda x: x.to(device), targets or make_targets(dtype=torch.float32)
+    )
+    student, teacher = (
+        [x.to(device) for x in make_maps(seed=seed, dtype=torch.float32)] for seed in (0, 1)
+    )
+    return [x.requires_grad_() for x in student], teacher, targets
+
+
+def cases():
+    """Each loss in all its forms: how it is made, and what it asks for."""
+    for norm in ('channel', 'spatial', 'channel_mean', 'none'):
+        for divergence in ('kl', 'mse') if norm != 'none' else ('mse',):
+            yield CWDLoss, dict(norm=norm, divergence=divergence, temperature=2.0)
+    yield CWDLoss, dict(norm='none', divergence='mse', first_image_only=True)
+    for divergence in ('cross_entropy', 'kl'):
+        yield PixelWiseLoss, dict(divergence=divergence)
+    for detach_norm in (True, False):
+        yield PairWiseLoss, dict(detach_norm=detach_norm)
+    for kind in ('wgan-gp', 'hinge'):
+        for preprocess in ('batch_norm', 'tanh', 'image'):
+            yield HolisticLoss, dict(channels=4, kind=kind, preprocess=preprocess, width=8)
+    for regions in ('dilate', 'smooth'):
+        for pixels in ('inside', 'literal'):
+            for normaliser, third in (('present', 'std'), ('all', 'var')):
+                yield IntRALoss, dict(num_classes=3, kernel=3, regions=regions, pixels=pixels,
+                                      normaliser=normaliser, third_denominator=third)  # fmt: skip
+    for norm in ('l2', 'softmax'):
+        yield AttentionMapLoss, dict(norm=norm)
+    for box_scale in ('batch', 'image'):
+        yield FGDLoss, dict(channels=4, box_scale=box_scale)
+    for variant in VARIANTS.values():
+        yield LDLoss, variant
+    for region in ('main', 'inside', 'finegrained', 'gibox'):
+        for switch in (True, False):
+            yield LDImitationLoss, dict(region=region, positive_levels_only=switch,
+                                        mix_images=switch)  # fmt: skip
+
+
+CASES = [
+    pytest.param(kind, options, id=f'{kind.__name__}-{"-".join(map(str, options.values()))}')
+    for kind, options in cases()
+]
+
+
+def test_no_loss_is_left_out():
+    exported = {x for x in vars(losses).values() if inspect.isclass(x)}
+    exported = {x for x in exported if issubclass(x, DistillLoss)} - {DistillLoss}
+    assert {case.values[0] for case in CASES} == exported
+
+
+def prepare(kind, options, device):
+    """A call that runs the loss, forward and backward."""
+    loss = kind(**options).to(device)
+    generator = torch.Generator().manual_seed(0)
+
+    def maps(channels, *size):
+        drawn = torch.randn(2, 3, channels, *size, generator=generator).abs().to(device)
+        return drawn[0].clone().requires_grad_(), drawn[1]
+
+    needs = {}
+    if kind is LDLoss:
+        *outputs, needs['head_targets'] = head(device)
+    elif kind is LDImitationLoss:
+        *outputs, needs['head_targets'] = head(device)
+        if options['region'] == 'gibox':
+            needs['head_outputs'] = outputs
+        outputs = zip(*(maps(2, *shape) for shape in SHAPES), strict=True)
+    else:
+        outputs = maps(4, 5, 6)
+    if kind is FGDLoss:
+        boxes = [BOXES.to(device), NO_BOXES.to(device), BOXES[:1].to(device)]
+        needs.update(boxes=boxes, batch_shape=BATCH, image_shapes=[BATCH, (40, 30), (20, 48)])
+    if kind is IntRALoss:
+        needs['segmentation'] = torch.randint(4, (3, 20, 24), generator=generator).to(device)
+    student, teacher = outputs
+
+    def call():
+        result = loss(student, teacher, **needs)
+        sum(result.values() if isinstance(result, dict) else [result]).backward()
+        if kind is HolisticLoss:
+            loss.critic_backward()
+
+    return call
+
+
+@pytest.mark.parametrize(('kind', 'options'), CASES)
+def test_no_loss_reads_a_value(kind, options):
+    call = prepare(kind, options, 'cpu')
+    with Dispatched(), Called():
+        call()
+
+
+@pytest.mark.parametrize(('kind', 'options'), CASES)
+def test_no_loss_needs_values(kind, options):
+    """On this device there are none: whatever copies or asks for one raises."""
+    call = prepare(kind, options, 'meta')
+    with Dispatched():
+        call()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize(('kind', 'options'), CASES)
+def test_no_loss_waits_for_a_gpu(kind, options):
+    call = prepare(kind, options, 'cuda')
+    call()  # libraries wait when they are loaded
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')

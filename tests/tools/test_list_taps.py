@@ -1,0 +1,59 @@
+import json
+import sys
+
+import pytest
+
+from tests.miniature import ROOT
+from tests.tools.launch import DETECTOR, SEGMENTER
+
+sys.path.insert(0, str(ROOT / 'tools'))
+import list_taps
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', '140')
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['list_taps.py', *map(str, arguments)])
+        list_taps.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_stock_config(run):
+    out = run('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', '--size', 256, 256)
+    assert 'On images of 256x256 pixels' in out
+    [neck] = [line for line in out.splitlines() if line.startswith('│ neck ')]
+    assert 'FPN' in neck
+    assert '256 ch, stride 8 16 32 64 128' in neck
+    assert 'neck.fpn_convs.*' not in out  # deeper
+    assert '--depth 3, or --all' in out
+
+
+def test_a_recipe_knows_its_teacher(run):
+    out = run(SEGMENTER)
+    rows = {line.split()[1]: line for line in out.splitlines() if line.startswith('│ ')}
+    assert '64 128 256 512 ch' in rows['backbone']
+    assert '256 512 1024 2048 ch' in rows['backbone']
+    assert rows['backbone'].split('│')[-2].strip() == 'adapter'
+    assert rows['decode_head.conv_seg'].split('│')[-2].strip() == 'fits'
+
+
+def test_another_teacher_for_machines(run):
+    teacher = (
+        'mmdet::fcos/fcos_r50-dcn-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py'
+    )
+    found = {tap['tap']: tap for tap in json.loads(run(DETECTOR, '--match', teacher, '--json'))}
+    assert found['neck']['verdict'] == 'fits'
+    assert found['neck']['student']['shapes'][0] == [2, 256, 32, 64]
+    assert found['bbox_head.conv_cls']['verdict'] == 'no: not in the student'
+    assert found['bbox_head.conv_cls']['student'] is None
+
+
+def test_what_does_not_exist(run):
+    with pytest.raises(SystemExit, match=r'the config missing\.py does not exist'):
+        run('missing.py')
+    with pytest.raises(FileNotFoundError, match=r'teacher config nothing\.py does not exist'):
+        run(SEGMENTER, '--match', 'nothing.py')
