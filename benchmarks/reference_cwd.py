@@ -2,8 +2,8 @@
 
 It imitates how published code compares softened maps: a division by the temperature, a softmax
 and a log-softmax of each map, and a divergence of whole maps, all of them kept by autograd. The
-bound is a log-softmax of each of the two maps, forward and backward, one after the other: the
-least that a loss costs that is put together of PyTorch's operators.
+bound is a log-softmax of each of the two softened maps, forward and backward, one after the other:
+the least that a loss costs that is put together of PyTorch's operators.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def make_bound(shape: tuple[int, ...], temperature: float, device: str, small: b
 
     def bound() -> list[Tensor]:
         for maps in (student, other):
-            torch.autograd.grad(maps.flatten(2).log_softmax(2), maps, upstream)
+            logits = maps.flatten(2)
+            if temperature != 1:
+                logits = logits / temperature
+            torch.autograd.grad(logits.log_softmax(2), maps, upstream)
         return []
 
     return Pair(
@@ -61,14 +64,14 @@ def cases() -> list[Case]:
         Case('cwd-features', 'CWD, features 2x256x100x152, T=1', partial(make_cwd, features, 1.0)),
         Case(
             'cwd-logits-bound',
-            'CWD as above, against two log-softmax passes',
+            'CWD as above, against log-softmax passes over both softened maps',
             partial(make_bound, logits, 4.0),
             goal_speed=1 / 1.2,
             bound=True,
         ),
         Case(
             'cwd-features-bound',
-            'CWD as above, against two log-softmax passes',
+            'CWD as above, against log-softmax passes over both softened maps',
             partial(make_bound, features, 1.0),
             goal_speed=1 / 1.2,
             bound=True,

@@ -19,7 +19,6 @@ __all__ = [
     'check_temperature',
     'mean_over_ranks',
     'published_sum',
-    'soft_cross_entropy',
     'soft_kl',
     'without_autocast',
 ]
@@ -157,26 +156,12 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> T
         >>> soft_kl(torch.zeros(2, 3), torch.zeros(2, 3), temperature=4.0, dim=1)
         tensor([0., 0.])
     """
-    divergence: Tensor = _SoftDivergence.apply(student, teacher, temperature, dim, False)
+    divergence: Tensor = _SoftKL.apply(student, teacher, temperature, dim)
     return divergence
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
-    r"""Like :func:`soft_kl`, with the teacher's entropy added.
-
-    .. math::
-        -T^2 \sum_i \sigma(t / T)_i \, \log \sigma(s / T)_i
-
-    Example:
-        >>> soft_cross_entropy(torch.zeros(2, 3), torch.zeros(2, 3), temperature=1.0, dim=1)
-        tensor([1.0986, 1.0986])
-    """
-    divergence: Tensor = _SoftDivergence.apply(student, teacher, temperature, dim, True)
-    return divergence
-
-
-class _SoftDivergence(torch.autograd.Function):
-    """What :func:`soft_kl` and :func:`soft_cross_entropy` say, and their gradient.
+class _SoftKL(torch.autograd.Function):
+    """What :func:`soft_kl` says, and its gradient.
 
     With the distributions p of the teacher and q of the student, the gradient by the student
     is T (q - p). It is computed with the value, block by block, so that the work space is a few
@@ -190,7 +175,6 @@ class _SoftDivergence(torch.autograd.Function):
         teacher: Tensor,
         temperature: float,
         dim: int,
-        add_entropy: bool,
     ) -> Tensor:
         shape, dim = student.shape, dim % student.dim()
         before, bins, after = math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
@@ -216,8 +200,6 @@ class _SoftDivergence(torch.autograd.Function):
             # The largest entries tell the logarithm of what each softmax divided by.
             s_top, t_top, q_top, p_top = (x.amax(1, keepdim=True) for x in (s, t, q, p))
             t_top, q_top = t_top.to(constants), q_top.to(constants)
-            if add_entropy:
-                entropy = (p * ((t_top - p_top.log()).to(dtype) - t)).sum(1, keepdim=True)
             # log p - log q is the difference of the logits, each measured from the largest, less
             # a constant, which is rounded here and put right below.
             constant = t_top.add_((q_top / p_top).log_())
@@ -229,8 +211,6 @@ class _SoftDivergence(torch.autograd.Function):
             # errors of first order: of the logarithms, and of sums that are not quite 1.
             torch.sum(torch.addcmul(g, p, log_ratio, out=log_ratio), 1, keepdim=True, out=v)
             v.sub_(constant.sub_(rounded)).clamp_(min=0)
-            if add_entropy:
-                v.add_(entropy)
 
         ctx.save_for_backward(grad)
         ctx.temperature, ctx.shape, ctx.dtype = temperature, shape, student.dtype
@@ -241,7 +221,7 @@ class _SoftDivergence(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         rows = upstream.reshape(len(grad), 1, *grad.shape[2:]) * ctx.temperature
-        return (grad * rows).to(ctx.dtype).view(ctx.shape), None, None, None, None
+        return (grad * rows).to(ctx.dtype).view(ctx.shape), None, None, None
 
 
 def _blocks(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:

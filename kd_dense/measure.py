@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -150,6 +151,7 @@ def peak_memory(call: Call, device: torch.device | str = 'cpu') -> int:
 def _allocations() -> Iterator[list[int]]:
     """What was allocated (positive) and freed (negative) on the CPU, in bytes, in order."""
     found: list[int] = []
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # it is loud
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         yield found
     assert profiler.profiler is not None

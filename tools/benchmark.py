@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -48,7 +47,7 @@ from kd_dense.mm.probe import forward, needs_features_only
 from kd_dense.mm.teacher import Teacher
 from kd_dense.schedules import Schedule
 from kd_dense.taps import Taps
-from train import read_config
+from train import dicts_in, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 GOAL = 1.05
@@ -231,7 +230,7 @@ def make_batch(config: Config, model: Any, count: int) -> Batch:
         truth = InstanceData(
             bboxes=boxes, labels=torch.randint(classes, (BOXES,), generator=random)
         )
-        if any('mask_head' in part for part in _dicts(config.model.student)):
+        if any('mask_head' in part for part in dicts_in(config.model.student)):
             truth.masks = _masks(boxes, height, width)
         samples.append(DetDataSample(gt_instances=truth, metainfo={**meta, 'img_id': index}))
     shape = (3, height, width)
@@ -250,17 +249,8 @@ def _masks(boxes: Tensor, height: int, width: int) -> Any:
     return BitmapMasks(masks.numpy().astype('uint8'), height, width)
 
 
-def _dicts(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _dicts(item)
-
-
 def _values_of(value: Any, key: str) -> Iterator[Any]:
-    return (part[key] for part in _dicts(value) if isinstance(part.get(key), int))
+    return (part[key] for part in dicts_in(value) if isinstance(part.get(key), int))
 
 
 class Trained:
@@ -614,7 +604,6 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     MMLogger.get_instance('benchmark', log_level='ERROR')
-    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler, which counts memory, is loud
     benchmark = Benchmark(named_configs(args), args)
     results = {**surroundings(args, benchmark.batch), **benchmark.run()}
     if args.json:

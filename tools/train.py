@@ -165,21 +165,21 @@ def _distribute_on_cpu(config: Config) -> None:
         find_unused_parameters=config.get('find_unused_parameters', False),
     )
     config.model_wrapper_cfg = {**wrapper, **(config.get('model_wrapper_cfg') or {})}
-    norms = [part for part in _dicts(config.model) if part.get('type') == 'SyncBN']
+    norms = [part for part in dicts_in(config.model) if part.get('type') == 'SyncBN']
     for norm in norms:
         norm['type'] = 'BN'
     if norms:
         print_log('SyncBN does not run on CPUs: BN takes its place', level=30)
 
 
-def _dicts(value: Any) -> Iterator[Any]:
+def dicts_in(value: Any) -> Iterator[Any]:
     """All dicts of a nested value."""
     if isinstance(value, dict):
         yield value
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         for item in value:
-            yield from _dicts(item)
+            yield from dicts_in(item)
 
 
 def main() -> None:

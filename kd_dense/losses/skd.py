@@ -21,7 +21,6 @@ from kd_dense.functional import (
     check_published_batch,
     check_temperature,
     published_sum,
-    soft_cross_entropy,
     soft_kl,
     without_autocast,
 )
@@ -81,8 +80,12 @@ def pixel_wise_loss(
     check_choice('pixel_wise_loss', 'divergence', divergence, Divergence)
     check_published_batch('pixel_wise_loss', published_batch)
     images, _, height, width = student.shape
-    compare = soft_kl if divergence == 'kl' else soft_cross_entropy
-    total = compare(student, teacher, temperature, dim=1).sum()
+    if divergence == 'kl':
+        total = soft_kl(student, teacher, temperature, dim=1).sum()
+    else:
+        target = (at_least_float32(teacher.detach()) / temperature).softmax(1)
+        logits = at_least_float32(student) / temperature
+        total = temperature**2 * F.cross_entropy(logits, target, reduction='sum')
     return published_sum(total / (height * width), images, published_batch)
 
 
