@@ -105,15 +105,26 @@ def outcome(call, *args, **kwargs):
     return found
 
 
+def ready(config):
+    """The model with its weights: runners draw their random numbers in orders of their own."""
+    torch.manual_seed(0)
+    model = toy.build(config)
+    model.init_weights()
+    model.init_weights = lambda: None
+    return model
+
+
 def compared(rank, folder, units=('parts',)):
     """A segmenter and a detector, with DDP and with FSDP, by the units that are sharded."""
     found = {}
     for method in BOTH:
         config = methods.distilled(method)
-        found[method] = {'ddp': with_ddp(config, method, f'{folder}/{method}-ddp')}
+        found[method] = {'ddp': with_ddp(ready(config), method, f'{folder}/{method}-ddp')}
         for name in units:
             work_dir = f'{folder}/{method}-{name}'
-            found[method][name] = outcome(train, config, method, work_dir, units=UNITS[name])
+            found[method][name] = outcome(
+                train, ready(config), method, work_dir, units=UNITS[name]
+            )
     return found
 
 
