@@ -15,7 +15,7 @@ export OMP_NUM_THREADS=1 PYTHONPATH=
 
 if [ "${1:-}" = --long ]; then
     shift
-    exec python -m pytest --numprocesses 2 -m long -rP tests "$@"  # with what they print
+    exec python -m pytest --numprocesses 2 -m long tests "$@"  # -rP shows what they print
 fi
 if [ "$stack" != onedl ]; then
     # of the recipes, those that are marked: one training per framework
