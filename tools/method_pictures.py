@@ -38,7 +38,7 @@ from kd_dense.losses.fgd import FGDLoss, attentions, box_masks, mean_activations
 from kd_dense.losses.intrakd import region_affinities, region_masks, region_moments
 from kd_dense.losses.ld import mean_kl
 from kd_dense.losses.ld_regions import centers, vlr_region
-from kd_dense.losses.skd import node_affinity
+from kd_dense.losses.skd import unit_nodes
 from kd_dense.mm import head_targets
 from kd_dense.mm.checkpoint import load_weights, read_checkpoint
 from kd_dense.taps import Taps
@@ -260,7 +260,8 @@ def cwd(pair: Pair) -> Any:
 def skd(pair: Pair) -> Any:
     """Affinities of pooled nodes: of one node over the picture, and of all pairs."""
     student, teacher = (t['backbone.layer4'][0] for t in pair.record('backbone.layer4'))
-    ours, theirs = (node_affinity(x, NODES, True)[0].numpy() for x in (student, teacher))
+    nodes = (unit_nodes(x, NODES, True)[0] for x in (student, teacher))
+    ours, theirs = ((x.T @ x).numpy() for x in nodes)
     squares = (ours - theirs) ** 2
     node = int(squares.sum(1).argmax())
     count = round(len(ours) ** 0.5)  # picture and map are square

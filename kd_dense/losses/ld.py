@@ -271,8 +271,8 @@ def _largest_score(classes: Sequence[Tensor], anchors: list[int]) -> Tensor:
 
 
 def by_prior(maps: Tensor) -> Tensor:
-    """From ``(N, K, H, W)`` to ``(N, A)``."""
-    return maps.permute(0, 2, 3, 1).flatten(1)
+    """From ``(N, K, H, W)``, or ``(N, K, P)`` of positions, to ``(N, A)``."""
+    return maps.flatten(2).mT.flatten(1)
 
 
 def mean_of_levels(values: Tensor, members: Tensor, sizes: list[int]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd_dense.functional import at_least_float32, check_choice, mean_over_ranks
 from kd_dense.losses.base import DistillLoss, check_same_shape
-from kd_dense.losses.ld import HeadTargets, check_maps, mean_of_levels
+from kd_dense.losses.ld import HeadTargets, by_prior, check_maps, mean_of_levels
 from kd_dense.losses.ld_regions import (
     BLOCK,
     centers,
@@ -129,8 +129,8 @@ def general_instances(
             ours, theirs = (x.unflatten(1, (anchors, 4, -1)) for x in block[2:])
             surer = torch.where((above >= below)[:, :, None, None], theirs, ours)
             sides.append(_expected(surer, head_targets.strides[level]))
-        scores = _by_prior(difference).masked_fill_(~head_targets.valid[level], -1)
-        left, top, right, bottom = (_by_prior(side) for side in zip(*sides, strict=True))
+        scores = by_prior(torch.cat(difference, 2)).masked_fill_(~head_targets.valid[level], -1)
+        left, top, right, bottom = (by_prior(torch.cat(x, 2)) for x in zip(*sides, strict=True))
         x, y = centers(head_targets.priors[level]).unbind(1)
         boxes = torch.stack([x - left, y - top, x + right, y + bottom], -1)
         shape = scores.shape
@@ -153,11 +153,6 @@ def _expected(distributions: Tensor, stride: float) -> tuple[Tensor, ...]:
     bins = distributions.softmax(3)
     index = torch.arange(bins.shape[3], dtype=bins.dtype, device=bins.device)
     return bins.mul_(index[:, None]).sum(3).mul_(stride).unbind(2)
-
-
-def _by_prior(blocks: Sequence[Tensor]) -> Tensor:
-    """From blocks ``(N, K, P)`` of positions to ``(N, A)``."""
-    return torch.cat(tuple(blocks), 2).transpose(1, 2).flatten(1)
 
 
 class LDImitationLoss(DistillLoss):

@@ -1,7 +1,7 @@
 """Where localization distillation looks: regions of priors around the ground truth.
 
-A region is a tensor ``(N, A)`` over all priors of all levels. No function here loops over boxes
-or images, or waits for the device.
+A region is a tensor ``(N, A)`` over all priors of all levels. As many boxes as fit are compared
+with all priors at a time; no function here loops over images or waits for the device.
 """
 
 from __future__ import annotations

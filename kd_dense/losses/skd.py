@@ -141,12 +141,6 @@ def unit_nodes(x: Tensor, scale: float, detach_norm: bool) -> Tensor:
     return unit
 
 
-def node_affinity(x: Tensor, scale: float, detach_norm: bool) -> Tensor:
-    """Cosine similarities ``(N, P, P)`` of the nodes of maps ``(N, C, H, W)``."""
-    nodes = unit_nodes(x, scale, detach_norm)
-    return nodes.mT @ nodes
-
-
 class _AffinityDistance(torch.autograd.Function):
     """Mean squared difference of the affinities of two sets of nodes, ``(N, C, P)`` each.
 

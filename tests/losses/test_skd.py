@@ -110,9 +110,9 @@ class TestPairWise(LossContract):
         ('size', 'nodes'), [((65, 65), 9), ((64, 64), 4), ((64, 128), 4), ((1, 1), 1), ((1, 3), 3)]
     )
     def test_nodes_of_the_published_scale(self, size, nodes):
-        from kd_dense.losses.skd import node_affinity
+        from kd_dense.losses.skd import unit_nodes
 
-        assert node_affinity(torch.rand(1, 2, *size), 0.5, True).shape == (1, nodes, nodes)
+        assert unit_nodes(torch.rand(1, 2, *size), 0.5, True).shape == (1, 2, nodes)
 
     def test_memory_is_one_affinity_and_the_nodes(self):
         for side in (8, 16, 32):

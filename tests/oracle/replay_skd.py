@@ -49,7 +49,8 @@ def replay_skd(case: Case) -> dict[str, Tensor]:
         attached = loss(student, teacher, detach_norm=False)
         (found['grad_student_norm_attached'],) = torch.autograd.grad(attached, student)
         for name, maps in (('student', student), ('teacher', teacher)):
-            found[f'sim_{name}'] = skd.node_affinity(maps, scale, detach_norm=True)
+            nodes = skd.unit_nodes(maps, scale, detach_norm=True)
+            found[f'sim_{name}'] = nodes.mT @ nodes
             window = [int(side * scale) for side in maps.shape[2:]]
             found[f'pooled_{name}'] = F.max_pool2d(maps, window, ceil_mode=True)
     return found
