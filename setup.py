@@ -37,6 +37,7 @@ setup(
             'regex',
         ],
         'quickstart': ['matplotlib', 'rich', 'scikit-learn>=1.5'],
-        'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
+        'docs': ['mkdocs<2', 'mkdocs-material', 'mkdocstrings-python'],
+        'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'ruff', 'tensorboard'],
     },
 )

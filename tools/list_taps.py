@@ -1,4 +1,4 @@
-"""List the places of a model that a term can tap, with channels and strides.
+"""List the places of a model that a term can tap: a tree with channels, strides and shapes.
 
 With --match, or for a recipe, whose teacher is known, also which of them can be distilled: as they
 are, with an adapter, or not.
@@ -51,16 +51,30 @@ def build(config: Config) -> Any:
         return MODELS.build(model)
 
 
-def described(place: Place | None, size: tuple[int, int]) -> str:
-    """Channels and strides in words."""
+def branch(tap: str) -> str:
+    """A tap as the branch of a tree: indented, with the names of its parents dim."""
+    parents, dot, own = tap.rpartition('.')
+    return f'{"  " * tap.count(".")}[dim]{parents}{dot}[/]{own}'
+
+
+def described(place: Place | None, size: tuple[int, int]) -> list[str]:
+    """Channels, strides, and heights and widths of the maps that a place yields."""
     if place is None:
-        return ''
-    widths = list(dict.fromkeys(shape[1] for shape in place.found.shapes))
+        return ['', '', '']
+    widths = dict.fromkeys(str(shape[1]) for shape in place.found.shapes)
     strides = [size[0] / shape[2] for shape in place.found.shapes]
-    shown = [f'{stride:.0f}' if stride >= 1 else f'{stride:.2g}' for stride in strides]
-    if len(shown) > 6:
-        shown = [*shown[:5], '...']
-    return f'{" ".join(map(str, widths))} ch, stride {" ".join(shown)}'
+    columns = (
+        [*widths],
+        [f'{stride:.0f}' if stride >= 1 else f'{stride:.2g}' for stride in strides],
+        [f'{shape[2]}x{shape[3]}' for shape in place.found.shapes],
+    )
+    return [' '.join(column if len(column) <= 6 else [*column[:5], '...']) for column in columns]
+
+
+def in_short(columns: list[str]) -> str:
+    """Channels and strides in one cell."""
+    channels, strides, _ = columns
+    return f'{channels} ch, stride {strides}' if channels else ''
 
 
 def record(pair: Pair, alone: bool) -> dict[str, Any]:
@@ -94,17 +108,20 @@ def main() -> None:
     if args.json:
         print(json.dumps([record(pair, alone=teacher is None) for pair in shown]))
         return
-    columns = ['maps'] if teacher is None else ['student', 'teacher', 'can be distilled']
+    columns = ['channels', 'stride', 'height x width']
+    if teacher is not None:
+        columns = ['student', 'teacher', 'can be distilled']
     table = Table('tap', 'layer', *columns)
     table.columns[0].no_wrap = True
     for pair in shown:
         place = pair.student or pair.teacher
         assert place is not None
-        row = [pair.tap, place.kind, described(pair.student, size)]
+        row = described(pair.student, size)
         if teacher is not None:
             color = COLORS.get(pair.verdict, 'dim')
-            row += [described(pair.teacher, size), f'[{color}]{pair.verdict}[/]']
-        table.add_row(*row)
+            theirs = described(pair.teacher, size)
+            row = [*map(in_short, (row, theirs)), f'[{color}]{pair.verdict}[/]']
+        table.add_row(branch(pair.tap), place.kind, *row)
     console = Console()
     console.print(f'On images of {size[0]}x{size[1]} pixels:')
     console.print(table)

@@ -26,8 +26,14 @@ def test_a_stock_config(run):
     out = run('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', '--size', 256, 256)
     assert 'On images of 256x256 pixels' in out
     [neck] = [line for line in out.splitlines() if line.startswith('│ neck ')]
-    assert 'FPN' in neck
-    assert '256 ch, stride 8 16 32 64 128' in neck
+    assert [cell.strip() for cell in neck.split('│')[1:-1]] == [
+        'neck',
+        'FPN',
+        '256',
+        '8 16 32 64 128',
+        '32x32 16x16 8x8 4x4 2x2',
+    ]
+    assert '│   backbone.layer1 ' in out
     assert 'neck.fpn_convs.*' not in out  # deeper
     assert '--depth 3, or --all' in out
 
