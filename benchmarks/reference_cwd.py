@@ -21,7 +21,7 @@ __all__ = ['cases', 'plain_cwd']
 
 
 def plain_cwd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """What :func:`kd_dense.losses.cwd_loss` gives."""
+    """What ``kd_dense.losses.cwd_loss`` gives."""
     images, channels, height, width = student.shape
     target = F.softmax(teacher.view(-1, height * width) / temperature, dim=1)
     log_target = F.log_softmax(teacher.view(-1, height * width) / temperature, dim=1)

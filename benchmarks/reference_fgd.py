@@ -28,7 +28,7 @@ WEIGHTS = dict(foreground=1e-3, background=5e-4, attention=5e-4, relation=5e-6)
 def plain_masks(
     boxes: Sequence[Tensor], shape: tuple[int, int], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """What :func:`kd_dense.losses.fgd.box_masks` gives for boxes that lie in the image."""
+    """What ``kd_dense.losses.fgd.box_masks`` gives for boxes that lie in the image."""
     height, width = size
     foreground = boxes[0].new_zeros(len(boxes), height, width)
     background = torch.zeros_like(foreground)
@@ -77,7 +77,7 @@ def plain_fgd(
     teacher_context: GlobalContext,
     temperature: float = 0.5,
 ) -> dict[str, Tensor]:
-    """What :func:`kd_dense.losses.fgd.fgd_loss` gives for boxes that lie in the image."""
+    """What ``kd_dense.losses.fgd.fgd_loss`` gives for boxes that lie in the image."""
     images = len(student)
     where_t, which_t = plain_attention(teacher, temperature)
     where_s, which_s = plain_attention(student, temperature)

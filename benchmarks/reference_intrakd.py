@@ -22,7 +22,7 @@ __all__ = ['cases', 'plain_intra']
 
 
 def plain_masks(segmentation: Tensor, size: torch.Size, num_classes: int, kernel: int) -> Tensor:
-    """What :func:`kd_dense.losses.intrakd.region_masks` gives, as ``(N, K, H, W)``."""
+    """What ``kd_dense.losses.intrakd.region_masks`` gives, as ``(N, K, H, W)``."""
     square = np.ones((kernel, kernel), dtype=np.uint8)
     images = []
     for labels in segmentation.cpu().numpy():
@@ -62,7 +62,7 @@ def plain_intra(
     eps: float = 1e-6,
     cos_eps: float = 1e-12,
 ) -> Tensor:
-    """What :func:`kd_dense.losses.intra_loss` gives with its default choices."""
+    """What ``kd_dense.losses.intra_loss`` gives with its default choices."""
     masks = plain_masks(segmentation, student.shape[2:], num_classes, kernel)
 
     def affinity(vectors: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def nearest(anchors: Tensor, boxes: Tensor, sizes: Sequence[int], count: int | N
 
 
 def plain_vlr(targets: HeadTargets, topk: int = 9) -> Tensor:
-    """What :func:`kd_dense.losses.ld_regions.vlr_region` gives."""
+    """What ``kd_dense.losses.ld_regions.vlr_region`` gives."""
     everything = torch.cat(targets.priors)
     regions = []
     for image, boxes in enumerate(targets.boxes):
@@ -103,7 +103,7 @@ def plain_vlr(targets: HeadTargets, topk: int = 9) -> Tensor:
 
 
 def plain_fine_grained(targets: HeadTargets) -> Tensor:
-    """What :func:`kd_dense.losses.ld_regions.fine_grained_region` gives."""
+    """What ``kd_dense.losses.ld_regions.fine_grained_region`` gives."""
     anchors = torch.cat(targets.priors)
     valid = torch.cat(targets.valid, 1)
     region = torch.zeros_like(valid)
@@ -115,7 +115,7 @@ def plain_fine_grained(targets: HeadTargets) -> Tensor:
 
 
 def plain_inside(targets: HeadTargets) -> Tensor:
-    """What :func:`kd_dense.losses.ld_regions.inside_region` gives."""
+    """What ``kd_dense.losses.ld_regions.inside_region`` gives."""
     anchors = torch.cat(targets.priors)
     points = (anchors[:, :2] + anchors[:, 2:]) / 2
     found = []
@@ -155,7 +155,7 @@ def plain_nms(boxes: Tensor, scores: Tensor, max_iou: float, count: int) -> Tens
 def plain_general_instances(
     student: Sequence[Tensor], teacher: Sequence[Tensor], targets: HeadTargets
 ) -> Tensor:
-    """What :func:`kd_dense.losses.ld_imitation.general_instances` gives, all levels together."""
+    """What ``kd_dense.losses.ld_imitation.general_instances`` gives, all levels together."""
     levels = len(targets.priors)
     found = []
     for level, (priors, stride) in enumerate(zip(targets.priors, targets.strides, strict=True)):
@@ -187,7 +187,7 @@ def plain_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def plain_ld(student: Sequence[Tensor], teacher: Sequence[Tensor], targets: HeadTargets) -> Tensor:
-    """The sum of the parts of :func:`kd_dense.losses.ld_loss` with its default weights.
+    """The sum of the parts of ``kd_dense.losses.ld_loss`` with its default weights.
 
     Sums are over the batch (``published_batch=None``).
     """

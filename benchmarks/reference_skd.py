@@ -21,7 +21,7 @@ __all__ = ['cases', 'plain_pair_wise', 'plain_pixel_wise']
 
 
 def plain_pixel_wise(student: Tensor, teacher: Tensor) -> Tensor:
-    """What :func:`kd_dense.losses.pixel_wise_loss` gives for ``published_batch=None``."""
+    """What ``kd_dense.losses.pixel_wise_loss`` gives for ``published_batch=None``."""
     _, classes, height, width = student.shape
     target = F.softmax(teacher.permute(0, 2, 3, 1).contiguous().view(-1, classes), dim=1)
     log_student = F.log_softmax(student.permute(0, 2, 3, 1).contiguous().view(-1, classes), dim=1)
@@ -29,7 +29,7 @@ def plain_pixel_wise(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def plain_pair_wise(student: Tensor, teacher: Tensor, scale: float) -> Tensor:
-    """What :func:`kd_dense.losses.pair_wise_loss` gives."""
+    """What ``kd_dense.losses.pair_wise_loss`` gives."""
     height, width = student.shape[2:]
     window = max(1, int(height * scale)), max(1, int(width * scale))
 

@@ -34,7 +34,7 @@ class Adapter(nn.Module):
         in_channels: Channels of the student map.
         out_channels: Channels of the teacher map.
 
-    Example:
+    Examples:
         >>> import torch
         >>> student, teacher = torch.zeros(2, 16, 8, 8), torch.zeros(2, 64, 4, 4)
         >>> Adapter(16, 64)(student, teacher.shape[-2:]).shape

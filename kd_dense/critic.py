@@ -50,7 +50,7 @@ class Critic(nn.Module):
     Raises:
         ValueError: If ``preprocess`` is unknown, or ``width`` is odd or not positive.
 
-    Example:
+    Examples:
         >>> critic = Critic(channels=19)
         >>> critic(torch.randn(2, 19, 65, 65)).shape
         torch.Size([2])
@@ -107,9 +107,10 @@ class SpectralConv2d(nn.Conv2d):
     Every call takes one step of the power iteration, in evaluation as well, as in the
     authors' code:
 
-    .. math::
-        v \leftarrow W^\top u / \|W^\top u\|, \quad u \leftarrow W v / \|W v\|,
-        \quad \sigma = u^\top W v
+    $$
+    v \leftarrow W^\top u / \|W^\top u\|, \quad u \leftarrow W v / \|W v\|,
+    \quad \sigma = u^\top W v
+    $$
 
     ``torch.nn.utils.parametrizations.spectral_norm`` updates u before v and so yields other
     numbers; ``torch.nn.utils.spectral_norm`` has this order, but takes no step in evaluation,
@@ -118,7 +119,7 @@ class SpectralConv2d(nn.Conv2d):
     Takes the arguments of ``torch.nn.Conv2d``. The buffers ``weight_u`` and ``weight_v`` hold
     the two vectors.
 
-    Example:
+    Examples:
         >>> _ = torch.manual_seed(0)
         >>> conv = SpectralConv2d(3, 8, 4)
         >>> with torch.no_grad():
@@ -238,14 +239,15 @@ class _AllReduce(torch.autograd.Function):
 def critic_loss(student: Tensor, teacher: Tensor, kind: CriticKind = 'wgan-gp') -> Tensor:
     r"""Tell the critic to score the teacher high and the student low.
 
-    .. math::
-        \text{wgan-gp: } \overline{s} - \overline{t} \qquad
-        \text{hinge: } \overline{\max(0, 1 + s)} + \overline{\max(0, 1 - t)}
+    $$
+    \text{wgan-gp: } \overline{s} - \overline{t} \qquad
+    \text{hinge: } \overline{\max(0, 1 + s)} + \overline{\max(0, 1 - t)}
+    $$
 
     Args:
         student: Scores of the student's maps, of any shape.
         teacher: Scores of the teacher's maps.
-        kind: ``'wgan-gp'`` is used together with :func:`gradient_penalty`.
+        kind: ``'wgan-gp'`` is used together with [`gradient_penalty`][].
 
     Returns:
         Scalar.
@@ -253,7 +255,7 @@ def critic_loss(student: Tensor, teacher: Tensor, kind: CriticKind = 'wgan-gp') 
     Raises:
         ValueError: If ``kind`` is unknown.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.tensor([0.5, -1.5]), torch.tensor([2.0, 0.0])
         >>> critic_loss(student, teacher)
         tensor(-1.5000)
@@ -274,11 +276,12 @@ def gradient_penalty(
 ) -> Tensor:
     r"""Keep the critic's slope near 1 between the student's maps and the teacher's.
 
-    With :math:`x = \alpha t + (1 - \alpha) s`, one :math:`\alpha` per image, and the critic
-    :math:`f`:
+    With $x = \alpha t + (1 - \alpha) s$, one $\alpha$ per image, and the critic
+    $f$:
 
-    .. math::
-        \frac{1}{N} \sum_n \bigl(\|\nabla_{x_n} f(x_n)\|_2 - 1\bigr)^2
+    $$
+    \frac{1}{N} \sum_n \bigl(\|\nabla_{x_n} f(x_n)\|_2 - 1\bigr)^2
+    $$
 
     Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017.
 
@@ -291,7 +294,7 @@ def gradient_penalty(
     Returns:
         Scalar.
 
-    Example:
+    Examples:
         >>> maps = torch.zeros(2, 1, 1, 4)
         >>> gradient_penalty(lambda x: 1.5 * x.sum((1, 2, 3)), maps, maps)
         tensor(4.)

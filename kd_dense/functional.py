@@ -27,7 +27,7 @@ __all__ = [
 def at_least_float32(x: Tensor) -> Tensor:
     """Return ``x`` in float32, or unchanged where it is more precise already.
 
-    Example:
+    Examples:
         >>> at_least_float32(torch.zeros(1, dtype=torch.float16)).dtype
         torch.float32
         >>> at_least_float32(torch.zeros(1, dtype=torch.float64)).dtype
@@ -42,7 +42,7 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     Args:
         x: Any tensor on the device in question.
 
-    Example:
+    Examples:
         >>> x = torch.ones(1, 1)
         >>> with torch.autocast('cpu', torch.bfloat16):
         ...     rounded = x @ x
@@ -60,7 +60,7 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 def check_choice(owner: str, name: str, value: str, literal: Any) -> None:
     """Raise ``ValueError`` unless ``value`` is one of a ``Literal``.
 
-    Example:
+    Examples:
         >>> from typing import Literal
         >>> check_choice('Paint', 'colour', 'blue', Literal['red', 'green'])
         Traceback (most recent call last):
@@ -90,7 +90,7 @@ def mean_over_ranks(count: Tensor) -> Tensor:
     Returns:
         The mean, as a tensor of the same shape; ``count`` itself in a single process.
 
-    Example:
+    Examples:
         >>> mean_over_ranks(torch.tensor(3.0))
         tensor(3.)
     """
@@ -126,7 +126,7 @@ def published_sum(total: Tensor, images: int, published_batch: int | None) -> Te
     Returns:
         A tensor like ``total``.
 
-    Example:
+    Examples:
         >>> published_sum(torch.tensor(6.0), images=3, published_batch=8)
         tensor(16.)
     """
@@ -136,23 +136,24 @@ def published_sum(total: Tensor, images: int, published_batch: int | None) -> Te
 def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
     r"""Compare two softened distributions along one dimension.
 
-    .. math::
-        T^2 \sum_i \sigma(t / T)_i \bigl(\log \sigma(t / T)_i - \log \sigma(s / T)_i\bigr)
+    $$
+    T^2 \sum_i \sigma(t / T)_i \bigl(\log \sigma(t / T)_i - \log \sigma(s / T)_i\bigr)
+    $$
 
-    The factor :math:`T^2` keeps the size of the gradient independent of the temperature
+    The factor $T^2$ keeps the size of the gradient independent of the temperature
     (Hinton et al., 2015). It is never negative, exactly 0 for equal logits, and finite where
     ``softmax().log()`` is not.
 
     Args:
         student: Logits of any shape and float dtype.
         teacher: Logits of the same shape. No gradient flows into it.
-        temperature: :math:`T`, ``> 0``; higher is softer.
+        temperature: $T$, ``> 0``; higher is softer.
         dim: The dimension that holds one distribution.
 
     Returns:
         Divergence in nats, at least float32, with ``dim`` removed.
 
-    Example:
+    Examples:
         >>> soft_kl(torch.zeros(2, 3), torch.zeros(2, 3), temperature=4.0, dim=1)
         tensor([0., 0.])
     """
@@ -161,7 +162,7 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> T
 
 
 class _SoftKL(torch.autograd.Function):
-    """What :func:`soft_kl` says, and its gradient.
+    """What [`soft_kl`][] says, and its gradient.
 
     With the distributions p of the teacher and q of the student, the gradient by the student
     is T (q - p). It is computed with the value, block by block, so that the work space is a few

@@ -50,7 +50,7 @@ def time_interleaved(
     Raises:
         ValueError: If there is nothing to time or no round.
 
-    Example:
+    Examples:
         >>> x = torch.ones(100, 100)
         >>> seconds = time_interleaved({'sum': x.sum, 'product': lambda: x @ x}, rounds=3)
         >>> {name: len(times) for name, times in seconds.items()}
@@ -93,7 +93,7 @@ def _timed_on_gpu(call: Call) -> float:
 def spread(values: Sequence[float]) -> Spread:
     """Median and quartiles of some figures.
 
-    Example:
+    Examples:
         >>> spread([3.0, 1.0, 2.0])
         Spread(median=2.0, low=1.5, high=2.5)
     """
@@ -106,7 +106,7 @@ def spread(values: Sequence[float]) -> Spread:
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
     """Median and quartiles of the quotients, round by round.
 
-    Example:
+    Examples:
         >>> ratio([2.0, 8.0, 3.0], [1.0, 2.0, 1.0]).median
         3.0
     """
@@ -126,7 +126,7 @@ def peak_memory(call: Call, device: torch.device | str = 'cpu') -> int:
     Returns:
         Bytes.
 
-    Example:
+    Examples:
         >>> x = torch.ones(1000)
         >>> peak_memory(lambda: x.exp().log())
         8000

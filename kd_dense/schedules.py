@@ -25,7 +25,7 @@ class Schedule:
         ValueError: If an argument is negative or unknown, or ``stop`` comes before the end
             of the warm-up.
 
-    Example:
+    Examples:
         >>> schedule = Schedule(warmup=2, decay='linear', stop=6)
         >>> [schedule.factor(now, end=10) for now in range(8)]
         [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]

@@ -24,7 +24,7 @@ class TapError(ValueError):
 def near_names(name: str, known: Iterable[str], count: int = 5) -> str:
     """Say which known names are near a misspelt one, for the end of an error message.
 
-    Example:
+    Examples:
         >>> near_names('nekc', ['neck', 'backbone'])
         "did you mean 'neck'?"
         >>> near_names('x', ['neck', 'backbone'])
@@ -57,7 +57,7 @@ class Taps:
     Raises:
         TapError: If a name is not of that form.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
         >>> taps = Taps(['1'])
         >>> with taps.on(model):
@@ -112,7 +112,7 @@ class Taps:
         only: Collection[str] | None = None,
         stop_after: Mapping[str, int] | None = None,
     ) -> None:
-        """Begin to record; :meth:`on` without the ``with`` statement."""
+        """Begin to record; [`on`][] without the ``with`` statement."""
         self.clear()
         wanted = self.names if only is None else [n for n in self.names if n in only]
         paths = dict.fromkeys(self._parsed[n][0] for n in wanted)
@@ -141,7 +141,7 @@ class Taps:
 
     @torch.compiler.disable
     def stop(self) -> None:
-        """End recording. What was recorded stays until :meth:`clear`."""
+        """End recording. What was recorded stays until [`clear`][]."""
         while self._on:  # last on, first off: two names may stand for one method
             self._on.pop().take_off()
 

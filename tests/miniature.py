@@ -105,19 +105,22 @@ def make_data(root: Path) -> Path:
     return root
 
 
-def miniature(config: Config, data: Path, work_dir: Path) -> Config:
+def miniature(config: Config, data: Path, work_dir: Path, shrink: int | None = None) -> Config:
     """Cut a recipe, or a stock config, down to two iterations on the miniatures.
 
     Args:
         config: What ``Config.fromfile`` has read. It is changed.
         data: Where :func:`make_data` has written.
         work_dir: Of the run.
+        shrink: What sizes of 300 pixels and more are divided by; by default as the miniature of
+            the framework's data is.
 
     Returns:
         The config: no weights are downloaded, the teacher is untrained, images are small,
         every loss is logged, one evaluation at the end.
     """
-    shrink = COCO_SHRINK if config.default_scope == 'mmdet' else CITYSCAPES_SHRINK
+    if shrink is None:
+        shrink = COCO_SHRINK if config.default_scope == 'mmdet' else CITYSCAPES_SHRINK
     for key in [*config]:
         config[key] = _shrunk(config[key], data, shrink)
     if 'teacher' in config.model:

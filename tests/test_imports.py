@@ -26,7 +26,7 @@ ROOMS = {
     'schedules.py': set(),
     'losses': {'functional', 'losses', 'critic'},
     'registry.py': {'losses', 'adapters'},
-    'mm': {'functional', 'losses', 'adapters', 'taps', 'schedules', 'registry', 'mm'},
+    'mm': {'functional', 'losses', 'adapters', 'measure', 'taps', 'schedules', 'registry', 'mm'},
 }
 FILES = sorted(p for p in PACKAGE.rglob('*.py') if p.parent != PACKAGE or p.name in ROOMS)
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -17,11 +19,15 @@ from mmengine.config import Config, DictAction
 from mmengine.hooks import CheckpointHook
 from mmengine.hub import get_config
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
+from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
 # This comes before any config is read.
+from kd_dense.mm import Distilled
 from kd_dense.mm.checkpoint_hook import is_complete, newest_checkpoint, what_remains
+from kd_dense.mm.presets import PRESETS, choose_preset
+from kd_dense.mm.recipe import recipe
+from kd_dense.mm.teacher import Teacher, near_configs, read_teacher_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,19 +46,46 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         help='go on from this checkpoint, or from the newest complete one of the work directory',
     )
+    add_distill_options(parser).add_argument(
+        '--dump-config',
+        nargs='?',
+        const='-',
+        metavar='FILE',
+        help='write what the presets chose as a recipe, to a file or to the screen, and stop',
+    )
+    add_common_options(parser)
+    args = parser.parse_args()
+    check_distill_options(parser, args)
+    return args
+
+
+def add_distill_options(parser: argparse.ArgumentParser) -> Any:
+    """Add the options that take the place of a recipe."""
     without_recipe = parser.add_argument_group('to distil the model of a config without a recipe')
     without_recipe.add_argument(
         '--teacher', help="config of the teacher: a path, or a name as 'mmdet::FOLDER/FILE.py'"
     )
     without_recipe.add_argument(
-        '--teacher-checkpoint', help='its weights (default: those published with the config)'
+        '--teacher-checkpoint',
+        metavar='FILE',
+        help='its weights, a path or an address (default: those published with its config); '
+        "'none' for an untrained teacher, to try things out",
     )
-    without_recipe.add_argument('--distill', metavar='METHOD', help="a preset, as 'cwd'")
-    add_common_options(parser)
-    args = parser.parse_args()
+    without_recipe.add_argument(
+        '--distill',
+        nargs='+',
+        action='extend',
+        choices=[*PRESETS],
+        metavar='METHOD',
+        help=f'one or several of {", ".join(PRESETS)}; docs/presets.md has their settings',
+    )
+    return without_recipe
+
+
+def check_distill_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stop where they do not go together."""
     if bool(args.teacher) != bool(args.distill) or (args.teacher_checkpoint and not args.teacher):
         parser.error('--teacher and --distill go together, --teacher-checkpoint with them')
-    return args
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +110,12 @@ def read_config(args: argparse.Namespace) -> Config:
     """Read a config and apply the options that training and testing share."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if '::' in args.config:
-        config = get_config(args.config)
+        try:
+            config = get_config(args.config)
+        except FileNotFoundError as error:
+            raise SystemExit(
+                f'the config {args.config} does not exist{near_configs(args.config)}'
+            ) from error
     elif Path(args.config).is_file():
         config = Config.fromfile(args.config)
     else:
@@ -91,6 +129,94 @@ def read_config(args: argparse.Namespace) -> Config:
     elif not config.get('work_dir'):
         config.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     return config
+
+
+def distil(config: Config, args: argparse.Namespace) -> None:
+    """Make a recipe of the config of a student, where the options ask for it."""
+    if not args.teacher:
+        return
+    if config.model.get('type') == 'kd_dense.Distilled':
+        raise SystemExit(
+            f'{args.config} is a recipe and has a teacher already: leave out --teacher and '
+            '--distill, or give the config of its student'
+        )
+    teacher = dict(config=args.teacher)
+    checkpoint = args.teacher_checkpoint
+    try:
+        published = read_teacher_config(args.teacher).get('model_path')
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
+    if checkpoint is None and published is None:
+        raise SystemExit(
+            f'the teacher {args.teacher} comes without published weights: give '
+            "--teacher-checkpoint FILE, or 'none' for an untrained teacher"
+        )
+    if checkpoint is not None:
+        teacher['checkpoint'] = None if checkpoint == 'none' else checkpoint
+        here = checkpoint == 'none' or '://' in checkpoint
+        if not (here or Path(checkpoint).expanduser().is_file()):
+            raise SystemExit(
+                f"the teacher's checkpoint {checkpoint} does not exist (looked in {Path.cwd()})"
+            )
+    config.model = dict(
+        type='kd_dense.Distilled', student=config.model, teacher=teacher, preset=args.distill
+    )
+
+
+def dump_config(config: Config, args: argparse.Namespace) -> None:
+    """Write what the presets choose as a recipe, and say how to train it.
+
+    Args:
+        config: Of a distilled model that names a preset.
+        args: The options; ``dump_config`` is the file, or '-'.
+    """
+    model = config.model
+    if model.get('type') != 'kd_dense.Distilled' or not model.get('preset'):
+        raise SystemExit(
+            '--dump-config writes what presets choose: say --teacher and --distill, or give a '
+            "recipe with preset='METHOD'"
+        )
+    if args.cfg_options:
+        raise SystemExit(
+            '--dump-config writes a recipe on top of the config as it is: leave out --cfg-options '
+            'now, and give them when you train (model.X of a student is model.student.X there)'
+        )
+    to_screen = args.dump_config == '-'
+    path = Path.cwd() / ('recipe.py' if to_screen else args.dump_config)
+    if not to_screen and path.exists():
+        raise SystemExit(f'{args.dump_config} exists already: choose another name, or remove it')
+    if path.suffix != '.py':
+        raise SystemExit(f'expected the name of a recipe to end in .py, got {args.dump_config}')
+    names = [model.preset] if isinstance(model.preset, str) else model.preset
+    if 'data_preprocessor' in config:
+        model.student.setdefault('data_preprocessor', config.data_preprocessor)
+    scope = config.get('default_scope')
+    with redirect_stdout(sys.stderr), DefaultScope.overwrite_default_scope(scope):
+        student, teacher = MODELS.build(model.student), Teacher(model.teacher).model
+        chosen = choose_preset(names, student, teacher)
+        Distilled(student, teacher, chosen.terms, chosen.inherit)  # all of it fits
+    given = None
+    if args.teacher:
+        given = model.teacher if 'checkpoint' in model.teacher else args.teacher
+    text = recipe(args.config, given, names, chosen, path.parent, config.get('custom_hooks') or ())
+    if to_screen:
+        print(text, end='')
+        print(
+            'Save this in the current folder, which its paths start from, and train it with\n'
+            '  python tools/train.py RECIPE.py',
+            file=sys.stderr,
+        )
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise SystemExit(f'cannot write {args.dump_config}: {error.strerror}') from error
+    print(
+        f'Wrote {args.dump_config}. Look at it with\n'
+        f'  python tools/check.py {args.dump_config}\n'
+        f'and train it with\n  python tools/train.py {args.dump_config}'
+    )
 
 
 def check_writable(folder: Path) -> None:
@@ -185,15 +311,12 @@ def dicts_in(value: Any) -> Iterator[Any]:
 def main() -> None:
     args = parse_args()
     config = read_config(args)
+    distil(config, args)
+    if args.dump_config:
+        dump_config(config, args)
+        return
     check_writable(Path(config.work_dir))
 
-    if args.teacher:
-        teacher = dict(config=args.teacher)
-        if args.teacher_checkpoint:
-            teacher['checkpoint'] = args.teacher_checkpoint
-        config.model = dict(
-            type='kd_dense.Distilled', student=config.model, teacher=teacher, preset=args.distill
-        )
     if args.amp:
         kind = config.optim_wrapper.get('type', 'OptimWrapper')
         if kind not in ('OptimWrapper', 'AmpOptimWrapper'):

@@ -32,7 +32,7 @@ class DistillLoss(nn.Module):
     Raises:
         ValueError: If ``weight`` is negative or not finite.
 
-    Example:
+    Examples:
         >>> DistillLoss(weight=-1.0)
         Traceback (most recent call last):
             ...

@@ -30,31 +30,30 @@ def cwd_loss(
     r"""Match, channel by channel, where student and teacher put their activation.
 
     With the default arguments each channel is softened into a distribution over the
-    :math:`H W` positions, and the distributions of teacher and student are compared:
+    $H W$ positions, and the distributions of teacher and student are compared:
 
-    .. math::
-        \frac{T^2}{N C} \sum_{n, c} \mathrm{KL}\bigl(
-            \sigma(t_{n, c} / T) \,\|\, \sigma(s_{n, c} / T)\bigr)
+    $$
+    \frac{T^2}{N C} \sum_{n, c} \mathrm{KL}\bigl(
+        \sigma(t_{n, c} / T) \,\|\, \sigma(s_{n, c} / T)\bigr)
+    $$
 
     The other arguments are the variants of the authors' code:
 
-    ================  ==================================  ==========  ================
-    ``norm``          what is compared                    divided by  divergences
-    ================  ==================================  ==========  ================
-    ``channel``       softmax over the positions          N C         ``kl``, ``mse``
-    ``spatial``       softmax over the channels           N H W       ``kl``, ``mse``
-    ``channel_mean``  mean over the positions             N C         ``kl``, ``mse``
-    ``none``          the maps themselves                 N H W       ``mse``
-    ================  ==================================  ==========  ================
+    | ``norm`` | what is compared | divided by | divergences |
+    |-|-|-|-|
+    | ``channel`` | softmax over the positions | N C | ``kl``, ``mse`` |
+    | ``spatial`` | softmax over the channels | N H W | ``kl``, ``mse`` |
+    | ``channel_mean`` | mean over the positions | N C | ``kl``, ``mse`` |
+    | ``none`` | the maps themselves | N H W | ``mse`` |
 
-    ``kl`` is multiplied by :math:`T^2`; ``mse`` sums squared differences and takes no
+    ``kl`` is multiplied by $T^2$; ``mse`` sums squared differences and takes no
     temperature. ``channel_mean`` with ``kl`` treats raw means as if they were
     probabilities: it is defined for positive means only and may be negative.
 
     Args:
         student: Activations or logits, ``(N, C, H, W)``, any float dtype.
         teacher: Same shape. No gradient flows into it.
-        temperature: :math:`T > 0`, higher is softer. The authors take 4. Without effect
+        temperature: $T > 0$, higher is softer. The authors take 4. Without effect
             where ``divergence='mse'``.
         norm: See the table.
         divergence: ``'kl'`` or ``'mse'``.
@@ -68,7 +67,7 @@ def cwd_loss(
         ValueError: If the shapes differ, the temperature is not positive, or the
             combination is not in the table.
 
-    Example:
+    Examples:
         >>> import torch
         >>> maps = torch.arange(4.0).view(1, 1, 2, 2)
         >>> cwd_loss(maps, maps + 7.0)
@@ -117,15 +116,15 @@ def _check_variant(owner: str, norm: str, divergence: str, first_image_only: boo
 
 
 class CWDLoss(DistillLoss):
-    """Module form of :func:`cwd_loss`, times ``weight``.
+    """Module form of [`cwd_loss`][], times ``weight``.
 
     The authors' setting for the logits of a segmenter is ``temperature=4, weight=3``.
 
     Args:
         weight: Factor on the result.
-        temperature: See :func:`cwd_loss`, as the other arguments.
+        temperature: See [`cwd_loss`][], as the other arguments.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss = CWDLoss(weight=3.0, temperature=4.0)
         >>> student = torch.randn(2, 19, 8, 8, requires_grad=True)

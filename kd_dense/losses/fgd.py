@@ -30,11 +30,12 @@ BoxScale = Literal['batch', 'image']
 class GlobalContext(nn.Module):
     r"""What a global context block (Cao et al., GCNet) adds to every position of a map.
 
-    .. math::
-        g(x) = W_2\, \mathrm{ReLU}(\mathrm{LN}(W_1 \sum_p \sigma(w^\top x)_p\, x_p + b_1)) + b_2
+    $$
+    g(x) = W_2\, \mathrm{ReLU}(\mathrm{LN}(W_1 \sum_p \sigma(w^\top x)_p\, x_p + b_1)) + b_2
+    $$
 
-    with :math:`W_1` from C to C // 2 channels. As in the authors' code :math:`W_2` and
-    :math:`b_2` start at zero, so that the block begins by adding nothing. Their attention
+    with $W_1$ from C to C // 2 channels. As in the authors' code $W_2$ and
+    $b_2$ start at zero, so that the block begins by adding nothing. Their attention
     logits have a bias; a softmax does not see it, so there is none here.
 
     Args:
@@ -43,7 +44,7 @@ class GlobalContext(nn.Module):
     Raises:
         ValueError: If there are fewer than two channels.
 
-    Example:
+    Examples:
         >>> GlobalContext(4)(torch.ones(2, 4, 9))
         tensor([[0., 0., 0., 0.],
                 [0., 0., 0., 0.]], grad_fn=<AddmmBackward0>)
@@ -110,7 +111,7 @@ def box_masks(
         ValueError: If boxes are not ``(n, 4)``, or there is neither one shape nor one for
             each image.
 
-    Example:
+    Examples:
         >>> boxes = [torch.tensor([[8.0, 0.0, 15.0, 8.0]])]
         >>> foreground, background = box_masks(boxes, shapes=[(16, 24)], size=(2, 3))
         >>> foreground
@@ -274,20 +275,24 @@ def fgd_loss(
 ) -> dict[str, Tensor]:
     r"""Compare feature maps on objects, off objects, in their attention and as a whole.
 
-    With the spatial and channel attention of a map over its :math:`P = H W` positions,
+    With the spatial and channel attention of a map over its $P = H W$ positions,
 
-    .. math::
-        A^S(x) = P\, \sigma\Bigl(\tfrac{1}{T C} \sum_c |x_c|\Bigr), \qquad
-        A^C(x) = C\, \sigma\Bigl(\tfrac{1}{T P} \sum_p |x_p|\Bigr),
+    $$
+    A^S(x) = P\, \sigma\Bigl(\tfrac{1}{T C} \sum_c |x_c|\Bigr), \qquad
+    A^C(x) = C\, \sigma\Bigl(\tfrac{1}{T P} \sum_p |x_p|\Bigr),
+    $$
 
-    the masks :math:`F` and :math:`B` of :func:`box_masks`, and the context :math:`g` of
-    :class:`GlobalContext`, the parts are, in the mean over images,
+    the masks $F$ and $B$ of [`box_masks`][], and the context $g$ of
+    [`GlobalContext`][], the parts are, in the mean over images,
 
-    .. math::
-        \text{foreground} &= \sum_{c, p} F_p A^S_p(t) A^C_c(t) (s_{c, p} - t_{c, p})^2 \\
-        \text{background} &= \sum_{c, p} B_p A^S_p(t) A^C_c(t) (s_{c, p} - t_{c, p})^2 \\
-        \text{attention} &= \lVert A^S(s) - A^S(t) \rVert_1 + \lVert A^C(s) - A^C(t) \rVert_1 \\
-        \text{relation} &= \sum_{c, p} (s_{c, p} + g_s(s)_c - t_{c, p} - g_t(t)_c)^2
+    $$
+    \begin{aligned}
+    \text{foreground} &= \sum_{c, p} F_p A^S_p(t) A^C_c(t) (s_{c, p} - t_{c, p})^2 \\
+    \text{background} &= \sum_{c, p} B_p A^S_p(t) A^C_c(t) (s_{c, p} - t_{c, p})^2 \\
+    \text{attention} &= \lVert A^S(s) - A^S(t) \rVert_1 + \lVert A^C(s) - A^C(t) \rVert_1 \\
+    \text{relation} &= \sum_{c, p} (s_{c, p} + g_s(s)_c - t_{c, p} - g_t(t)_c)^2
+    \end{aligned}
+    $$
 
     Args:
         student: Features, ``(N, C, H, W)``, any float dtype.
@@ -295,10 +300,10 @@ def fgd_loss(
         boxes: Of the objects in each image, ``(n, 4)``: x1, y1, x2, y2 in pixels of the batch.
         batch_shape: Height and width of the batch in pixels, with padding: what the maps show.
         image_shapes: Height and width of each image in pixels, without padding.
-        student_context: :math:`g_s`, with parameters in the dtype of the maps (float32 for
+        student_context: $g_s$, with parameters in the dtype of the maps (float32 for
             maps of half precision).
-        teacher_context: :math:`g_t`. Both are trained.
-        temperature: :math:`T > 0`; higher spreads the attention.
+        teacher_context: $g_t$. Both are trained.
+        temperature: $T > 0$; higher spreads the attention.
         box_scale: What boxes are scaled to the map by: ``'batch'`` puts them where they lie.
             ``'image'`` reproduces the authors' code, which divides by the size of the image
             without its padding, so that boxes grow and move wherever an image is padded.
@@ -310,7 +315,7 @@ def fgd_loss(
         ValueError: If the shapes differ, the contexts are for other channels, boxes are not
             ``(n, 4)`` for each image, or an argument has no such value.
 
-    Example:
+    Examples:
         >>> student, teacher = torch.zeros(1, 2, 2, 3), torch.ones(1, 2, 2, 3)
         >>> boxes = [torch.tensor([[8.0, 0.0, 15.0, 8.0]])]
         >>> contexts = GlobalContext(2), GlobalContext(2)
@@ -355,7 +360,7 @@ def fgd_loss(
 
 
 class FGDLoss(DistillLoss):
-    """Module form of :func:`fgd_loss`: its parts times their weights and ``weight``.
+    """Module form of [`fgd_loss`][]: its parts times their weights and ``weight``.
 
     The defaults are the authors' for RetinaNet and GFL. ``docs/methods/fgd.md`` says how to
     carry them over to inputs of another size.
@@ -363,7 +368,7 @@ class FGDLoss(DistillLoss):
     Args:
         channels: Channels of the maps, at least 2.
         weight: Factor on all parts.
-        temperature: See :func:`fgd_loss`, as ``box_scale``.
+        temperature: See [`fgd_loss`][], as ``box_scale``.
         foreground: Factor on the part of that name (alpha in the paper).
         background: Likewise (beta).
         attention: Likewise (gamma).
@@ -374,7 +379,7 @@ class FGDLoss(DistillLoss):
         ValueError: If a weight is negative or not finite, the temperature is not positive, or
             there are fewer than two channels.
 
-    Example:
+    Examples:
         >>> loss = FGDLoss(channels=8)
         >>> student, teacher = torch.zeros(2, 8, 4, 6, requires_grad=True), torch.ones(2, 8, 4, 6)
         >>> boxes = [torch.tensor([[3.0, 5.0, 20.0, 30.0]]), torch.zeros(0, 4)]

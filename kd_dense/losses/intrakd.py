@@ -62,12 +62,13 @@ def intra_loss(
 
     The pixels of a class, and those around them, are its region. Mean, variance and skewness
     of every channel describe a region; the cosine between two regions' vectors is their
-    affinity. With the affinities :math:`A` of student and teacher, the moments :math:`m` and
-    the :math:`n` classes that an image has,
+    affinity. With the affinities $A$ of student and teacher, the moments $m$ and
+    the $n$ classes that an image has,
 
-    .. math::
-        \frac{1}{N} \sum_{\text{images}} \frac{1}{3 n^2} \sum_{m=1}^{3} \sum_{r, q}
-            \bigl(A^S_m(r, q) - A^T_m(r, q)\bigr)^2
+    $$
+    \frac{1}{N} \sum_{\text{images}} \frac{1}{3 n^2} \sum_{m=1}^{3} \sum_{r, q}
+        \bigl(A^S_m(r, q) - A^T_m(r, q)\bigr)^2
+    $$
 
     Args:
         student: Features, ``(N, C, H, W)``, any float dtype.
@@ -75,14 +76,14 @@ def intra_loss(
             into it.
         segmentation: Class of every pixel, ``(N, H', W')``, of any resolution, integers.
         num_classes: Classes are ``0 .. num_classes - 1``; other labels belong to no region.
-        regions: See :func:`region_masks`, as ``kernel`` and ``ignore_label``.
+        regions: See [`region_masks`][], as ``kernel`` and ``ignore_label``.
         kernel: Side of the square around a pixel, odd, in pixels of the segmentation.
-        pixels: See :func:`region_moments`, as ``third_denominator`` and ``eps``.
+        pixels: See [`region_moments`][], as ``third_denominator`` and ``eps``.
         third_denominator: ``'std'`` or ``'var'``.
-        normaliser: What :math:`n` counts: ``'present'``, the classes that have a region in
+        normaliser: What $n$ counts: ``'present'``, the classes that have a region in
             the image, or ``'all'`` classes. Absent classes are left out of the sum in both.
         eps: ``> 0``; ``None`` is 1e-6 with ``'dilate'`` and 1e-10 with ``'smooth'``.
-        cos_eps: See :func:`region_affinities`.
+        cos_eps: See [`region_affinities`][].
         ignore_label: Label of pixels that belong to no region, even if it is a class.
 
     Returns:
@@ -91,7 +92,7 @@ def intra_loss(
     Raises:
         ValueError: If batch, sizes or an argument do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> segmentation = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 255]]])
         >>> teacher = torch.tensor([[[[0.0, 2.0, 4.0, 8.0], [1.0, 1.0, 5.0, 9.0]]]])
@@ -157,14 +158,13 @@ def region_masks(
     The map of the pixels of a class is averaged over squares of ``kernel`` pixels and then
     resized to ``size``:
 
-    ============  ==================  ==========================  =======================
-    ``regions``   outside the image   resized                     mask
-    ============  ==================  ==========================  =======================
-    ``dilate``    nothing             to the nearest pixel:       1 where the mean is
-                                      ``floor(i * H' / H)``       positive, else 0
-    ``smooth``    the image mirrored  bilinearly, corners of the  the mean itself
-                  at the edge pixels  images on each other
-    ============  ==================  ==========================  =======================
+    | ``regions`` | outside the image | resized | mask |
+    |-|-|-|-|
+    | ``dilate`` | nothing | to the nearest pixel | 1 where the mean is positive, else 0 |
+    | ``smooth`` | the image mirrored at the edge pixels | bilinearly | the mean itself |
+
+    The nearest pixel is ``floor(i * H' / H)``; bilinearly, the corners of the images lie on each
+    other.
 
     Args:
         segmentation: Class of every pixel, ``(N, H', W')``, integers.
@@ -180,7 +180,7 @@ def region_masks(
     Raises:
         ValueError: If ``kernel`` reaches further over the edge than mirroring can fill.
 
-    Example:
+    Examples:
         >>> import torch
         >>> segmentation = torch.tensor([[[0, 0, 0, 1, 1, 1]]])
         >>> region_masks(segmentation, (1, 6), num_classes=2, kernel=3).int()
@@ -279,14 +279,15 @@ def region_moments(
 ) -> Tensor:
     r"""Mean, variance and skewness of each channel in each region.
 
-    With the mask :math:`w_p` of a region and the features :math:`f_p` of a channel,
+    With the mask $w_p$ of a region and the features $f_p$ of a channel,
 
-    .. math::
-        \mu_1 = \frac{1}{n} \sum_p w_p f_p, \qquad
-        \mu_2 = \frac{1}{n} \sum_p w_p (f_p - \mu_1)^2, \qquad
-        \mu_3 = \frac{1}{n} \sum_p w_p \Bigl(\frac{f_p - \mu_1}{\sigma}\Bigr)^3
+    $$
+    \mu_1 = \frac{1}{n} \sum_p w_p f_p, \qquad
+    \mu_2 = \frac{1}{n} \sum_p w_p (f_p - \mu_1)^2, \qquad
+    \mu_3 = \frac{1}{n} \sum_p w_p \Bigl(\frac{f_p - \mu_1}{\sigma}\Bigr)^3
+    $$
 
-    where :math:`n = \sum_p w_p` is the area. With ``regions='smooth'``, :math:`n` is the
+    where $n = \sum_p w_p$ is the area. With ``regions='smooth'``, $n$ is the
     number of positions instead, as in the authors' sketch.
 
     All sums are products of matrices in float64, because they cancel: no tensor has classes,
@@ -294,20 +295,20 @@ def region_moments(
 
     Args:
         maps: Features, ``(N, C, H, W)``.
-        masks: Regions, ``(N, K, H * W)``, float64, from :func:`region_masks`.
-        regions: What :math:`n` is.
-        pixels: ``'inside'`` as above; ``'literal'`` takes :math:`(w_p f_p - \mu_1)` to the
-            powers of 2 and 3, so that each position outside adds :math:`(0 - \mu_1)`.
-        third_denominator: :math:`\sigma` is ``'std'``, :math:`\sqrt{\mu_2 + \epsilon}`, or
-            ``'var'``, :math:`\mu_2 + \epsilon`.
-        eps: :math:`\epsilon`, ``> 0``.
+        masks: Regions, ``(N, K, H * W)``, float64, from [`region_masks`][].
+        regions: What $n$ is.
+        pixels: ``'inside'`` as above; ``'literal'`` takes $(w_p f_p - \mu_1)$ to the
+            powers of 2 and 3, so that each position outside adds $(0 - \mu_1)$.
+        third_denominator: $\sigma$ is ``'std'``, $\sqrt{\mu_2 + \epsilon}$, or
+            ``'var'``, $\mu_2 + \epsilon$.
+        eps: $\epsilon$, ``> 0``.
 
     Returns:
         Moments, ``(N, 3, K, C)``, float64; 0 for empty regions. The third is 0 where a
         channel varies in a region by less than 1e-5 of its root mean square, measured from
         the mean of the image: its value would be rounding error.
 
-    Example:
+    Examples:
         >>> import torch
         >>> maps = torch.tensor([[[[0.0, 0.0, 3.0, 7.0]]]])
         >>> masks = torch.tensor([[[1.0, 1.0, 1.0, 0.0]]], dtype=torch.float64)
@@ -402,17 +403,18 @@ def _powers(masks: Tensor, mask_powers: bool) -> tuple[Tensor, Tensor, Tensor]:
 def region_affinities(moments: Tensor, cos_eps: float = 1e-12) -> Tensor:
     r"""Cosine of each pair of regions over the channels, for each moment.
 
-    .. math::
-        A_m(r, q) = \frac{a \cdot b}{\sqrt{|a|^2 + \epsilon} \sqrt{|b|^2 + \epsilon}}
+    $$
+    A_m(r, q) = \frac{a \cdot b}{\sqrt{|a|^2 + \epsilon} \sqrt{|b|^2 + \epsilon}}
+    $$
 
     Args:
-        moments: ``(N, 3, K, C)``, from :func:`region_moments`.
-        cos_eps: :math:`\epsilon`, ``> 0``; keeps regions without variance at 0.
+        moments: ``(N, 3, K, C)``, from [`region_moments`][].
+        cos_eps: $\epsilon$, ``> 0``; keeps regions without variance at 0.
 
     Returns:
         Affinities, ``(N, 3, K, K)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> moments = torch.tensor([[1.0, 0.0], [2.0, 2.0], [0.0, 0.0]]).expand(1, 3, 3, 2)
         >>> region_affinities(moments)[0, 0].round(decimals=3)
@@ -449,14 +451,14 @@ def _check_choices(
 
 
 class IntRALoss(DistillLoss):
-    """Module form of :func:`intra_loss`, times ``weight``.
+    """Module form of [`intra_loss`][], times ``weight``.
 
     Args:
         num_classes: Classes of the data set, as the head's.
         weight: Factor on the result.
-        regions: See :func:`intra_loss`, as the other arguments.
+        regions: See [`intra_loss`][], as the other arguments.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss = IntRALoss(num_classes=19, weight=0.5)
         >>> student = torch.randn(2, 16, 8, 8, requires_grad=True)
@@ -526,30 +528,29 @@ def attention_map_loss(
 ) -> Tensor:
     r"""Match where the activation of all channels together lies.
 
-    The squares of a map are summed over its channels, :math:`a_p = \sum_c f_{c, p}^2`, the
+    The squares of a map are summed over its channels, $a_p = \sum_c f_{c, p}^2$, the
     result is normalised over the positions, and compared:
 
-    .. math::
-        \frac{1}{N} \sum_{\text{images}} \sum_p (\hat a^S_p - \hat a^T_p)^2
+    $$
+    \frac{1}{N} \sum_{\text{images}} \sum_p (\hat a^S_p - \hat a^T_p)^2
+    $$
 
-    ===========  ===================================  =========================================
-    ``norm``     :math:`\hat a`                       from
-    ===========  ===================================  =========================================
-    ``l2``       :math:`a / \sqrt{|a|^2 + \epsilon}`  attention transfer, Zagoruyko and
-                                                      Komodakis, ICLR 2017
-    ``softmax``  softmax over the positions           self attention distillation, Hou et al.,
-                                                      ICCV 2019
-    ===========  ===================================  =========================================
+    | ``norm`` | $\hat a$ | from |
+    |-|-|-|
+    | ``l2`` | $a / \sqrt{\lVert a \rVert^2 + \epsilon}$ | attention transfer [1] |
+    | ``softmax`` | softmax over the positions | self attention distillation [2] |
 
     Either way it lies between 0 and 2. (The code of attention transfer divides by the number
     of positions.)
+
+    [1] Zagoruyko and Komodakis, ICLR 2017. [2] Hou et al., ICCV 2019.
 
     Args:
         student: Features, ``(N, C, H, W)``, any float dtype.
         teacher: Features, ``(N, C', H, W)``; the channels may differ. No gradient flows
             into it.
         norm: See the table.
-        eps: :math:`\epsilon`, ``> 0``; a map that is 0 everywhere stays 0.
+        eps: $\epsilon$, ``> 0``; a map that is 0 everywhere stays 0.
 
     Returns:
         Scalar, at least float32.
@@ -557,7 +558,7 @@ def attention_map_loss(
     Raises:
         ValueError: If the shapes do not fit, or ``norm`` or ``eps`` is none of the above.
 
-    Example:
+    Examples:
         >>> import torch
         >>> teacher = torch.tensor([[[[1.0, 0.0]]]])
         >>> attention_map_loss(torch.cat([teacher, 3 * teacher], dim=1), teacher)
@@ -567,12 +568,12 @@ def attention_map_loss(
     """
     check_same_size('attention_map_loss', student, teacher)
     _check_map_norm('attention_map_loss', norm, eps)
-    student = _attention(at_least_float32(student), norm, eps)
-    teacher = _attention(at_least_float32(teacher.detach()), norm, eps)
+    student = attention_maps(at_least_float32(student), norm, eps)
+    teacher = attention_maps(at_least_float32(teacher.detach()), norm, eps)
     return (student - teacher).square().sum(1).mean()
 
 
-def _attention(maps: Tensor, norm: MapNorm, eps: float) -> Tensor:
+def attention_maps(maps: Tensor, norm: MapNorm, eps: float) -> Tensor:
     attention = maps.square().sum(1).flatten(1)
     if norm == 'softmax':
         return attention.softmax(1)
@@ -586,13 +587,13 @@ def _check_map_norm(owner: str, norm: str, eps: float) -> None:
 
 
 class AttentionMapLoss(DistillLoss):
-    """Module form of :func:`attention_map_loss`, times ``weight``.
+    """Module form of [`attention_map_loss`][], times ``weight``.
 
     Args:
         weight: Factor on the result.
-        norm: See :func:`attention_map_loss`, as ``eps``.
+        norm: See [`attention_map_loss`][], as ``eps``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> loss = AttentionMapLoss(weight=10.0)
         >>> student = torch.randn(2, 16, 8, 8, requires_grad=True)

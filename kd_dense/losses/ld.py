@@ -72,9 +72,11 @@ class HeadTargets(NamedTuple):
 def mean_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
     r"""Divergence of softened distributions over n bins, divided by n.
 
-    .. math:: \frac{T^2}{n} \mathrm{KL}\bigl(\sigma(t / T) \,\|\, \sigma(s / T)\bigr)
+    $$
+    \frac{T^2}{n} \mathrm{KL}\bigl(\sigma(t / T) \,\|\, \sigma(s / T)\bigr)
+    $$
 
-    Example:
+    Examples:
         >>> student, teacher = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
         >>> mean_kl(student, teacher, temperature=1.0, dim=0)
         tensor(0.2311)
@@ -104,33 +106,32 @@ def ld_loss(
     r"""Match the distributions of box sides, and the classes, where an object is.
 
     A head with box distributions predicts, for each of the four sides of a box, n + 1 logits of
-    the distance from the prior. With :math:`\ell_i`, the :func:`mean_kl` of such a
-    distribution at temperature T, summed over the four sides of prior i, and :math:`k_i`, that
+    the distance from the prior. With $\ell_i$, the ``mean_kl`` of such a
+    distribution at temperature T, summed over the four sides of prior i, and $k_i$, that
     of the class logits at the temperature of ``kd``, the parts are
 
-    .. math::
-        \mathrm{main} = \frac{w_\mathrm{main}}{4} \sum_{i\ \mathrm{positive}} s_i \ell_i,
-        \qquad
-        \mathrm{vlr} = \frac{w_\mathrm{vlr}}{16} \sum_{i \in \mathrm{VLR}} v_i \ell_i,
-        \qquad
-        \mathrm{kd} = w_\mathrm{kd} \sum_{\mathrm{levels}}
-            \operatorname*{mean}_{i\ \mathrm{positive}} k_i
+    $$
+    \mathrm{main} = \frac{w_\mathrm{main}}{4} \sum_{i\ \mathrm{positive}} s_i \ell_i,
+    \qquad
+    \mathrm{vlr} = \frac{w_\mathrm{vlr}}{16} \sum_{i \in \mathrm{VLR}} v_i \ell_i,
+    \qquad
+    \mathrm{kd} = w_\mathrm{kd} \sum_{\mathrm{levels}}
+        \operatorname*{mean}_{i\ \mathrm{positive}} k_i
+    $$
 
-    and ``kd_vlr``, the same mean over the VLR; :math:`s_i` is the largest class score of the
-    student, a constant for the gradient, and :math:`v_i` the weight of the region (see
-    :func:`~kd_dense.losses.ld_regions.vlr_region`). ``main`` and ``vlr`` are sums over the
+    and ``kd_vlr``, the same mean over the VLR; $s_i$ is the largest class score of the
+    student, a constant for the gradient, and $v_i$ the weight of the region (see
+    [`kd_dense.losses.ld_regions.vlr_region`][]). ``main`` and ``vlr`` are sums over the
     images (see ``published_batch``); ``kd`` is multiplied by the head's label weights.
 
     Settings of the authors' code, where they differ from the defaults (``diou='code'``
     everywhere):
 
-    =========  ==================================================================
-    GFL        none
-    ATSS       ``vlr_weight=0.0375, vlr_factor=4``
-    FCOS       ``region='inside', vlr_weight=0.0625, vlr_factor=4``
-    RetinaNet  ``main_weight=5, vlr_weight=0.15, vlr_factor=4, kd_temperature=8,``
-               ``vlr_on_positives=False, joint_sides=True``
-    =========  ==================================================================
+    - GFL: none
+    - ATSS: ``vlr_weight=0.0375, vlr_factor=4``
+    - FCOS: ``region='inside', vlr_weight=0.0625, vlr_factor=4``
+    - RetinaNet: ``main_weight=5, vlr_weight=0.15, vlr_factor=4, kd_temperature=8,
+      vlr_on_positives=False, joint_sides=True``
 
     Args:
         student: What the head yields, L levels: L maps of class logits
@@ -165,7 +166,7 @@ def ld_loss(
     Raises:
         ValueError: If an argument or a shape is not as said here.
 
-    Example:
+    Examples:
         >>> targets = HeadTargets(
         ...     priors=[torch.tensor([[0.0, 0.0, 32.0, 32.0], [8.0, 0.0, 40.0, 32.0]])],
         ...     labels=[torch.tensor([[0, 1]])],
@@ -205,15 +206,15 @@ def ld_loss(
     parts = dict.fromkeys(PARTS, zero)
     score = valuable = zero
     if main_weight > 0 or (vlr_weight > 0 and region == 'inside'):
-        score = _largest_score(classes, anchors)
+        score = largest_score(classes, anchors)
     if vlr_weight > 0 or kd_vlr_weight > 0:
-        valuable = _valuable(head_targets, region, topk, diou)
+        valuable = valuable_priors(head_targets, region, topk, diou)
         if not vlr_on_positives:
             valuable = valuable * ~positive
 
     if main_weight > 0 or vlr_weight > 0:
         sides = 1 if joint_sides else 4
-        divergence = _divergence(boxes, taught_boxes, anchors, sides, temperature)
+        divergence = prior_divergence(boxes, taught_boxes, anchors, sides, temperature)
     if main_weight > 0:
         total = (divergence * (score * positive)).sum() * (main_weight / main_factor)
         parts['main'] = published_sum(total, images, published_batch)
@@ -223,7 +224,7 @@ def ld_loss(
         parts['vlr'] = published_sum(total, images, published_batch)
 
     if kd_weight > 0 or kd_vlr_weight > 0:
-        divergence = _divergence(classes, taught_classes, anchors, 1, kd_temperature)
+        divergence = prior_divergence(classes, taught_classes, anchors, 1, kd_temperature)
         divergence = divergence * torch.cat(head_targets.label_weights, 1)
     if kd_weight > 0:
         parts['kd'] = kd_weight * mean_of_levels(divergence, positive, head_targets.sizes)
@@ -233,7 +234,7 @@ def ld_loss(
     return parts
 
 
-def _valuable(
+def valuable_priors(
     head_targets: HeadTargets, region: Region | list[Tensor], topk: int, diou: DIoU
 ) -> Tensor:
     """Weights of the region beside the positives, ``(N, A)``."""
@@ -246,14 +247,14 @@ def _valuable(
     return (inside_region(priors, valid, boxes) & ~head_targets.positive).to(priors[0].dtype)
 
 
-def _divergence(
+def prior_divergence(
     student: Sequence[Tensor],
     teacher: Sequence[Tensor],
     anchors: list[int],
     sides: int,
     temperature: float,
 ) -> Tensor:
-    """Sum the :func:`mean_kl` of the ``sides`` distributions of each prior, ``(N, A)``."""
+    """Sum the ``mean_kl`` of the ``sides`` distributions of each prior, ``(N, A)``."""
     levels = []
     for s, t, k in zip(student, teacher, anchors, strict=True):
         s, t = (at_least_float32(x).unflatten(1, (k, sides, -1)) for x in (s, t.detach()))
@@ -261,7 +262,7 @@ def _divergence(
     return torch.cat(levels, 1)
 
 
-def _largest_score(classes: Sequence[Tensor], anchors: list[int]) -> Tensor:
+def largest_score(classes: Sequence[Tensor], anchors: list[int]) -> Tensor:
     """Largest class score of each prior, ``(N, A)``, without gradient."""
     levels = [
         by_prior(at_least_float32(x.detach()).unflatten(1, (k, -1)).amax(2))
@@ -290,16 +291,16 @@ def mean_of_levels(values: Tensor, members: Tensor, sizes: list[int]) -> Tensor:
 
 
 class LDLoss(DistillLoss):
-    """Module form of :func:`ld_loss`, times ``weight``; its tap is the dense head.
+    """Module form of [`ld_loss`][], times ``weight``; its tap is the dense head.
 
     The defaults are the authors' setting for GFL, "Main KD + Main LD + VLR LD"; their setting
     "Main LD" is ``vlr_weight=0, kd_weight=0``.
 
     Args:
         weight: Factor on all parts.
-        main_weight: See :func:`ld_loss`, as the other arguments.
+        main_weight: See [`ld_loss`][], as the other arguments.
 
-    Example:
+    Examples:
         >>> LDLoss(vlr_weight=0, kd_weight=0).parts
         ('main', 'vlr', 'kd', 'kd_vlr')
     """

@@ -33,8 +33,9 @@ def imitation_loss(
 ) -> Tensor:
     r"""Mean squared difference of features over the positions of a region, summed over levels.
 
-    .. math::
-        \sum_\mathrm{levels} \frac{1}{|R| C} \sum_{i \in R} \lVert s_i - t_i \rVert^2
+    $$
+    \sum_\mathrm{levels} \frac{1}{|R| C} \sum_{i \in R} \lVert s_i - t_i \rVert^2
+    $$
 
     A level without a position in the region adds 0.
 
@@ -50,7 +51,7 @@ def imitation_loss(
     Raises:
         ValueError: If the shapes differ.
 
-    Example:
+    Examples:
         >>> student = torch.zeros(1, 2, 1, 2)
         >>> teacher = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
         >>> imitation_loss([student], [teacher], [torch.tensor([[True, False]])])
@@ -92,7 +93,7 @@ def general_instances(
 
     Args:
         student: Class logits of all levels, then box distributions: see
-            :func:`~kd_dense.losses.ld.ld_loss`.
+            [`kd_dense.losses.ld.ld_loss`][].
         teacher: Same shapes.
         head_targets: What the student's head computed for its own loss.
         mix_images: Keep 10 of each level of the batch, not of each image.
@@ -103,7 +104,7 @@ def general_instances(
     Raises:
         ValueError: If the shapes are not as said here.
 
-    Example:
+    Examples:
         >>> targets = HeadTargets(
         ...     priors=[torch.tensor([[0.0, 0.0], [4.0, 0.0], [80.0, 0.0]])],
         ...     labels=[torch.tensor([[1, 1, 1]])],
@@ -158,23 +159,23 @@ def _expected(distributions: Tensor, stride: float) -> tuple[Tensor, ...]:
 class LDImitationLoss(DistillLoss):
     """Feature imitation in one of the regions that the paper compares; its tap is the neck.
 
-    ===============  ==================================================================
-    ``region``       positions of
-    ===============  ==================================================================
-    ``main``         the positives
-    ``inside``       the priors with their centre in a box
-    ``finegrained``  the anchors that overlap a box more than half as well as its best
-    ``gibox``        general instances: where the class scores of student and teacher
-                     differ most, at most 10 of each level of an image, whose boxes (of
-                     the model that is surer) do not overlap by an IoU above 0.3
-    ===============  ==================================================================
+    | ``region`` | positions of |
+    |-|-|
+    | ``main`` | the positives |
+    | ``inside`` | the priors with their centre in a box |
+    | ``finegrained`` | the anchors that overlap a box more than half as well as its best |
+    | ``gibox`` | the general instances |
+
+    General instances are where the class scores of student and teacher differ most: at most 10
+    of each level of an image, whose boxes (of the model that is surer) do not overlap by an IoU
+    above 0.3.
 
     The authors' weights for GFL are 2 for a ResNet-50 student and 0.2 for a ResNet-18.
 
     Dai et al., "General Instance Distillation for Object Detection", CVPR 2021.
 
     Args:
-        weight: Factor on :func:`imitation_loss`.
+        weight: Factor on [`imitation_loss`][].
         region: See the table.
         positive_levels_only: Leave out levels without a positive in the batch, whatever the
             region, as the authors' code does.
@@ -184,7 +185,7 @@ class LDImitationLoss(DistillLoss):
     Raises:
         ValueError: If there is no such region.
 
-    Example:
+    Examples:
         >>> LDImitationLoss(weight=2.0, region='gibox').needs
         ('head_targets', 'head_outputs')
     """
@@ -212,14 +213,14 @@ class LDImitationLoss(DistillLoss):
         head_targets: HeadTargets,
         head_outputs: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     ) -> Tensor:
-        regions = self._regions(head_targets, head_outputs)
+        regions = self.regions(head_targets, head_outputs)
         if self.positive_levels_only:
             positives = [x.sum() for x in head_targets.positive.split(head_targets.sizes, 1)]
             counts = mean_over_ranks(torch.stack(positives).float())
             regions = [region & (n > 0) for region, n in zip(regions, counts, strict=True)]
         return self.weight * imitation_loss(student, teacher, regions)
 
-    def _regions(
+    def regions(
         self,
         head_targets: HeadTargets,
         head_outputs: tuple[Sequence[Tensor], Sequence[Tensor]] | None,

@@ -35,7 +35,7 @@ def pad_boxes(boxes: list[Tensor]) -> Tensor:
 
     The boxes that are missing are zeros: a box without area belongs to no region.
 
-    Example:
+    Examples:
         >>> pad_boxes([torch.ones(2, 4), torch.zeros(0, 4)]).shape
         torch.Size([2, 2, 4])
     """
@@ -43,7 +43,7 @@ def pad_boxes(boxes: list[Tensor]) -> Tensor:
 
 
 def _blocks(boxes: list[Tensor], priors: int) -> Iterator[Tensor]:
-    """The boxes of :func:`pad_boxes`, some of each image at a time."""
+    """The boxes of [`pad_boxes`][], some of each image at a time."""
     padded = pad_boxes(boxes)
     images, count, _ = padded.shape
     block = BLOCK.get(padded.device.type, BLOCK['cpu']) // (images * priors)
@@ -78,7 +78,7 @@ def box_iou(anchors: Tensor, boxes: Tensor) -> Tensor:
     Returns:
         ``(N, G, A)``.
 
-    Example:
+    Examples:
         >>> anchors = torch.tensor([[0.0, 0.0, 2.0, 2.0], [4.0, 4.0, 5.0, 5.0]])
         >>> box_iou(anchors, torch.tensor([[[0.0, 0.0, 2.0, 1.0]]]))
         tensor([[[0.5000, 0.0000]]])
@@ -96,9 +96,11 @@ def box_iou(anchors: Tensor, boxes: Tensor) -> Tensor:
 def box_overlaps(anchors: Tensor, boxes: Tensor, diou: DIoU = 'paper') -> Overlaps:
     r"""Overlaps and distances of each anchor and each box.
 
-    .. math:: \mathrm{DIoU} = \mathrm{IoU} - d^2 / c^2
+    $$
+    \mathrm{DIoU} = \mathrm{IoU} - d^2 / c^2
+    $$
 
-    with the distance :math:`d` of the centres and the diagonal :math:`c` of the smallest box
+    with the distance $d$ of the centres and the diagonal $c$ of the smallest box
     that encloses both.
 
     Args:
@@ -108,9 +110,9 @@ def box_overlaps(anchors: Tensor, boxes: Tensor, diou: DIoU = 'paper') -> Overla
             code, where the overlap is divided by the area of the anchor, not of the union.
 
     Returns:
-        IoU, DIoU and :math:`d^2` in square pixels, ``(N, G, A)`` each.
+        IoU, DIoU and $d^2$ in square pixels, ``(N, G, A)`` each.
 
-    Example:
+    Examples:
         >>> anchor = torch.tensor([[0.0, 0.0, 3.0, 2.0]])
         >>> box = torch.tensor([[[0.0, 0.0, 3.0, 4.0]]])
         >>> box_overlaps(anchor, box).diou
@@ -163,9 +165,11 @@ def vlr_region(
     The anchors that are near a box, but not near enough to be its positives: each box
     selects, of all levels, the anchors with
 
-    .. math:: 0.25\, \alpha \le \mathrm{DIoU} < \alpha,
+    $$
+    0.25\, \alpha \le \mathrm{DIoU} < \alpha,
+    $$
 
-    where :math:`\alpha` is the threshold of ATSS, the mean plus the standard deviation of the
+    where $\alpha$ is the threshold of ATSS, the mean plus the standard deviation of the
     IoU of the ``topk`` anchors of each level that are nearest to the centre of the box.
 
     An anchor may belong to the region of one box and be a positive of another, or of the same.
@@ -176,7 +180,7 @@ def vlr_region(
             candidates nor members.
         boxes: Ground truth of each image, ``(n, 4)``; n may be 0.
         topk: How many anchors of a level set the threshold.
-        diou: See :func:`box_overlaps`.
+        diou: See [`box_overlaps`][].
 
     Returns:
         The largest IoU with a box that selects the anchor, 0 elsewhere, ``(N, A)``.
@@ -184,7 +188,7 @@ def vlr_region(
     Raises:
         ValueError: If the priors are points.
 
-    Example:
+    Examples:
         >>> x = torch.arange(0.0, 64.0, 8.0)
         >>> anchors = torch.stack([x, 0 * x, x + 32, 0 * x + 32], 1)
         >>> box = torch.tensor([[20.0, 0.0, 52.0, 32.0]])
@@ -226,7 +230,7 @@ def inside_region(priors: list[Tensor], valid: Tensor, boxes: list[Tensor]) -> T
     Returns:
         ``(N, A)``, bool.
 
-    Example:
+    Examples:
         >>> points, valid = torch.tensor([[4.0, 4.0], [12.0, 4.0]]), torch.ones(1, 2).bool()
         >>> inside_region([points], valid, [torch.tensor([[0.0, 0.0, 8.0, 8.0]])])
         tensor([[ True, False]])
@@ -257,7 +261,7 @@ def fine_grained_region(priors: list[Tensor], valid: Tensor, boxes: list[Tensor]
     Raises:
         ValueError: If the priors are points.
 
-    Example:
+    Examples:
         >>> anchors, valid = torch.tensor([[0.0, 0, 8, 8], [6, 0, 14, 8]]), torch.ones(1, 2).bool()
         >>> fine_grained_region([anchors], valid, [torch.tensor([[0.0, 0.0, 8.0, 8.0]])])
         tensor([[ True, False]])
@@ -284,7 +288,7 @@ def non_maximum_suppression(scores: Tensor, boxes: Tensor, count: int, max_iou: 
     Returns:
         Which boxes are kept, ``(N, A)``, bool.
 
-    Example:
+    Examples:
         >>> boxes = torch.tensor([[[0.0, 0, 8, 8], [0, 0, 8, 7], [8, 8, 9, 9]]])
         >>> non_maximum_suppression(torch.tensor([[0.3, 0.2, 0.1]]), boxes, count=10, max_iou=0.3)
         tensor([[ True, False,  True]])

@@ -46,20 +46,21 @@ def pixel_wise_loss(
 ) -> Tensor:
     r"""Match the class distributions of student and teacher at every position.
 
-    .. math::
-        -\frac{B}{N} \frac{T^2}{H W} \sum_{n, i} \sum_c
-            \sigma(t_{n, i} / T)_c \, \log \sigma(s_{n, i} / T)_c
+    $$
+    -\frac{B}{N} \frac{T^2}{H W} \sum_{n, i} \sum_c
+        \sigma(t_{n, i} / T)_c \, \log \sigma(s_{n, i} / T)_c
+    $$
 
     The authors divide the sum by H W and not by the number of images, so that their weight of
-    10 belongs to their batch of :math:`B = 8` images. ``divergence='kl'`` subtracts the
+    10 belongs to their batch of $B = 8$ images. ``divergence='kl'`` subtracts the
     teacher's entropy: the gradient stays, and the value is 0 where the two agree.
 
     Args:
         student: Logits, ``(N, C, H, W)``, any float dtype.
         teacher: Same shape. No gradient flows into it.
-        temperature: :math:`T > 0`, higher is softer. The authors have none, which is 1.
+        temperature: $T > 0$, higher is softer. The authors have none, which is 1.
         divergence: ``'cross_entropy'`` or ``'kl'``.
-        published_batch: :math:`B`. ``None`` sums over the images of the batch, whatever their
+        published_batch: $B$. ``None`` sums over the images of the batch, whatever their
             number, as the authors' code does.
 
     Returns:
@@ -68,7 +69,7 @@ def pixel_wise_loss(
     Raises:
         ValueError: If the shapes differ, or an argument is out of range.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([0.0, 1.0, 2.0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
         >>> pixel_wise_loss(logits, logits, published_batch=1)
         tensor(0.8324)
@@ -94,12 +95,13 @@ def pair_wise_loss(
 ) -> Tensor:
     r"""Match how alike the regions of an image are to each other.
 
-    Max pooling makes a map into P nodes. With :math:`f_{n, i}` for the features of node i,
+    Max pooling makes a map into P nodes. With $f_{n, i}$ for the features of node i,
 
-    .. math::
-        \frac{1}{N P^2} \sum_{n, i, j} \bigl(a^s_{n, i, j} - a^t_{n, i, j}\bigr)^2,
-        \qquad a_{n, i, j} = \frac{f_{n, i}^\top f_{n, j}}
-            {(\|f_{n, i}\| + \epsilon)(\|f_{n, j}\| + \epsilon)}, \quad \epsilon = 10^{-8}
+    $$
+    \frac{1}{N P^2} \sum_{n, i, j} \bigl(a^s_{n, i, j} - a^t_{n, i, j}\bigr)^2,
+    \qquad a_{n, i, j} = \frac{f_{n, i}^\top f_{n, j}}
+        {(\|f_{n, i}\| + \epsilon)(\|f_{n, j}\| + \epsilon)}, \quad \epsilon = 10^{-8}
+    $$
 
     Args:
         student: Features, ``(N, C, H, W)``, any float dtype.
@@ -117,7 +119,7 @@ def pair_wise_loss(
     Raises:
         ValueError: If the sizes differ or ``scale`` is not in (0, 1].
 
-    Example:
+    Examples:
         >>> student = torch.tensor([[1.0, 1.0], [0.0, 2.0]]).view(1, 2, 1, 2)
         >>> teacher = torch.tensor([[3.0, 0.0], [0.0, 5.0]]).view(1, 2, 1, 2)
         >>> pair_wise_loss(student, teacher)
@@ -170,15 +172,15 @@ def _check_scale(owner: str, scale: float) -> None:
 
 
 class PixelWiseLoss(DistillLoss):
-    """Module form of :func:`pixel_wise_loss`, times ``weight``.
+    """Module form of [`pixel_wise_loss`][], times ``weight``.
 
     The authors' weight is 10.
 
     Args:
         weight: Factor on the result.
-        temperature: See :func:`pixel_wise_loss`, as the other arguments.
+        temperature: See [`pixel_wise_loss`][], as the other arguments.
 
-    Example:
+    Examples:
         >>> loss = PixelWiseLoss(weight=10.0)
         >>> student = torch.randn(2, 19, 8, 8, requires_grad=True)
         >>> loss(student, torch.randn(2, 19, 8, 8)).backward()
@@ -208,16 +210,16 @@ class PixelWiseLoss(DistillLoss):
 
 
 class PairWiseLoss(DistillLoss):
-    """Module form of :func:`pair_wise_loss`, times ``weight``.
+    """Module form of [`pair_wise_loss`][], times ``weight``.
 
     The authors' setting for a segmenter is ``weight=0.5, scale=0.5``.
 
     Args:
         weight: Factor on the result.
-        scale: See :func:`pair_wise_loss`.
-        detach_norm: See :func:`pair_wise_loss`.
+        scale: See [`pair_wise_loss`][].
+        detach_norm: See [`pair_wise_loss`][].
 
-    Example:
+    Examples:
         >>> loss = PairWiseLoss(weight=0.5)
         >>> student = torch.randn(2, 16, 8, 8, requires_grad=True)
         >>> loss(student, torch.randn(2, 64, 8, 8)).backward()
@@ -240,13 +242,14 @@ class PairWiseLoss(DistillLoss):
 class HolisticLoss(DistillLoss):
     r"""Make the student's maps pass for the teacher's, in the eyes of a critic.
 
-    With the critic :math:`f`, the student is trained on
+    With the critic $f$, the student is trained on
 
-    .. math::
-        -\frac{1}{N} \sum_n f(s_n)
+    $$
+    -\frac{1}{N} \sum_n f(s_n)
+    $$
 
-    and the critic, in turn, on :func:`~kd_dense.critic.critic_loss`, plus
-    ``gradient_penalty`` times :func:`~kd_dense.critic.gradient_penalty` if it is a
+    and the critic, in turn, on [`kd_dense.critic.critic_loss`][], plus
+    ``gradient_penalty`` times [`kd_dense.critic.gradient_penalty`][] if it is a
     ``'wgan-gp'``. Its parameters have ``requires_grad=False``, so that neither the student's
     optimizer nor DDP trains it. ``kd_dense.CriticHook`` does. Without mmengine:
 
@@ -258,13 +261,13 @@ class HolisticLoss(DistillLoss):
         weight: Factor on both results, as in the authors' code.
         kind: ``'wgan-gp'`` (the authors' default) or ``'hinge'``.
         gradient_penalty: Factor on the penalty of ``'wgan-gp'``.
-        preprocess: What the critic does to the maps, see :class:`~kd_dense.critic.Critic`.
+        preprocess: What the critic does to the maps, see [`kd_dense.critic.Critic`][].
         width: How wide the critic is, see there.
 
     Raises:
         ValueError: If an argument is unknown or negative.
 
-    Example:
+    Examples:
         >>> loss = HolisticLoss(channels=19)
         >>> optimizer = torch.optim.Adam(loss.critic.parameters(), lr=4e-4)
         >>> student = torch.randn(2, 19, 16, 16, requires_grad=True)

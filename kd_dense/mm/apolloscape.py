@@ -80,7 +80,7 @@ def ApolloScape(  # noqa: N802  (a type in configs)
 
     ``<data_root>/ColorImage_<road>/ColorImage/<record>/<camera>/<name>.jpg`` belongs to
     ``<data_root>/Labels_<road>/Label/<record>/<camera>/<name>_bin.png``. The labels that are
-    loaded are the numbers in the files: put :class:`ApolloScapeTrainIds` behind
+    loaded are the numbers in the files: put [`ApolloScapeTrainIds`][] behind
     ``LoadAnnotations``.
 
     Args:
@@ -94,7 +94,7 @@ def ApolloScape(  # noqa: N802  (a type in configs)
     Raises:
         ValueError: If there is no part.
 
-    Example:
+    Examples:
         >>> train = dict(
         ...     type='kd_dense.ApolloScape',
         ...     data_root='data/apolloscape',
@@ -139,7 +139,7 @@ class ApolloScapeTrainIds(BaseTransform):
     Raises:
         ValueError: If a label map has a number that is not among them.
 
-    Example:
+    Examples:
         >>> labels = {'gt_seg_map': np.array([[0, 200, 255]], dtype=np.uint8)}
         >>> ApolloScapeTrainIds().transform(labels)['gt_seg_map']
         array([[ 0,  1, 36]], dtype=uint8)
@@ -183,7 +183,7 @@ class CropTop(BaseTransform):
     Raises:
         ValueError: If ``fraction`` is not between 0 and 1.
 
-    Example:
+    Examples:
         >>> results = {'img': np.zeros((271, 338, 3))}
         >>> CropTop(fraction=170 / 271).transform(results)['img'].shape
         (101, 338, 3)

@@ -29,7 +29,7 @@ def check_arguments(owner: str, build: Callable[..., Any], given: Mapping[str, A
     Raises:
         ValueError: If an argument is unknown or missing, or its value is of another type.
 
-    Example:
+    Examples:
         >>> def paint(width: float, colour: Literal['red', 'blue'] | None = None): ...
         >>> check_arguments('paint', paint, dict(width=2, colour='red'))
         >>> check_arguments('paint', paint, dict(width='2'))

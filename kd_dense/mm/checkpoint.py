@@ -60,7 +60,7 @@ def read_file(source: str, map_location: Any = 'cpu') -> Any:
 
 
 def read_checkpoint(source: str) -> dict[str, Tensor]:
-    """Read the weights of a checkpoint; see :func:`read_file`.
+    """Read the weights of a checkpoint; see [`read_file`][].
 
     Args:
         source: Path or address.
@@ -76,7 +76,7 @@ def read_checkpoint(source: str) -> dict[str, Tensor]:
 
 
 def weights_of(content: Any, source: str) -> dict[str, Tensor]:
-    """Pick a model's weights out of what a checkpoint holds; see :func:`read_checkpoint`."""
+    """Pick a model's weights out of what a checkpoint holds; see [`read_checkpoint`][]."""
     for key in ('state_dict', 'model'):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -189,7 +189,7 @@ def newest_checkpoint(work_dir: str | Path) -> Path | None:
     Returns:
         Its path, or None where there is none.
 
-    Example:
+    Examples:
         >>> newest_checkpoint('no_such_folder') is None
         True
     """
@@ -240,7 +240,7 @@ def is_complete(path: str | Path) -> bool:
     Returns:
         False also where there is no such file.
 
-    Example:
+    Examples:
         >>> is_complete('no_such_file.pth')
         False
     """

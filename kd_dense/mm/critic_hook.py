@@ -25,7 +25,7 @@ ADAM = dict(type='Adam', lr=4e-4, betas=(0.9, 0.99))
 
 @HOOKS.register_module()
 class CriticHook(Hook):
-    """Train the critic of every :class:`~kd_dense.losses.HolisticLoss` in the model.
+    """Train the critic of every [`kd_dense.losses.HolisticLoss`][] in the model.
 
     After each step of the student, the critics take one of their own on the maps of the same
     iteration, in float32. Where the student's gradient is accumulated over several iterations,

@@ -14,7 +14,9 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from kd_dense.mm.finite import FiniteCheck
+from kd_dense.mm.first_steps import FirstSteps
 from kd_dense.mm.inherit import check_inherit, inherit_parts
+from kd_dense.mm.made_up import any_tensor
 from kd_dense.mm.preprocessing import Repreprocess
 from kd_dense.mm.presets import choose_preset
 from kd_dense.mm.probe import LARGEST, Yield, probe
@@ -35,8 +37,9 @@ def Distilled(  # noqa: N802  (a type in configs)
     teacher: str | Mapping[str, Any] | nn.Module,
     terms: Mapping[str, Mapping[str, Any]] | None = None,
     inherit: Sequence[str] = (),
-    preset: str | None = None,
+    preset: str | Sequence[str] | None = None,
     data_preprocessor: Mapping[str, Any] | None = None,
+    checks: bool = True,
 ) -> nn.Module:
     """Build a student that learns from a teacher.
 
@@ -46,13 +49,16 @@ def Distilled(  # noqa: N802  (a type in configs)
 
     Args:
         student: Config of an OpenMMLab model, or a model.
-        teacher: See :class:`~kd_dense.mm.teacher.Teacher`.
-        terms: Name and fields of each :class:`~kd_dense.mm.term.Term`.
+        teacher: See [`kd_dense.mm.teacher.Teacher`][].
+        terms: Name and fields of each [`kd_dense.mm.term.Term`][].
         inherit: Parts of the student, as ``'neck'``, that start from the teacher's weights.
-        preset: Name of a method, as ``'cwd'``, whose published settings for such models take
-            the place of ``terms`` and ``inherit``. See ``kd_dense/mm/presets.py``.
+        preset: Name of a method, as ``'cwd'``, or names, as ``['fgd', 'cwd']``, whose settings for
+            such models take the place of ``terms`` and ``inherit``. See ``docs/presets.md``.
         data_preprocessor: For a student whose config has none. mmengine's Runner gives it to
             the model where a config has one beside the model, as those of mmseg have.
+        checks: Whether the first iterations are watched, and warnings given where the teacher
+            has little to teach or a term is off scale. See
+            [`kd_dense.mm.first_steps.FirstSteps`][].
 
     Returns:
         The student.
@@ -62,7 +68,7 @@ def Distilled(  # noqa: N802  (a type in configs)
             preprocessing. Near names are proposed where a name is unknown.
         FileNotFoundError: If the teacher's config does not exist.
 
-    Example:
+    Examples:
         >>> model = dict(
         ...     type='kd_dense.Distilled',
         ...     student=dict(type='mmseg.EncoderDecoder'),  # the config of a student
@@ -97,8 +103,12 @@ def Distilled(  # noqa: N802  (a type in configs)
                 raise ValueError('expected either preset, or terms and inherit, got both')
             chosen = choose_preset(preset, model, guest.model)
             terms, inherit = chosen.terms, chosen.inherit
-            print_log(f'preset {preset!r}: {terms}, from {chosen.source}', logger='current')
-        distillation, calls = _build_terms(model, guest.model, {} if terms is None else terms)
+            print_log(
+                f'preset {preset!r} for {chosen}\n'
+                '  (tools/train.py --dump-config writes this as a recipe)',
+                logger='current',
+            )
+        distillation, calls = _build_terms(model, guest, {} if terms is None else terms)
         check_inherit(model, guest.model, inherit)
         guest.check_taps(calls)
     student_taps = Taps(chain(*(term.student_taps for term in distillation.values())))
@@ -106,7 +116,7 @@ def Distilled(  # noqa: N802  (a type in configs)
 
     model.__class__ = distilled(type(model))  # type: ignore[arg-type]
     model.kd = nn.ModuleDict(distillation)
-    model.kd_plan = _Plan(guest, student_taps, calls, preprocess, tuple(inherit))
+    model.kd_plan = _Plan(guest, student_taps, calls, preprocess, tuple(inherit), checks)
     return cast(nn.Module, model)
 
 
@@ -120,6 +130,7 @@ class _Plan:
         teacher_calls: Mapping[str, int],
         preprocess: Repreprocess,
         inherit: tuple[str, ...],
+        checks: bool,
     ) -> None:
         self.teacher = teacher
         self.student_taps = student_taps
@@ -128,16 +139,18 @@ class _Plan:
         self.preprocess = preprocess
         self.inherit = inherit
         self.finite = FiniteCheck()
+        self.first_steps = FirstSteps() if checks else None
 
 
 def _build_terms(
-    student: nn.Module, teacher: nn.Module, terms: Mapping[str, Mapping[str, Any]]
+    student: nn.Module, guest: Teacher, terms: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Term], dict[str, int]]:
     """Build the terms and fit them to what one small forward pass of each model yields.
 
     Returns:
         The terms, and the taps of the teacher with how often each of them runs.
     """
+    teacher = guest.model
     if not isinstance(terms, Mapping):
         raise ValueError(
             "expected terms as dict(NAME=dict(tap='neck', loss=dict(type='CWDLoss'))), "
@@ -196,6 +209,7 @@ def _build_terms(
             fits = False
         if not fits:
             raise
+    guest.by_loss = found.by_loss
     return built, {name: one.calls for name, one in found.teacher.items()}
 
 
@@ -266,17 +280,22 @@ class _Distilling:
         if active:
             # The teacher goes first: what it needs is free again before the student's graph
             # grows.
-            _run_teacher(plan, active, inputs, data_samples)
+            _run_teacher(self, active, inputs, data_samples)
             plan.student_taps.start(self, [*chain(*(term.student_taps for term in active))])
         try:
             losses = super().loss(inputs, data_samples, *args, **kwargs)  # type: ignore[misc]
             plan.student_taps.stop()
-            losses.update(_distil(self, factors, inputs, data_samples))
+            losses.update(_distil(self, losses, factors, inputs, data_samples))
         finally:
             plan.student_taps.stop()
             plan.student_taps.clear()
             plan.teacher_taps.clear()
         return losses
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self.kd_plan.first_steps is not None:
+            self.kd_plan.first_steps.student_is_trained = True
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _new, (type(self).__mro__[2],), self.__dict__
@@ -298,14 +317,21 @@ def _factors(kd: Any) -> dict[str, float]:
 
 
 @torch.compiler.disable
-def _run_teacher(plan: _Plan, active: Sequence[Term], inputs: Tensor, samples: Any) -> None:
+def _run_teacher(model: Any, active: Sequence[Term], inputs: Tensor, samples: Any) -> None:
+    plan = model.kd_plan
     calls = {tap: plan.teacher_calls[tap] for term in active for tap in term.teacher_taps}
     plan.teacher.run(plan.teacher_taps, calls, plan.preprocess, inputs, samples)
+    if plan.first_steps is not None:
+        plan.first_steps.before(model, plan.teacher, plan.preprocess, inputs, samples)
 
 
 @torch.compiler.disable
 def _distil(
-    model: Any, factors: Mapping[str, float], inputs: Tensor, samples: Any
+    model: Any,
+    task: Mapping[str, Any],
+    factors: Mapping[str, float],
+    inputs: Tensor,
+    samples: Any,
 ) -> dict[str, Tensor]:
     plan = model.kd_plan
     plan.teacher.wait(plan.teacher_taps)
@@ -316,11 +342,13 @@ def _distil(
     found = gather(wanted, step)
     for name, term in model.kd.items():
         if not factors[name]:
-            losses.update(term.idle(inputs))
+            losses.update(term.idle(any_tensor(inputs)))
             continue
         student, teacher = plan.student_taps[term.student_tap], plan.teacher_taps[term.teacher_tap]
         needs = {need: found[need] for need in term.loss.needs}
         losses.update(term(student, teacher, factors[name], needs))
         maps[term.teacher_tap] = teacher
     plan.finite.check(losses, maps)
+    if plan.first_steps is not None:
+        plan.first_steps.after({**task, **losses}, model.kd, factors)
     return losses

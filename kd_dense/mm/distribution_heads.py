@@ -29,7 +29,9 @@ class _Distributions:
     between the prior and the side, in strides of the level. Loss and prediction of mmdet's
     head see the expected distances, in pixels:
 
-    .. math:: d = \mathrm{stride} \sum_{i = 0}^{n} i\, \sigma(x)_i
+    $$
+    d = \mathrm{stride} \sum_{i = 0}^{n} i\, \sigma(x)_i
+    $$
     """
 
     REG_LAYER: str  # the head's layer that predicts boxes
@@ -126,7 +128,7 @@ class DistributionATSSHead(_AnchorDistributions, ATSSHead):
         ValueError: If ``reg_max`` is less than 1, ``reg_decoded_bbox`` is false or
             ``loss_bbox`` is an L1 loss.
 
-    Example:
+    Examples:
         >>> from mmengine.registry import DefaultScope
         >>> with DefaultScope.overwrite_default_scope('mmdet'):
         ...     head = DistributionATSSHead(

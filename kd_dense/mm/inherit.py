@@ -10,7 +10,7 @@ from torch import nn
 
 from kd_dense.taps import near_names
 
-__all__ = ['check_inherit', 'fits', 'inherit_parts']
+__all__ = ['check_inherit', 'fits', 'fitting', 'inherit_parts']
 
 
 def check_inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ def check_inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) 
 
 def fits(student: nn.Module, teacher: nn.Module, part: str) -> bool:
     """Whether any weight of a part of the student fits the teacher's."""
-    return bool(_fitting(student, teacher, part)[0])
+    return bool(fitting(student, teacher, part)[0])
 
 
 @torch.no_grad()
@@ -55,23 +55,32 @@ def inherit_parts(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) 
     Args:
         student: The model that inherits.
         teacher: The model that it inherits from, weights loaded.
-        parts: Names of modules that :func:`check_inherit` has accepted.
+        parts: Names of modules that [`check_inherit`][] has accepted.
     """
     ours, theirs = student.state_dict(), teacher.state_dict()
     for part in parts:
-        fitting, left_out = _fitting(student, teacher, part)
-        for name in fitting:
+        found, left_out = fitting(student, teacher, part)
+        for name in found:
             ours[name].copy_(theirs[name])
-        report = f'inherited {len(fitting)} of {len(fitting) + len(left_out)} tensors of {part}'
+        report = f'inherited {len(found)} of {len(found) + len(left_out)} tensors of {part}'
         if left_out:
             report += '; not inherited: ' + ', '.join(left_out)
         print_log(report, logger='current')
 
 
-def _fitting(student: nn.Module, teacher: nn.Module, part: str) -> tuple[list[str], list[str]]:
-    """Split the student's tensors of a part into those that fit and, with reason, the rest."""
+def fitting(student: nn.Module, teacher: nn.Module, part: str) -> tuple[list[str], list[str]]:
+    """Split the student's tensors of a part into those that fit and, with reason, the rest.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        part: Name of a module.
+
+    Returns:
+        Names of those that fit; names of the others, with the reason in words.
+    """
     theirs = teacher.state_dict()
-    fitting, left_out = [], []
+    found, left_out = [], []
     for name, tensor in student.state_dict().items():
         if not name.startswith(f'{part}.'):
             continue
@@ -81,5 +90,5 @@ def _fitting(student: nn.Module, teacher: nn.Module, part: str) -> tuple[list[st
             shapes = f'{tuple(tensor.shape)} here, {tuple(theirs[name].shape)} in the teacher'
             left_out.append(f'{name} ({shapes})')
         else:
-            fitting.append(name)
-    return fitting, left_out
+            found.append(name)
+    return found, left_out

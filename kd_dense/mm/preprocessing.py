@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -46,19 +47,25 @@ class Repreprocess:
         self.shift = (s.mean - t.mean) / t.std
         self.pad = t.pad
 
-    def __call__(self, inputs: Tensor, data_samples: Sequence[Any]) -> Tensor:
+    def __call__(self, inputs: Any, data_samples: Any) -> Any:
         """Convert a batch.
 
         Args:
-            inputs: The student's batch, ``(N, C, H, W)``. It is not changed.
+            inputs: The student's batch: images ``(N, C, H, W)``, videos ``(N, T, C, H, W)``, or a
+                dict of them. It is not changed.
             data_samples: Samples whose ``img_shape`` says where padding begins. (mmdet's
                 ``pad_shape`` is the padded size.)
 
         Returns:
-            The teacher's batch, ``(N, C, H, W)``; ``inputs`` itself where nothing differs.
+            The teacher's batch in the same form; ``inputs`` itself where nothing differs.
         """
         if self.identical:
             return inputs
+        if isinstance(inputs, Mapping):
+            return {name: self(images, data_samples[name]) for name, images in inputs.items()}
+        if inputs.dim() == 5:
+            frames = [sample.video_data_samples for sample in data_samples]
+            return self(inputs.flatten(0, 1), [*chain(*frames)]).view_as(inputs)
         if self.scale.device != inputs.device:
             self.scale, self.shift = self.scale.to(inputs.device), self.shift.to(inputs.device)
         source = inputs.flip(1) if self.swap else inputs
@@ -74,6 +81,8 @@ class _Normalisation:
     """What a data preprocessor does to the pixels."""
 
     def __init__(self, preprocessor: Any, whose: str) -> None:
+        preprocessor = getattr(preprocessor, 'data_preprocessor', preprocessor)  # of branches
+
         def read(*names: str) -> Any:  # mmseg and mmdet have different names for one thing
             for name in names:
                 if hasattr(preprocessor, name):
@@ -87,5 +96,9 @@ class _Normalisation:
         self.swap = bool(read('_channel_conversion', 'channel_conversion'))
         self.pad = float(read('pad_value', 'pad_val'))
         self.divisor = int(read('pad_size_divisor', 'size_divisor') or 1)
-        self.mean = preprocessor.mean.detach().cpu() if normalises else torch.zeros(1, 1, 1)
-        self.std = preprocessor.std.detach().cpu() if normalises else torch.ones(1, 1, 1)
+        self.mean = _channels(preprocessor.mean) if normalises else torch.zeros(1, 1, 1)
+        self.std = _channels(preprocessor.std) if normalises else torch.ones(1, 1, 1)
+
+
+def _channels(values: Tensor) -> Tensor:
+    return values.detach().cpu().reshape(-1, 1, 1)  # those for videos have a dimension more

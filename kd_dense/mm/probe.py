@@ -8,16 +8,15 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
+from torch import nn
 
+from kd_dense.mm.made_up import add_labels, blank_batch
 from kd_dense.taps import TapError, Taps
 
 __all__ = [
     'LARGEST',
     'Probe',
     'Yield',
-    'blank_batch',
     'forward',
     'needs_features_only',
     'probe',
@@ -31,11 +30,16 @@ LARGEST = max(SIZES)[0]
 
 
 class Probe(NamedTuple):
-    """What the taps yield, by tap, in both models on images of one size (H, W)."""
+    """What the taps yield, by tap, in both models on images of one size (H, W).
+
+    ``by_loss`` says that the teacher runs no further than its backbone and neck unless it
+    computes its own loss.
+    """
 
     student: dict[str, Yield]
     teacher: dict[str, Yield]
     size: tuple[int, int]
+    by_loss: bool
 
 
 class Yield(NamedTuple):
@@ -57,10 +61,25 @@ def needs_features_only(names: Iterable[str]) -> bool:
 
 
 def forward(
-    model: Any, inputs: Tensor, data_samples: Sequence[Any] | None, features_only: bool
+    model: Any,
+    inputs: Any,
+    data_samples: Any,
+    features_only: bool,
+    by_loss: bool = False,
 ) -> None:
-    """Run as much of an OpenMMLab model as taps may need, without computing its loss."""
-    if features_only and hasattr(model, 'extract_feat'):
+    """Run as much of an OpenMMLab model as taps may need.
+
+    Args:
+        model: The model.
+        inputs: Its batch.
+        data_samples: The samples of the batch.
+        features_only: Run backbone and neck alone, where the model can.
+        by_loss: Compute the model's own loss: trackers, semi-supervised detectors and some
+            others run in no other way on the batches of their training.
+    """
+    if by_loss:
+        model.loss(inputs, copy.deepcopy(data_samples))  # some models write into the samples
+    elif features_only and hasattr(model, 'extract_feat'):
         model.extract_feat(inputs)
     else:
         model(inputs, data_samples, mode='tensor')
@@ -96,16 +115,22 @@ def probe(
         except TapError as error:
             raise TapError(f'{whose}: {error}') from None
     failures = {}
-    sizes = dict.fromkeys([*SIZES, *_own_sizes(student), *_own_sizes(teacher)])
-    for size in [size for size in sizes if min(size) >= smallest]:
-        try:
-            found = [_yields(*one, size) for one in both]
-        except TapError:
-            raise
-        except Exception as error:  # any layer may refuse a size
-            failures[size] = f'{size[0]}x{size[1]} pixels: {error}'
-        else:
-            return Probe(found[0], found[1], size)
+    own = dict.fromkeys([*SIZES, *_own_sizes(student), *_own_sizes(teacher)])
+    sizes = [size for size in own if min(size) >= smallest]
+    for by_loss in (False, True):
+        for size in sizes:
+            try:
+                found = [_yields(*one, size, by_loss) for one in both]
+            except TapError:
+                raise
+            except Exception as error:  # any layer may refuse a size
+                what = ' in its loss' if by_loss else ''
+                failures[size, by_loss] = f'{size[0]}x{size[1]} pixels{what}: {error}'
+                if isinstance(error, NotImplementedError):  # at no size
+                    break
+            else:
+                (ours, _), (theirs, teacher_by_loss) = found
+                return Probe(ours, theirs, size, teacher_by_loss)
     raise RuntimeError(
         'student and teacher cannot be tried out on blank images of one size:\n'
         + '\n'.join(failures.values())
@@ -126,21 +151,28 @@ def _check_names(model: nn.Module, names: Sequence[str]) -> None:
 
 @torch.no_grad()
 def _yields(
-    whose: str, model: nn.Module, names: Sequence[str], size: tuple[int, int]
-) -> dict[str, Yield]:
-    """What the taps yield at a size.
+    whose: str, model: nn.Module, names: Sequence[str], size: tuple[int, int], by_loss: bool
+) -> tuple[dict[str, Yield], bool]:
+    """What the taps yield at a size, and whether the model had to compute its loss for that.
 
     A copy without data runs on the ``meta`` device; where an operator has no kernel there, a
-    real copy on the CPU.
+    real copy on the CPU; and if ``by_loss``, at last one that computes its loss.
     """
     taps = Taps(names)
-    for device in ('meta', 'cpu'):
+    ways = [('meta', False), ('cpu', False), *([('cpu', True)] if by_loss else [])]
+    for way in ways:
+        device, in_loss = way
         replica = replicate(model, device).eval()
+        inputs, samples = blank_batch(model, size, device)
+        if in_loss:
+            add_labels(model, samples, size)
         try:
             with torch.device(device), taps.on(replica):
-                forward(replica, *blank_batch(model, size, device), needs_features_only(names))
-        except Exception:  # meta lacks many kernels; what fails on the CPU too is raised
-            if device == 'cpu':
+                forward(replica, inputs, samples, needs_features_only(names), in_loss)
+        except Exception:  # meta lacks many kernels; what fails at last is raised
+            if in_loss and all(taps.calls(name) for name in names):
+                break  # behind the taps, where it may: the teacher will run no further
+            if way == ways[-1]:
                 raise
         else:
             break
@@ -154,7 +186,8 @@ def _yields(
         maps = {name: taps[name] for name in names}
     except TapError as error:
         raise TapError(f'{whose}: {error}') from None
-    return {name: Yield(taps.calls(name), [tuple(m.shape) for m in maps[name]]) for name in names}
+    found = {n: Yield(taps.calls(n), [tuple(m.shape) for m in maps[n]]) for n in names}
+    return found, in_loss
 
 
 def _own_sizes(model: Any) -> list[tuple[int, int]]:
@@ -180,22 +213,3 @@ def replicate(model: nn.Module, device: str) -> nn.Module:
             nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
         )
     return copy.deepcopy(model, memo).to(device)
-
-
-def blank_batch(
-    model: nn.Module, shape: tuple[int, int], device: str
-) -> tuple[Tensor, list[BaseDataElement]]:
-    """Two blank images, and samples that say their size."""
-    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
-    channels = 3 if mean is None else len(mean)
-    sample = BaseDataElement(
-        metainfo=dict(
-            img_shape=shape,
-            ori_shape=shape,
-            pad_shape=shape,
-            batch_input_shape=shape,
-            scale_factor=(1.0, 1.0),
-            flip=False,
-        )
-    )
-    return torch.zeros(2, channels, *shape, device=device), [sample, copy.copy(sample)]

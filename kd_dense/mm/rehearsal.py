@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -11,15 +10,15 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.structures import InstanceData, PixelData
 from torch import distributed, nn
 
-from kd_dense.mm.probe import Yield, blank_batch, replicate, spelt
+from kd_dense.mm.made_up import add_labels, blank_batch
+from kd_dense.mm.probe import Yield, replicate, spelt
 from kd_dense.mm.targets import Step, gather
 from kd_dense.mm.term import Term
 from kd_dense.taps import TapError, Taps
 
-__all__ = ['rehearse']
+__all__ = ['alone', 'rehearse']
 
 
 @torch.enable_grad()
@@ -53,13 +52,12 @@ def rehearse(
     for module in replica.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.eval()  # SyncBN does not train on a CPU, nor any on a single value
-    with_masks = any('mask' in name for name, _ in student.named_modules())
     inputs, samples = blank_batch(student, size, 'cpu')
-    inputs.normal_()
-    for index, sample in enumerate(samples):
-        _add_ground_truth(sample, index + 1, size, with_masks)
+    for images in inputs.values() if isinstance(inputs, Mapping) else [inputs]:
+        images.normal_()
+    add_labels(student, samples, size)
     taps = Taps(chain(*(term.student_taps for term in terms)))
-    with _alone(), torch.device('cpu'):
+    with alone(), torch.device('cpu'):
         try:
             with taps.on(replica):
                 replica.loss(inputs, samples)
@@ -112,25 +110,8 @@ def _compute(term: Term, step: Step) -> None:
         ) from error
 
 
-def _add_ground_truth(sample: Any, count: int, size: tuple[int, int], with_masks: bool) -> None:
-    """Boxes of class 0, with masks where the model has a part for them; a label map of class 0."""
-    height, width = size
-    corners = torch.tensor([0.1, 0.2, 0.6, 0.8]) * torch.tensor([width, height] * 2)
-    boxes = corners + torch.arange(count)[:, None]
-    sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.zeros(count, dtype=torch.long))
-    if with_masks and 'mmdet' in sys.modules:
-        from mmdet.structures.mask import BitmapMasks
-
-        masks = torch.zeros(count, height, width, dtype=torch.uint8)
-        masks[:, height // 4 : height // 2, width // 4 : width // 2] = 1
-        sample.gt_instances.masks = BitmapMasks(masks.numpy(), height, width)
-    labels = torch.zeros(1, height, width, dtype=torch.long)
-    sample.gt_sem_seg = PixelData(data=labels, sem_seg=labels)  # mmseg's name and mmdet's
-    sample.gt_edge_map = PixelData(data=labels)
-
-
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Let losses that average over the processes see this one alone.
 
     Otherwise they would send tensors of the CPU through a backend that may know GPUs only.

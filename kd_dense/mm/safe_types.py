@@ -43,7 +43,7 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array of a :class:`_Dtype`; written to a file again, it is a plain one."""
+    """An array of a ``_Dtype``; written to a file again, it is a plain one."""
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran_order, content = state

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_dense.mm.distilled import check_classes
-from kd_dense.mm.probe import Yield, blank_batch, forward, replicate
+from kd_dense.mm.made_up import blank_batch
+from kd_dense.mm.probe import Yield, forward, replicate
 from kd_dense.mm.term import Term
 from kd_dense.taps import TapError, Taps
 

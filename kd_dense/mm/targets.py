@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.mm import head_targets
+from kd_dense.mm.made_up import any_tensor, labelled_samples
 from kd_dense.taps import TapError, Taps
 
 __all__ = ['NEEDS', 'Need', 'Step', 'gather']
@@ -18,10 +19,15 @@ class Step(NamedTuple):
     """All that is known once the student's own loss has been computed."""
 
     student: Any
-    inputs: Tensor
-    data_samples: Sequence[Any]
+    inputs: Any
+    data_samples: Any
     student_taps: Taps
     teacher_taps: Taps | Mapping[str, Sequence[Tensor]]
+
+    @property
+    def labelled(self) -> Sequence[Any]:
+        """A sample for each image whose maps are compared with its labels."""
+        return labelled_samples(self.data_samples)
 
 
 class Need(NamedTuple):
@@ -55,12 +61,12 @@ def _refuse(need: str, part: str) -> Callable[[Any, Any], None]:
 
 
 def _boxes(step: Step) -> list[Tensor]:
-    boxes = [_of(sample, 'gt_instances', 'boxes').bboxes for sample in step.data_samples]
+    boxes = [_of(sample, 'gt_instances', 'boxes').bboxes for sample in step.labelled]
     return [getattr(b, 'tensor', b) for b in boxes]
 
 
 def _segmentation(step: Step) -> Tensor:
-    maps = [_of(sample, 'gt_sem_seg', 'segmentation').data for sample in step.data_samples]
+    maps = [_of(sample, 'gt_sem_seg', 'segmentation').data for sample in step.labelled]
     return torch.stack([m.reshape(m.shape[-2:]) for m in maps]).long()
 
 
@@ -74,7 +80,7 @@ def _of(sample: Any, field: str, need: str) -> Any:
 
 
 def _batch_shape(step: Step) -> tuple[int, int]:
-    height, width = step.inputs.shape[-2:]
+    height, width = any_tensor(step.inputs).shape[-2:]
     return height, width
 
 
@@ -87,7 +93,7 @@ def _head_targets(step: Step) -> Any:
             'times'
         )
     maps = step.student_taps['bbox_head']
-    return head_targets.read(head, calls[0], maps, step.data_samples)
+    return head_targets.read(head, calls[0], maps, step.labelled)
 
 
 NEEDS = {
@@ -96,7 +102,7 @@ NEEDS = {
     ),
     'batch_shape': Need(_batch_shape),  # height and width of the padded batch
     'image_shapes': Need(  # per image height and width, without padding
-        lambda step: [tuple(s.metainfo['img_shape'][:2]) for s in step.data_samples]
+        lambda step: [tuple(s.metainfo['img_shape'][:2]) for s in step.labelled]
     ),
     'segmentation': Need(  # label maps (N, H, W), ignored pixels as in the data
         _segmentation, check=_refuse('label maps', 'bbox_head')

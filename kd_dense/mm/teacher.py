@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from kd_dense.functional import without_autocast
 from kd_dense.mm.checkpoint import load_weights, read_checkpoint
+from kd_dense.mm.made_up import any_tensor
 from kd_dense.mm.preprocessing import Repreprocess
 from kd_dense.mm.probe import forward, needs_features_only
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.taps import Taps, near_names
 
-__all__ = ['Teacher', 'read_teacher_config']
+__all__ = ['Teacher', 'near_configs', 'read_teacher_config']
 
 UNTRAINED_SEED = 0
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -67,6 +68,7 @@ class Teacher:
         self.strict = True
         self.precision = 'fp32'
         self.channels_last = self.compile = self.stream = False
+        self.by_loss = False  # whether its taps run only while it computes its own loss
         self._loaded = self._prepared = False
         self._side: torch.cuda.Stream | None = None
         if isinstance(spec, nn.Module):
@@ -203,38 +205,50 @@ class Teacher:
         taps: Taps,
         calls: Mapping[str, int],
         preprocess: Repreprocess,
-        inputs: Tensor,
-        data_samples: Sequence[Any],
+        inputs: Any,
+        data_samples: Any,
     ) -> None:
         """Run the teacher on the student's batch, no further than to its last tap.
 
         Args:
-            taps: Where to record. Call :meth:`wait` before the maps are read.
+            taps: Where to record. Call [`wait`][] before the maps are read.
             calls: The taps that are needed this time, and how often each of them runs.
             preprocess: From the student's preprocessing to the teacher's.
-            inputs: The student's batch, ``(N, C, H, W)``.
+            inputs: The student's batch: images ``(N, C, H, W)``, videos ``(N, T, C, H, W)``, or a
+                dict of them.
             data_samples: Its samples.
         """
         self.load()
+        images = any_tensor(inputs)
         parameter = next(self.model.parameters(), None)
-        if parameter is not None and parameter.device != inputs.device:
-            self.model.to(inputs.device)
+        if parameter is not None and parameter.device != images.device:
+            self.model.to(images.device)
         if self.model.training:
             self.model.eval()
         if not self._prepared:
-            self._prepare(taps.names, inputs)
+            self._prepare(taps.names, images)
         plain = self.precision == 'fp32'
         with (
             self._beside(inputs),
-            nullcontext() if plain else without_autocast(inputs),
+            nullcontext() if plain else without_autocast(images),
             taps.on(self.model, calls, stop_after=calls),
         ):
             batch = preprocess(inputs, data_samples)
-            if parameter is not None:  # FSDP may have cast the student's
-                batch = batch.to(parameter.dtype)
-            if self.channels_last:
-                batch = batch.contiguous(memory_format=torch.channels_last)
-            forward(self.model, batch, data_samples, needs_features_only(calls))
+            if isinstance(batch, Mapping):
+                batch = {name: self._cast(images) for name, images in batch.items()}
+            else:
+                batch = self._cast(batch)
+            features_only = needs_features_only(calls)
+            forward(self.model, batch, data_samples, features_only, self.by_loss)
+
+    def _cast(self, images: Tensor) -> Tensor:
+        """Give the images the type and the memory layout of the teacher's weights."""
+        parameter = next(self.model.parameters(), None)
+        if parameter is not None:  # FSDP may have cast the student's
+            images = images.to(parameter.dtype)
+        if self.channels_last and images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images
 
     def _prepare(self, names: Iterable[str], inputs: Tensor) -> None:
         """Convert and compile; not earlier, because a student inherits the weights as loaded."""
@@ -254,15 +268,17 @@ class Teacher:
         self._prepared = True
 
     @contextmanager
-    def _beside(self, inputs: Tensor) -> Iterator[None]:
+    def _beside(self, inputs: Any) -> Iterator[None]:
         """Do what follows on the stream of the teacher, if it has one."""
-        if not (self.stream and _has_streams(inputs)):
+        images = any_tensor(inputs)
+        if not (self.stream and _has_streams(images)):
             yield
             return
         if self._side is None:
-            self._side = torch.cuda.Stream(inputs.device)
-        self._side.wait_stream(torch.cuda.current_stream(inputs.device))
-        inputs.record_stream(self._side)
+            self._side = torch.cuda.Stream(images.device)
+        self._side.wait_stream(torch.cuda.current_stream(images.device))
+        for one in inputs.values() if isinstance(inputs, Mapping) else [inputs]:
+            one.record_stream(self._side)
         with torch.cuda.stream(self._side):
             yield
 
@@ -310,7 +326,7 @@ def read_teacher_config(source: Any) -> Any:
             return get_config(source)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f'the teacher config {source} does not exist{_near_configs(source)}'
+                f'the teacher config {source} does not exist{near_configs(source)}'
             ) from error
     if not Path(source).expanduser().is_file():
         raise FileNotFoundError(
@@ -320,7 +336,7 @@ def read_teacher_config(source: Any) -> Any:
     return Config.fromfile(source)
 
 
-def _near_configs(source: str) -> str:
+def near_configs(source: str) -> str:
     """Name the config files of a package that are spelt nearly like the one asked for."""
     package, _, wanted = source.partition('::')
     home = Path(get_installed_path(package)) / '.mim' / 'configs'

@@ -33,10 +33,10 @@ class Term(nn.Module):
         name: What the log calls it, as ``loss_kd_<name>``.
         tap: A tap, or ``dict(student=..., teacher=...)`` where the names differ.
         loss: Config of a loss, or a loss.
-        adapter: ``True`` adds an :class:`~kd_dense.adapters.Adapter` to each map that needs
+        adapter: ``True`` adds an [`kd_dense.adapters.Adapter`][] to each map that needs
             one, ``False`` makes a difference of shape an error, and a config builds another
             module, which is given ``in_channels`` and ``out_channels``.
-        schedule: Arguments of :class:`~kd_dense.schedules.Schedule`.
+        schedule: Arguments of [`kd_dense.schedules.Schedule`][].
 
     Raises:
         ValueError: If a field is missing, unknown or of the wrong kind.
@@ -228,10 +228,8 @@ class Term(nn.Module):
                 'frozen, or it lies inside a block with activation checkpointing; tap a later '
                 'layer'
             )
-        adapted = [
-            x if isinstance(adapter, nn.Identity) else adapter(x, t.shape[-2:])
-            for adapter, x, t in zip(self.adapters, student, teacher, strict=True)
-        ]
+        teacher = [_for_each_branch(t, len(x)) for x, t in zip(student, teacher, strict=True)]
+        adapted = self.adapted(student, teacher)
         with without_autocast(student[0]):
             if self.loss.all_maps:
                 results = [self.loss(adapted, teacher, **needs)]
@@ -244,6 +242,13 @@ class Term(nn.Module):
             self._key(part): factor * torch.stack([r[part] for r in results]).sum()
             for part in self.loss.parts or ('',)
         }
+
+    def adapted(self, student: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
+        """The student's maps as the loss is given them, behind their adapters."""
+        return [
+            x if isinstance(adapter, nn.Identity) else adapter(x, t.shape[-2:])
+            for adapter, x, t in zip(self.adapters, student, teacher, strict=True)
+        ]
 
     def idle(self, like: Tensor) -> dict[str, Tensor]:
         """What the term contributes while it is off: zero, in touch with its parameters.
@@ -258,6 +263,17 @@ class Term(nn.Module):
 
     def _key(self, part: str) -> str:
         return f'loss_kd_{self.name}.{part}' if part else f'loss_kd_{self.name}'
+
+
+def _for_each_branch(teacher: Tensor, images: int) -> Tensor:
+    """Repeat the teacher's map where the student sees each image in several branches.
+
+    TridentNet trains so: its maps hold all images of the first branch, then those of the next.
+    """
+    times, rest = divmod(images, len(teacher))
+    if times == 1 or rest:
+        return teacher
+    return teacher.repeat(times, *[1] * (teacher.dim() - 1))
 
 
 def _tap_names(name: str, tap: str | Mapping[str, str]) -> tuple[str, str]:

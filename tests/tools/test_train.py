@@ -79,23 +79,26 @@ def built(monkeypatch):
 class TestOptions:
     """What the options do to a config."""
 
-    def test_a_stock_config_is_distilled_without_a_recipe(self, built, monkeypatch):
+    def test_a_stock_config_is_distilled_without_a_recipe(self, built, monkeypatch, tmp_path):
         student = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
         teacher = 'mmdet::retinanet/retinanet_r101_fpn_1x_coco.py'
         run_here(monkeypatch, TRAIN, student)
         stock = built.config.model
         run_here(monkeypatch, TRAIN, student, '--teacher', teacher, '--distill', 'cwd')
         assert built.config.model == dict(
-            type='kd_dense.Distilled', student=stock, teacher=dict(config=teacher), preset='cwd'
+            type='kd_dense.Distilled', student=stock, teacher=dict(config=teacher), preset=['cwd']
         )
         assert built.config.work_dir == 'work_dirs/retinanet_r50_fpn_1x_coco'
         model = MODELS.build({'_scope_': 'mmdet', **built.config.model})
         recipe = Config.fromfile(DETECTOR).model.terms.cwd
         assert model.kd.cwd.student_tap == recipe.tap
         assert model.kd.cwd.loss.weight == recipe.loss.weight
-        run_here(monkeypatch, TRAIN, student, '--teacher', teacher, '--distill', 'cwd',
-                 '--teacher-checkpoint', 'mine.pth')  # fmt: skip
-        assert built.config.model.teacher.checkpoint == 'mine.pth'
+        mine = tmp_path / 'mine.pth'
+        mine.touch()
+        run_here(monkeypatch, TRAIN, student, '--teacher', teacher, '--distill', 'cwd', 'fgd',
+                 '--teacher-checkpoint', mine)  # fmt: skip
+        assert built.config.model.teacher.checkpoint == str(mine)
+        assert built.config.model.preset == ['cwd', 'fgd']
 
     @pytest.mark.parametrize('options', [['--teacher', 'a.py'], ['--distill', 'cwd']])
     def test_a_teacher_needs_a_method(self, built, monkeypatch, capsys, options):

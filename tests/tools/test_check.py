@@ -1,0 +1,84 @@
+import json
+import sys
+
+import pytest
+
+from tests.miniature import ROOT, make_data, write_miniature
+from tests.tools.launch import DETECTOR
+
+sys.path.insert(0, str(ROOT / 'tools'))
+import check
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', '200')
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['check.py', *map(str, arguments), '--device', 'cpu'])
+        with pytest.raises(SystemExit) as end:
+            check.main()
+        return end.value.code, capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture
+def scenes(tmp_path, monkeypatch):
+    from make_scenes import make_scenes
+
+    make_scenes(tmp_path / 'scenes', train=4, val=4, test=1)
+    monkeypatch.setenv('SCENES', str(tmp_path / 'scenes'))
+    monkeypatch.chdir(ROOT)
+
+
+def test_without_a_recipe(run, scenes, tmp_path):
+    code, said = run(
+        'configs/quickstart/seg_student.py',
+        '--teacher', 'configs/quickstart/seg_teacher.py',
+        '--teacher-checkpoint', 'configs/quickstart/checkpoints/seg_teacher.pth',
+        '--distill', 'cwd', '--batches', 1, '--images', 4,
+        '--cfg-options', 'train_dataloader.batch_size=2',
+        f'work_dir={tmp_path / "work"}',
+    )  # fmt: skip
+    assert code == 0
+    lines = said.out.splitlines()
+    assert lines[0].startswith('ok      model: EncoderDecoder from configs/quickstart/seg_teacher')
+    assert any(line.startswith('ok      terms: cwd: ') for line in lines)
+    assert lines[-1].endswith(' 0 error')
+    assert 'checking terms: batch 1 of 1' in said.err
+    assert not (tmp_path / 'work').exists()
+
+
+def test_a_recipe_of_mmdet_for_machines(run, data, tmp_path):
+    config = write_miniature(DETECTOR, data, tmp_path / 'run')
+    code, said = run(config, '--json', '--batches', 1, '--images', 2)
+    found = json.loads(said.out)
+    assert said.err == ''
+    assert code == 1
+    assert not found['ok']
+    wrong = [finding for finding in found['findings'] if finding['status'] == 'error']
+    assert [finding['check'] for finding in wrong] == ['teacher checkpoint']
+    names = {finding['check'] for finding in found['findings']}
+    assert names >= {'model', 'data', 'taps', 'preprocessing', 'scores', 'terms', 'cost'}
+    assert not (tmp_path / 'run').exists()
+
+
+def test_what_cannot_be_built(run, data, tmp_path):
+    config = write_miniature(DETECTOR, data, tmp_path / 'run', model__terms__cwd__tap='nekc')
+    code, said = run(config)
+    assert code == 1
+    assert "did you mean 'neck'" in said.out
+    assert 'Traceback' not in said.out + said.err
+    assert '-> put this right' in said.out
+
+
+def test_arguments(run):
+    for wrong in (['x.py', '--teacher', 'y.py'], ['x.py', '--images', '0']):
+        assert run(*wrong)[0] == 2
+    assert 'x.py does not exist' in run('x.py')[0]

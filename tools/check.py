@@ -1,0 +1,110 @@
+"""Find out what a distilled training would do, before anything trains.
+
+Says what is tapped, adapted and inherited, whether the teacher's checkpoint fits, what each term
+weighs against the task on real batches, how teacher and student score on some validation
+pictures, what a step costs, and which parameters get no gradient. Nothing is written. The exit
+status is 1 if something would stop the training or make its result worthless.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from textwrap import indent
+
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.text import Text
+
+# This comes before any config is read.
+from kd_dense.mm.check import ERROR, OK, WARNING, Finding, check
+from train import (
+    add_common_options,
+    add_distill_options,
+    check_distill_options,
+    distil,
+    read_config,
+)
+
+STYLES = {OK: 'green', WARNING: 'yellow', ERROR: 'bold red'}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help="path of a recipe; with --teacher, a student's config")
+    add_distill_options(parser)
+    parser.add_argument(
+        '--student-checkpoint',
+        metavar='FILE',
+        help='weights of the student trained alone, to score beside the teacher',
+    )
+    parser.add_argument(
+        '--batches', type=int, default=4, help='that each term is weighed on (default: 4)'
+    )
+    parser.add_argument(
+        '--images', type=int, default=50, help='that both models are scored on (default: 50)'
+    )
+    parser.add_argument('--device', default=get_device(), help='(default: %(default)s)')
+    parser.add_argument('--json', action='store_true', help='for machines')
+    add_common_options(parser)
+    parser.set_defaults(work_dir='work_dirs')
+    args = parser.parse_args()
+    check_distill_options(parser, args)
+    if min(args.batches, args.images) < 1:
+        parser.error('--batches and --images must be at least 1')
+    return args
+
+
+@contextmanager
+def shown_progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Say on the terminal, or line by line where there is none, what is going on."""
+    console = Console(stderr=True, quiet=quiet)
+    if not console.is_terminal:
+        yield lambda text: console.print(f'checking {text}', markup=False)
+        return
+    with console.status('checking') as status:
+        yield lambda text: status.update(f'checking {text}')
+
+
+def report(findings: Sequence[Finding]) -> None:
+    """Print one line for each finding, and below it what to do."""
+    console = Console()
+    for found in findings:
+        head, _, rest = found.message.partition('\n')
+        line = Text(f'{found.status:<8}', STYLES[found.status])
+        line.append(f'{found.check}: ', 'bold').append(head, 'default')
+        console.print(line, soft_wrap=True)
+        if rest:
+            console.print(Text(indent(rest, ' ' * 8)), soft_wrap=True)
+        if found.remedy:
+            console.print(Text(f'{"":8}-> {found.remedy}'), soft_wrap=True)
+    counts = {status: sum(found.status == status for found in findings) for status in STYLES}
+    console.print(', '.join(f'{count} {status}' for status, count in counts.items()))
+
+
+def main() -> None:
+    args = parse_args()
+    MMLogger.get_instance('check', log_level='CRITICAL')  # what matters is found below
+    config = read_config(args)
+    distil(config, args)
+    with shown_progress(quiet=args.json) as progress:
+        findings = check(
+            config, args.batches, args.images, args.student_checkpoint, args.device, progress
+        )
+    failed = any(found.status == ERROR for found in findings)
+    if args.json:
+        fields = [found._asdict() for found in findings]
+        print(json.dumps({'config': args.config, 'ok': not failed, 'findings': fields}))
+    else:
+        report(findings)
+    sys.exit(int(failed))
+
+
+if __name__ == '__main__':
+    main()
