@@ -1,0 +1,4 @@
+"""A large CellNet."""
+
+_base_ = 'small.py'
+model = dict(width=16)

@@ -1,0 +1,243 @@
+"""Every command that the pages show is run as shown, in a copy of the repository.
+
+A command is a line of a shell block, or inline code that begins like one. A block with a title is
+a file that the reader writes. Pages run from top to bottom, one after the other in one copy.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkout import calls, make_checkout, program, run
+from tests.miniature import ROOT, recipes
+
+PAGES = [
+    'README.md',
+    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'docs').rglob('*.md')),
+    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('*/README.md')),
+]
+QUICK = 'configs/quickstart'
+
+# What a reader puts in their place, as whole words.
+PLACEHOLDERS = {
+    'CHECKPOINT': f'{QUICK}/checkpoints/det_teacher.pth',
+    'CONFIG': f'{QUICK}/det_cwd.py',
+    'CONFIG --dump-config': 'with_preset.py --dump-config',
+    'FILE': 'figures.json',
+    'JOB': 'job',
+    'JOB_NAME': 'job',
+    'OTHER_CONFIG': f'{QUICK}/det_fgd.py',
+    'PARTITION': 'gpus',
+    'PATH': f'{QUICK}/checkpoints/det_teacher.pth',
+    'RECIPE': f'{QUICK}/det_cwd.py',
+    'STUDENT_CONFIG': f'{QUICK}/det_student.py',
+    'TEACHER': f'{QUICK}/det_teacher.py',
+    'TEACHER_CHECKPOINT': f'{QUICK}/checkpoints/det_teacher.pth',
+    'TEACHER_CONFIG': f'{QUICK}/det_teacher.py',
+    'WORK_DIR': 'work_dirs/job',
+}
+WITH_PRESET = f"""
+_base_ = '{QUICK}/det_student.py'
+model = dict(
+    _delete_=True,
+    type='kd_dense.Distilled',
+    student=_base_.model,
+    teacher=dict(config='{QUICK}/det_teacher.py', checkpoint=None),
+    preset='cwd')
+"""
+# What would take long, or asks for a GPU, and what is run in its place.
+SMALLER = {
+    'python tools/benchmark.py': 'python tools/benchmark.py --size 64 96 --rounds 1',
+    'make_parts.py': 'make_parts.py --train 8 --val 4',
+    '--device cuda --rounds 30': '--rounds 1',
+    '--rounds 3': '--rounds 1',
+    '--rounds 5': '--rounds 1',
+    '--size 256 384': '--size 64 96',
+    '--size 512 1024': '--size 64 128',
+    '--size 800 1216': '--size 64 96',
+    # SyncBN of 8 processes with an image each is BN of two images.
+    'train_dataloader.batch_size=1': 'train_dataloader.batch_size=2',
+    ' --amp': '',  # mmengine's asserts a GPU: tests/tools/test_train.py::TestOptions has it
+}
+# The status that programs may end with beside 0: no teacher is good after two iterations.
+STATUS = {'tools/check.py': 1}
+# What runs elsewhere, and the test that runs it.
+ELSEWHERE = {
+    'bash tools/quickstart.sh': 'tests/tools/test_quickstart.py::test_trains_compares_and_draws',
+    'bash tools/quickstart.sh --methods all --seeds 3':
+        'tests/tools/test_quickstart.py::test_trains_compares_and_draws',
+    'bash tools/run_tests.sh': 'the suite itself',
+    'bash tools/run_tests.sh --long': 'the suite itself',
+    'bash tools/run_tests.sh --long -k kill': 'the suite itself',
+    'python -m benchmarks.losses': 'tests/benchmarks/test_losses.py',
+    'python -m benchmarks.losses --scaling': 'tests/benchmarks/test_losses.py',
+    'python -m mkdocs build': 'tests/test_site.py',
+    'python -m mkdocs serve': 'tests/test_site.py',
+    'python tools/zoo_sweep.py --output zoo.jsonl':
+        'tests/tools/test_zoo_sweep.py::test_families',
+    'python tools/zoo_sweep.py --table docs/zoo.md --results zoo.jsonl other.jsonl':
+        'tests/tools/test_zoo_sweep.py::test_the_page',
+    'torchrun --nproc_per_node 2 tools/communication.py'
+    ' configs/cwd/cwd_pspnet-r18_from_pspnet-r101_80k_cityscapes-512x1024.py':
+        'tests/tools/test_communication.py::test_counts_what_the_page_says',
+}  # fmt: skip
+# Commands with this take a minute each: --long runs them.
+LONG = '--json work_dirs/benchmark/'
+# These train recipes as they are, each for two iterations: tests/configs/test_recipes.py does.
+RECIPES = [['tools/train.py', str(path.relative_to(ROOT))] for path in recipes()]
+# Pages whose files must be imported: their commands have processes of their own.
+OWN_PROCESSES = ('docs/add-a-method.md',)
+
+SHELLS = ('bash', 'shell')
+FENCE = re.compile(r'^( *)```(\w*)([^\n]*)\n(.*?)^\1```', re.DOTALL | re.MULTILINE)
+INLINE = re.compile(r'`((?:[A-Z_]+=\S+ )*(?:python|bash|torchrun|pip|git) [^`\n]+)`')
+
+
+def lines(block: str) -> Iterator[str]:
+    """The commands of a block, each with the variables that were set before it."""
+    before = ''
+    for line in block.replace('\\\n', ' ').splitlines():
+        line = re.sub(r'(^|\s+)#.*$', '', line).strip()
+        if re.fullmatch(r'\w+=\S+|cd \S+', line):
+            before += f'{line}; '
+        elif line:
+            yield before + re.sub(r'\s+', ' ', line)
+
+
+def steps(page: str) -> Iterator[tuple[str, str]]:
+    """What a reader of a page does: ('', command), or a file's path and its text."""
+    text, end = (ROOT / page).read_text(), 0
+    for block in [*FENCE.finditer(text), None]:
+        inline = text[end : block.start() if block else None]
+        for command in INLINE.findall(inline):
+            yield '', command
+        if block is None:
+            return
+        end = block.end()
+        _, language, more, content = block.groups()
+        title = re.search(r'title="([^"]+)"', more)
+        if title:
+            yield title[1], textwrap.dedent(content)
+        elif language in SHELLS:
+            for command in lines(textwrap.dedent(content)):
+                yield '', command
+
+
+def as_run(command: str) -> str:
+    """A command with values for its placeholders, and smaller."""
+    for long, short in SMALLER.items():
+        command = command.replace(long, short)
+    names = '|'.join(sorted(PLACEHOLDERS, key=len, reverse=True))
+    return re.sub(rf'(?<![\w/$-])(?:{names})(?![\w/=])', lambda m: PLACEHOLDERS[m[0]], command)
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+    root = make_checkout(tmp_path_factory.mktemp('pages') / 'kd_dense')
+    recipe = PLACEHOLDERS['RECIPE']
+    for name in ('ALONE', 'DISTILLED', 'RUN'):
+        run(root, ['tools/train.py', recipe, '--work-dir', f'work_dirs/{name}'], root, {})
+        for checkpoint in ('epoch_12.pth', 'iter_80000.pth'):
+            (root / 'work_dirs' / name / checkpoint).symlink_to('iter_2.pth')
+    (root / 'with_preset.py').write_text(WITH_PRESET)
+    return root
+
+
+@pytest.fixture(scope='module')
+def done():
+    """What has run: several commands come to the same, and some stand on several pages."""
+    return set()
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_commands_run_as_shown(page, checkout, done):
+    follow(page, checkout, done, lambda command: LONG not in command)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('page', [p for p in PAGES if LONG in (ROOT / p).read_text()])
+def test_long_commands_run_as_shown(page, checkout, done):
+    follow(page, checkout, done, lambda command: LONG in command)
+
+
+def follow(page: str, checkout: Path, done: set[str], chosen: Callable[[str], bool]) -> None:
+    """Do what a page says."""
+    for path, content in steps(page):
+        if path:
+            (checkout / path).parent.mkdir(parents=True, exist_ok=True)
+            (checkout / path).write_text(content)
+        elif content not in ELSEWHERE and chosen(content):
+            print(f'{page}: {content}')  # the last one is what failed
+            for call in calls(checkout, as_run(content)):
+                words = program(call.words)
+                what = str((call.folder, words, call.environment))
+                if words is None or what in done:
+                    continue
+                if words[:2] == ['-m', 'pytest'] and all((ROOT / w).exists() for w in words[2:]):
+                    continue  # the suite runs these
+                if page.startswith('configs/') and words in RECIPES:
+                    continue
+                done.add(what)
+                if page in OWN_PROCESSES:
+                    in_a_process(checkout, words)
+                else:
+                    run(checkout, words, call.folder, call.environment, STATUS.get(words[0]))
+
+
+def in_a_process(checkout: Path, words: list[str]) -> None:
+    start = [] if words[0] == '-m' else ['-m', 'tests.checkout']
+    started = subprocess.run(
+        [sys.executable, *start, *words],
+        cwd=checkout,
+        env={**os.environ, 'PYTHONPATH': str(checkout)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert started.returncode == 0, started.stdout[-3000:] + started.stderr[-3000:]
+
+
+def test_a_wrong_command_is_noticed(checkout):
+    with pytest.raises(AssertionError, match='not found'):
+        calls(checkout, 'no_such_program --help')
+    [call] = calls(checkout, 'python tools/train.py no_such_config.py')
+    with pytest.raises(AssertionError, match=r'ended with the config no_such_config.py'):
+        run(checkout, program(call.words), call.folder, call.environment)
+
+
+def test_what_runs_elsewhere_is_shown_and_is_run_there():
+    shown = {command for page in PAGES for path, command in steps(page) if not path}
+    for command, test in ELSEWHERE.items():
+        assert command in shown, f'no page shows {command}'
+        file, _, name = test.partition('::')
+        if test == 'the suite itself':
+            continue
+        defined = {
+            node.name
+            for node in ast.walk(ast.parse((ROOT / file).read_text()))
+            if isinstance(node, ast.FunctionDef)
+        }
+        assert not name or name in defined, test
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_no_command_hides_in_a_block_without_a_language(page):
+    for _, language, more, content in FENCE.findall((ROOT / page).read_text()):
+        assert language or more, f'a block of {page} has no language:\n{content}'
+        if language not in (*SHELLS, 'python', 'yaml', 'toml'):
+            assert not re.search(r'^\s*(python|bash|pip|torchrun) ', content, re.MULTILINE), (
+                content
+            )
+        if language in SHELLS:
+            for line in lines(content):
+                shlex.split(line)  # bash reads it as one line

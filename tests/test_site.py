@@ -1,0 +1,164 @@
+"""The site builds without warnings and without a network, and shows what it should."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlparse
+
+import pytest
+from mkdocs.utils.yaml import get_yaml_loader, yaml_load
+
+from tests.miniature import ROOT
+
+MODULES = sorted((ROOT / 'kd_dense').rglob('*.py'))
+MATHJAX = 'https://cdn.jsdelivr.net/npm/mathjax@3.2.2/es5/tex-mml-chtml.js'
+TEXTS = ('p', 'td', 'th')
+
+
+class Page(HTMLParser):
+    """Of a page its ids, its links, what it loads, and the text of its paragraphs and cells."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.texts: list[str] = []
+        self.math = 0
+        self._in_text = False
+        self._open: list[str] = []  # within code or a formula
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.ids.add(found.get('id') or '')
+        if tag == 'a' and 'href' in found:
+            self.links.append(found['href'])
+        if tag == 'img' or tag == 'script' or found.get('rel') in ('stylesheet', 'preconnect'):
+            self.loaded.append(found.get('src') or found.get('href') or '')
+        if tag in TEXTS:
+            self.texts.append('')
+            self._in_text = True
+        if 'arithmatex' in (found.get('class') or ''):
+            self.math += 1
+            self._open.append(tag)
+        elif tag in ('code', 'pre', 'script', 'style') or (self._open and tag == self._open[-1]):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        if self._open and tag == self._open[-1]:
+            self._open.pop()
+        if tag in TEXTS:
+            self._in_text = False
+
+    def handle_data(self, data):
+        if self._in_text and not self._open:
+            self.texts[-1] += data
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('site')
+    nowhere = 'http://127.0.0.1:9'  # no network
+    done = subprocess.run(
+        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(folder)],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            'NO_MKDOCS_2_WARNING': '1',
+            'http_proxy': nowhere,
+            'https_proxy': nowhere,
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'WARNING' not in done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope='module')
+def pages(site):
+    found = {str(p.relative_to(site)): Page(p) for p in sorted(site.rglob('*.html'))}
+    assert len(found) > 40
+    return found
+
+
+def test_every_public_name_is_in_the_reference(site, pages):
+    ids = set().union(*(page.ids for name, page in pages.items() if name.startswith('api/')))
+    for path in MODULES:
+        module = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+        tree = ast.parse(path.read_text())
+        public = [
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, (ast.Assign, ast.AnnAssign))
+            and '__all__' in ast.unparse(node).partition('=')[0]
+        ]
+        assert public or path.name in ('__init__.py', 'registry.py'), f'{module} has no __all__'
+        for name in public[0] if public else ():
+            if path.name == '__init__.py':  # exported from another module
+                assert any(i.startswith('kd_dense.') and i.endswith(f'.{name}') for i in ids), name
+            else:
+                missing = f'add `::: {module}` to a page in docs/api/, and a docstring to {name}'
+                assert f'{module}.{name}' in ids, missing
+
+
+def test_links_lead_somewhere_within_the_site(pages):
+    for name, page in pages.items():
+        if name == '404.html':  # whose links begin at the root
+            continue
+        for link in page.links:
+            target = urlparse(urljoin(f'site:///{name}'.replace('site:', 'http://site'), link))
+            if target.netloc != 'site' or urlparse(link).scheme:
+                continue
+            path = unquote(target.path).lstrip('/')
+            path = f'{path}index.html' if path.endswith('/') or not path else path
+            if path.endswith('.html'):
+                assert path in pages, f'{name}: {link}'
+                assert not target.fragment or unquote(target.fragment) in pages[path].ids, (
+                    f'{name}: {link}'
+                )
+
+
+def test_nothing_is_loaded_from_elsewhere(pages):
+    for name, page in pages.items():
+        elsewhere = [link for link in page.loaded if urlparse(link).netloc]
+        assert elsewhere == [MATHJAX], name  # formulas; without it, their TeX is shown
+
+
+def test_markup_is_not_left_in_the_text(pages):
+    """What a code host renders and the site does not, or the other way round."""
+    for name, page in pages.items():
+        for text in page.texts:
+            shown = f'{name}: {text}'
+            assert not re.search(r':(func|class|meth|math|mod):|^\.\. |^>>> ', text), shown
+            assert not re.search(r'^\s*(-|\d+\.|\*) \S', text, re.MULTILINE), shown  # a list
+            assert '```' not in text, shown
+            assert not re.search(r'^\|.*\|$', text, re.MULTILINE), shown  # a table
+            assert '$' not in text, shown  # a formula
+            assert not re.search(r'\]\(|\]\[', text), shown  # a link
+    for name in ('methods/fgd/index.html', 'api/losses/index.html'):
+        assert pages[name].math > 10, name
+
+
+def test_navigation_has_all_pages():
+    config = yaml_load((ROOT / 'mkdocs.yml').read_text(), get_yaml_loader())
+
+    def names(value):
+        if isinstance(value, str):
+            yield value
+        else:
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from names(item)
+
+    shown = [*names(config['nav'])]
+    written = [str(p.relative_to(ROOT / 'docs')) for p in (ROOT / 'docs').rglob('*.md')]
+    outside = [str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('*/README.md')]
+    assert sorted(shown) == sorted([*written, *outside, 'README.md'])
