@@ -257,7 +257,8 @@ class Trained:
     """A model with the optimizer of its config, ready to take steps."""
 
     def __init__(self, model: Any, config: Config, device: str) -> None:
-        self.model = revert_sync_batchnorm(model).to(device).train()
+        self.model = revert_sync_batchnorm(model).to(device)
+        self.model.train()
         self.optimizer: Any = build_optim_wrapper(self.model, config.optim_wrapper)
         for group in self.optimizer.param_groups:
             group['lr'] = 0.0

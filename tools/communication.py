@@ -55,7 +55,8 @@ def counted(step: Callable[[], Any], trained: int) -> Exchange:
 
 def measure(model: Any, config: Any) -> Exchange:
     """Build the step of a model as mmengine's Runner takes it, and count."""
-    model = revert_sync_batchnorm(model).train()  # SyncBN does not run on CPUs
+    model = revert_sync_batchnorm(model)  # SyncBN does not run on CPUs
+    model.train()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     critics = [m for m in model.modules() if isinstance(m, HolisticLoss)]
     batch = make_batch(config, model, count=2)

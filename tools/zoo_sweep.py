@@ -141,7 +141,7 @@ def kind(config: Any) -> list[str]:
     model = config.model
     names = [name for name in model if name == 'neck' or name.endswith('_head')]
     parts = [f'{n}: {model[n].type}' for n in names if isinstance(model[n], Mapping)]
-    keys = ('num_classes', 'num_things_classes', 'img_size', 'reg_max')
+    keys = ('num_classes', 'num_things_classes', 'img_size', 'input_size', 'reg_max')
     values = {f'{k}: {v}' for one in dicts_in(model) for k, v in one.items() if k in keys}
     return [str(model.type), *sorted(parts), *sorted(values)]
 
@@ -181,7 +181,7 @@ def prepared(config: Config, size: tuple[int, int] | None = None) -> Config:
         one.update({k: min(one[k], BOXES) for k in BOX_LIMITS if isinstance(one.get(k), int)})
         if 'checkpoint' in (one.get('init_cfg') or {}):
             one['init_cfg'] = None
-        if one.get('type') == 'SyncBN':
+        if one.get('type') in ('SyncBN', 'MMSyncBN'):
             one['type'] = 'BN'
         if isinstance(one.get('teacher_config'), str):  # relative to the repository of mmdet
             one['teacher_config'] = get_installed_path('mmdet') + '/.mim/' + one['teacher_config']
@@ -189,6 +189,7 @@ def prepared(config: Config, size: tuple[int, int] | None = None) -> Config:
             one['img_size'] = size[0] if isinstance(one['img_size'], int) else size
         if size is not None and one.get('type') == 'SegDataPreProcessor':
             one['size'] = size
+            one.pop('size_divisor', None)
     if 'tracker' in model and not builds(model.tracker):
         model.tracker = None  # it takes no part in training
     return config
@@ -346,7 +347,7 @@ def attempt(trial: Trial) -> dict[str, Any]:
     height, width = trial.plain['size']
     config, other = (prepared(one, (height, width)) for one in (student, teacher))
     guest = build(other)
-    guest.init_weights()  # without it some overflow
+    initialise(guest)  # without it some overflow
     config.model = ConfigDict(
         type='kd_dense.Distilled',
         student=config.model,
@@ -428,7 +429,7 @@ def train_step(model: Any, data: Data, size: tuple[int, int]) -> None:
     """
     hub = MessageHub.get_current_instance()  # some losses ask it
     hub.update_info_dict(dict(iter=0, epoch=0, max_iters=10, max_epochs=10))
-    model.init_weights()
+    initialise(model)
     model.train()
     teacher = model.kd_plan.teacher.model if hasattr(model, 'kd') else nn.Identity()
     before = copy.deepcopy(teacher.state_dict())
@@ -450,6 +451,16 @@ def train_step(model: Any, data: Data, size: tuple[int, int]) -> None:
     changed = [k for k, x in teacher.state_dict().items() if not torch.equal(x, before[k])]
     if changed:
         raise ValueError(f'the teacher has changed: {", ".join(changed)}')
+
+
+def initialise(model: Any) -> None:
+    """Give a model its first weights."""
+    try:
+        model.init_weights()
+    except AttributeError:  # SAN's, which can begin with those of CLIP alone
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02)
 
 
 def _check_gradients(where: str, gradients: Sequence[Tensor | None]) -> None:
@@ -588,8 +599,8 @@ mmdet/retinanet` tries one family.
 
 ## Families
 
-`yes`: works in both environments, `ops`: with compiled operators alone, `no`: in neither,
-`?`: not tried everywhere; empty: does not apply.
+`yes`: works in both environments, `ops`: with compiled operators alone, `ops, ?`: with them, and
+not tried without, `no`: in neither, `?`: not tried with them; empty: does not apply.
 
 {families}
 
@@ -603,7 +614,7 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
     """The results as a page of the documentation."""
     found = {(r['family'], r['method'], r['operators']): r for r in records}
     empty = {r['family'] for r in records if NO_MODEL in r.get('reason', '')}
-    names = [name for name in dict.fromkeys(r['family'] for r in records) if name not in empty]
+    names = sorted({r['family'] for r in records} - empty)
     return PAGE.format(
         commit='TBD(commit: git rev-parse --short HEAD)',
         boxes=BOXES,
@@ -629,8 +640,9 @@ def _counts(names: Sequence[str], found: Mapping[Any, Mapping[str, Any]]) -> str
                 known = sum(bool(one) for one in plain)
                 if method != PLAIN:
                     known = sum(method in one.get('applies', ()) for one in plain)
-                good = sum(found.get((n, method, operators), {}).get('ok', False) for n in mine)
-                cells.append(f'{good} of {known}')
+                tried = [r for n in mine if (r := found.get((n, method, operators)))]
+                good = sum(one['ok'] for one in tried)
+                cells.append(f'{good} of {known}' if tried else 'not tried')
             what = 'train without a method' if method == PLAIN else method
             rows.append((package, what, *cells))
     return _table(('package', '', 'with compiled operators', 'without'), rows)
@@ -653,11 +665,13 @@ def _families(names: Sequence[str], found: Mapping[Any, Mapping[str, Any]]) -> s
 
 def _cell(name: str, method: str, found: Mapping[Any, Mapping[str, Any]]) -> str:
     with_ops, without = (found.get((name, method, operators)) for operators in (True, False))
-    if with_ops is None or (without is None and _trains(name, False, found)):
+    if with_ops is None:
         return '?'
     if not with_ops['ok']:
         return 'no'
-    return 'yes' if without is not None and without['ok'] else 'ops'
+    if without is None:
+        return 'ops, ?' if _trains(name, False, found) else 'ops'
+    return 'yes' if without['ok'] else 'ops'
 
 
 def _trains(name: str, operators: bool, found: Mapping[Any, Mapping[str, Any]]) -> bool:

@@ -465,7 +465,8 @@ class _Check:
         return known[0]
 
     def _terms(self) -> None:
-        model = self.model.train()
+        model = self.model
+        model.train()
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         ours = [p for name, p in named if not name.startswith('kd.')]
         weighed: dict[str, list[_Weight]] = {name: [] for name in model.kd}
@@ -530,7 +531,8 @@ class _Check:
         )
 
     def _cost(self) -> None:
-        model, batch = self.model.train(), self.batches[0]
+        model, batch = self.model, self.batches[0]
+        model.train()
         optimizer: Any = None
         note = ''
         try:

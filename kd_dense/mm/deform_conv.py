@@ -91,7 +91,7 @@ def _columns(
         weight = weight * mask.view(deform_groups, *kernel, rows, columns, 1)
     group = torch.arange(deform_groups, device=maps.device).view(-1, 1, 1, 1, 1, 1)
     pixel = pixel + group * (height * width)
-    table = maps.view(deform_groups, -1, height * width).mT.flatten(0, 1)
+    table = maps.reshape(deform_groups, -1, height * width).mT.flatten(0, 1)
     # The chosen rows, four times the columns, are never built.
     read = F.embedding_bag(
         pixel.view(-1, 4), table, per_sample_weights=weight.view(-1, 4), mode='sum'
@@ -170,6 +170,32 @@ def _geometry(
     )
 
 
+def _as_read(tensors: Sequence[Tensor | None], output: Tensor) -> list[Tensor | None]:
+    """What the compiled operator reads of offset and mask, or writes of their gradients.
+
+    It takes their memory for maps of the output's size. Where they are larger, as DyHead's are,
+    that is the first part of each image's memory, in rows of another length.
+
+    Args:
+        tensors: Maps, offset, mask, weight, bias, or the gradients of these.
+        output: The output, or its gradient.
+
+    Raises:
+        ValueError: If offset or mask is smaller than the output.
+    """
+    found = [*tensors]
+    for index, tensor in enumerate(tensors):
+        if index in (1, 2) and tensor is not None and tensor.shape[-2:] != output.shape[-2:]:
+            shape = tensor.shape[:2] + output.shape[-2:]
+            if tensor[0].numel() < shape[1:].numel():
+                raise ValueError(
+                    'expected an offset and a mask at least as large as the output, '
+                    f'{tuple(output.shape[-2:])}, got {tuple(tensor.shape[-2:])}'
+                )
+            found[index] = tensor.flatten(1)[:, : shape[1:].numel()].unflatten(1, shape[1:])
+    return found
+
+
 def deform_conv_forward(
     maps: Tensor,
     weight: Tensor,
@@ -228,7 +254,7 @@ def modulated_deform_conv_forward(
 ) -> None:
     """Modulated deformable convolution (Zhu et al., CVPR 2019), forward."""
     inputs = [maps, offset, mask, weight, bias if with_bias else None]
-    _forward(output, inputs, **_geometry(arguments, *NEW))
+    _forward(output, _as_read(inputs, output), **_geometry(arguments, *NEW))
 
 
 def modulated_deform_conv_backward(
@@ -252,6 +278,7 @@ def modulated_deform_conv_backward(
     """Gradient into everything."""
     inputs = [maps, offset, mask, weight, bias if with_bias else None]
     grads = [grad_maps, grad_offset, grad_mask, grad_weight, grad_bias if with_bias else None]
+    inputs, grads = _as_read(inputs, grad_output), _as_read(grads, grad_output)
     _backward(grad_output, inputs, grads, **_geometry(arguments, *NEW))
 
 

@@ -248,11 +248,15 @@ def _classes(model: nn.Module, tap: str) -> int | None:
         if child is None:
             break
         module = child
-        for name in ('cls_out_channels', 'num_classes'):
-            if isinstance(getattr(module, name, None), int):
-                found = int(getattr(module, name))
-                break
+        found = _own_classes(module) or found
+    if found is None and isinstance(module, nn.ModuleList) and len(module):
+        return _own_classes(module[-1])  # of several heads, the one that predicts
     return found
+
+
+def _own_classes(head: nn.Module) -> int | None:
+    names = ('cls_out_channels', 'num_classes')
+    return next((x for n in names if isinstance(x := getattr(head, n, None), int)), None)
 
 
 class _Distilling:

@@ -22,7 +22,7 @@ __all__ = ['DROWNS', 'ITERATIONS', 'VANISHES', 'FirstSteps', 'split_losses']
 
 ITERATIONS = 5
 # Loss of a term over the task's. Terms that did well had 0.0035 to 54 (docs/check.md).
-DROWNS = 3000.0
+DROWNS = 600.0
 VANISHES = 1e-4
 # A teacher whose loss is not below this share of what an untrained student's is has not learnt.
 LEARNT = 0.9

@@ -162,7 +162,8 @@ def _yields(
     ways = [('meta', False), ('cpu', False), *([('cpu', True)] if by_loss else [])]
     for way in ways:
         device, in_loss = way
-        replica = replicate(model, device).eval()
+        replica = replicate(model, device)
+        replica.eval()
         inputs, samples = blank_batch(model, size, device)
         if in_loss:
             add_labels(model, samples, size)

@@ -48,7 +48,8 @@ def rehearse(
     terms = [term for term in terms if term.loss.weight > 0]
     if not terms or any(parameter.is_meta for parameter in student.parameters()):
         return False
-    replica: Any = replicate(student, 'cpu').train()
+    replica: Any = replicate(student, 'cpu')
+    replica.train()
     for module in replica.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.eval()  # SyncBN does not train on a CPU, nor any on a single value

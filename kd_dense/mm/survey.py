@@ -78,7 +78,8 @@ def _run(model: nn.Module, taps: Taps, size: tuple[int, int]) -> None:
     problems = []
     for features_only in (False, True):
         for device in ('meta', 'cpu'):
-            replica = replicate(model, device).eval()
+            replica = replicate(model, device)
+            replica.eval()
             try:
                 with torch.device(device), taps.on(replica):
                     forward(replica, *blank_batch(model, size, device), features_only)

@@ -82,7 +82,7 @@ class Teacher:
                 "model of mmdet or mmseg, or one derived from mmengine's BaseModel; in plain "
                 'PyTorch use kd_dense.taps and kd_dense.losses directly (see the README)'
             )
-        self.model.eval().requires_grad_(False)
+        self._freeze()
 
     def _from_config(self, spec: str | Mapping[str, Any]) -> None:
         fields: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {'config': spec}
@@ -174,8 +174,12 @@ class Teacher:
                 f'teacher: {self.name}, {len(state)} tensors from {self.checkpoint}',
                 logger='current',
             )
-        self.model.eval().requires_grad_(False)
+        self._freeze()
         self._loaded = True
+
+    def _freeze(self) -> None:
+        self.model.eval()  # in a line of its own: train() of some models returns None
+        self.model.requires_grad_(False)
 
     def check_taps(self, names: Iterable[str]) -> None:
         """Make sure that the teacher can be compiled, if it is to be, with these taps.

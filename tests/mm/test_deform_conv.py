@@ -171,14 +171,41 @@ def test_offsets_that_are_no_numbers_read_nothing(ours):
     assert (result == 0).all()
 
 
+def too_large():
+    """Offsets and masks that are larger than the output, as those of DyHead."""
+    module = layer('modulated_deform_conv', GEOMETRIES['same'])
+    maps, *larger = inputs(module, spread=2.0, size=(6, 8))
+    small = maps[:, :, :3, :4].detach().contiguous()  # the compiled ones want it so
+    return module, [small.requires_grad_(), *larger]
+
+
+def test_of_larger_offsets_the_first_part_is_read(ours):
+    module, given = too_large()
+    maps, *larger = given
+    read = [x.flatten(1)[:, : x.shape[1] * 12].view(2, -1, 3, 4) for x in larger]
+    result, expected = module(*given), module(maps, *read)
+    torch.testing.assert_close(result, expected)
+    grad = torch.randn_like(result)
+    found, wanted = (torch.autograd.grad(x, given, grad) for x in (result, expected))
+    torch.testing.assert_close(found, wanted)
+    with pytest.raises(ValueError, match=r'as large as the output, \(3, 4\), got \(2, 2\)'):
+        module(maps, *(x[:, :, :2, :2] for x in larger))
+
+
 @needs_compiled
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('geometry', GEOMETRIES)
+@pytest.mark.parametrize('geometry', [*GEOMETRIES, 'larger'])
 @pytest.mark.parametrize('spread', [0.0, 3.0])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_matches_compiled(monkeypatch, kind, geometry, spread, dtype):
-    module = layer(kind, GEOMETRIES[geometry], dtype=dtype)
-    given = inputs(module, spread)
+    if geometry == 'larger':
+        if kind == 'deform_conv':
+            pytest.skip('refuses them')
+        module, given = too_large()
+        module, given = module.to(dtype), [x.detach().to(dtype).requires_grad_() for x in given]
+    else:
+        module = layer(kind, GEOMETRIES[geometry], dtype=dtype)
+        given = inputs(module, spread)
     place = sys.modules[f'mmcv.ops.{kind}']
     grad, results = None, []
     for extension in (place.ext_module, mmcv_ops._make_module()):

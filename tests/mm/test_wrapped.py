@@ -12,6 +12,7 @@ from mmdet.structures import DetDataSample, TrackDataSample
 from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 
+from kd_dense.mm import Distilled
 from kd_dense.mm.made_up import add_labels, blank_batch, labelled_samples
 from kd_dense.mm.preprocessing import Repreprocess
 from kd_dense.mm.probe import probe
@@ -221,3 +222,28 @@ class TestBranchesOfALayer:
         with pytest.raises(ValueError, match='two maps of one shape'):
             self.term()([torch.randn(3, 4, 8, 8, requires_grad=True)], [torch.zeros(2, 4, 8, 8)],
                         1.0, {})  # fmt: skip
+
+
+def test_a_teacher_whose_train_returns_nothing(monkeypatch):
+    """As those of mmdet's own distillation, LD and LAD."""
+    teacher = toy.build(toy.detector())
+    train = type(teacher).train
+    monkeypatch.setattr(type(teacher), 'train', lambda self, mode=True: train(self, mode) and None)
+    terms = dict(cwd=dict(tap='neck', loss=toy.CWD))
+    student = toy.build(toy.detector())
+    distilled = Distilled(student=student, teacher=teacher, terms=terms)
+    assert not distilled.kd_plan.teacher.model.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_of_a_list_of_heads_the_last_has_the_classes():
+    """As in OCRNet and PointRend."""
+    head = toy.segmenter().decode_head
+    other = {key: value for key, value in head.items() if key != 'num_convs'}
+    config = ConfigDict(
+        {**toy.segmenter(), 'type': 'CascadeEncoderDecoder', 'num_stages': 2},
+        decode_head=[head, {**other, 'type': 'OCRHead', 'ocr_channels': 8}],
+    )
+    terms = dict(affinity=dict(tap='backbone[-1]', loss=dict(type='IntRALoss')))
+    model = Distilled(student=toy.build(config), teacher=toy.build(config), terms=terms)
+    assert model.kd['affinity'].loss.num_classes == 5
