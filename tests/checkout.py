@@ -212,7 +212,7 @@ def _cut(config: Config, lengths: set[tuple[str, int]]) -> Config:
         config.default_hooks.setdefault(hook, dict(type=kind))
     if not config.visualizer:  # mmengine's own default
         config.visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
-    config = miniature(config, Path('data'), Path(f'run{next(_count)}'), shrink)
+    config = miniature(config, Path('data'), Path(f'page{next(_count)}'), shrink)
     if isinstance(teacher, dict) and os.path.exists(str(teacher.get('checkpoint'))):
         config.model.teacher = teacher
     config.default_hooks.checkpoint.save_optimizer = False

@@ -56,7 +56,13 @@ BRANCHES = ('sup', 'unsup_teacher', 'unsup_student')  # of semi-supervised train
 LANE = 72  # heights at which a lane is given
 
 # What a model is built without: downloads, packages for evaluation, padding to another size.
-LEFT_OUT = dict(pretrained=None, teacher_ckpt=None, batch_augments=None, use_torchvision=False)
+LEFT_OUT = dict(
+    pretrained=None,
+    teacher_ckpt=None,
+    batch_augments=None,
+    use_torchvision=False,
+    templates=['{}'],  # sentences with the name of a class: one in place of dozens
+)
 # How many boxes a detector proposes, samples and keeps at most: the time goes there.
 BOXES = 32
 BOX_LIMITS = ('nms_pre', 'max_per_img', 'num')

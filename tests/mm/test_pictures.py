@@ -60,7 +60,7 @@ def test_every_term_is_drawn(method):
     figure = pictures.draw_differences(view, {'before': last, 'after': last})
     assert f'after\nloss of the term: {last.value:.3g}' in texts(figure)
     drawn(figure)
-    assert matplotlib.rcParams['backend'] == BACKENDS
+    assert matplotlib.rcParams['backend'].lower() == BACKENDS.lower()
 
 
 def segmentation(size=(64, 128), classes=19):

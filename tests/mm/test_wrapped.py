@@ -25,6 +25,13 @@ BRANCHES = ('sup', 'unsup_teacher', 'unsup_student')
 FGD = dict(type='FGDLoss')
 
 
+@pytest.fixture(autouse=True)
+def scope():
+    """These models build parts of theirs in mmdet's scope, whatever ran before."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
+
+
 class ToyTracker(BaseMOTModel):
     """Looks at a key frame and at another one, as QDTrack does."""
 
