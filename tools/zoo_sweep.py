@@ -18,6 +18,7 @@ import argparse
 import copy
 import json
 import multiprocessing
+import subprocess
 import sys
 import time
 import traceback
@@ -622,13 +623,20 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
     empty = {r['family'] for r in records if NO_MODEL in r.get('reason', '')}
     names = sorted({r['family'] for r in records} - empty)
     return PAGE.format(
-        commit='TBD(commit: git rev-parse --short HEAD)',
+        commit=_commit(),
         boxes=BOXES,
         smallest=SEGMENTER_SIZES[0][0],
         counts=_counts(names, found),
         families=_families(names, found),
         reasons=_reasons(names, found),
     )
+
+
+def _commit() -> str:
+    """Of this checkout, where it is one."""
+    command = ['git', '-C', str(ROOT), 'rev-parse', '--short', 'HEAD']
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or 'unknown'
 
 
 def _counts(names: Sequence[str], found: Mapping[Any, Mapping[str, Any]]) -> str:
