@@ -307,7 +307,7 @@ class _Check:
         model, plan = self.model, self.model.kd_plan
         try:
             model.init_weights()
-        except Exception:
+        except Exception:  # reported by _try; the other checks go on with what is there
             inherit_parts(model, plan.teacher.model, plan.inherit)
             raise
         source = self.config.get('load_from')
