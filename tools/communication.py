@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmark import make_batch, plain_student, read
 from kd_dense.losses import HolisticLoss
+from train import leave_group
 
 SIZE = (128, 256)
 
@@ -100,7 +101,7 @@ def main() -> None:
                     f'{exchange.gradients:>12,} bytes of gradients, '
                     f'{exchange.others} other collectives of {exchange.other_bytes:,} bytes'
                 )
-    distributed.destroy_process_group()
+    leave_group()
 
 
 if __name__ == '__main__':

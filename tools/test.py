@@ -13,7 +13,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
 
 import kd_dense.mm  # noqa: F401  (before any config is read)
-from train import add_common_options, build_runner, read_config
+from train import add_common_options, build_runner, leave_group, read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,6 +55,8 @@ def main() -> None:
         dump = METRICS.build(dict(type=kind, out_file_path=args.out))
         runner.test_evaluator.metrics.append(dump)
     runner.test()
+    del runner
+    leave_group()
 
 
 def show(config: Config, args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ The options are those of the frameworks' own tools/train.py, which run our recip
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -298,6 +299,18 @@ def _distribute_on_cpu(config: Config) -> None:
         print_log('SyncBN does not run on CPUs: BN takes its place', level=30)
 
 
+def leave_group() -> None:
+    """End the process group, where there is one, before Python ends.
+
+    Gloo's threads let go of their last tensors when they please. If Python is at its end by then,
+    the process aborts ("terminate called without an active exception") after all its work is done.
+    The caller must have dropped its Runner, whose model holds the group.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
+
+
 def dicts_in(value: Any) -> Iterator[Any]:
     """All dicts of a nested value."""
     if isinstance(value, dict):
@@ -347,6 +360,8 @@ def main() -> None:
         remedy = 'put the file back' if 'No such file' in reason else 'mend this'
         rest = what_remains(config.work_dir, remedy)
         raise RuntimeError(f'the training stopped: {reason}. {rest}') from error
+    del runner
+    leave_group()
 
 
 if __name__ == '__main__':

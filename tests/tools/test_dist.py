@@ -1,6 +1,7 @@
 """The launchers: torchrun on this machine, and what they pass on to Slurm."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -16,11 +17,48 @@ def test_is_bash(script):
     run('bash', '-n', script)
 
 
-def test_two_processes_train_and_test_a_recipe(tmp_path):
+# Python runs a sitecustomize.py by itself; this one writes down which threads a process ends with.
+THREADS_AT_EXIT = """
+import atexit, os, pathlib
+
+def write():
+    names = [path.read_text().strip() for path in pathlib.Path('/proc/self/task').glob('*/comm')]
+    if 'RANK' in os.environ:
+        here = pathlib.Path(__file__).parent
+        (here / f'{os.getpid()}.txt').write_text('\\n'.join(names))
+
+atexit.register(write)
+"""
+
+
+@pytest.fixture
+def threads_at_exit(tmp_path, monkeypatch):
+    """The names of the threads that the processes of a launch were left with."""
+    folder = tmp_path / 'exits'
+    folder.mkdir()
+    (folder / 'sitecustomize.py').write_text(THREADS_AT_EXIT)
+    before = os.environ.get('PYTHONPATH')
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(filter(None, [str(folder), before])))
+
+    def names():
+        found = {path: path.read_text().split('\n') for path in folder.glob('*.txt')}
+        for path in found:
+            path.unlink()
+        return list(found.values())
+
+    return names
+
+
+def test_two_processes_train_and_test_a_recipe(tmp_path, threads_at_exit):
     data = make_data(tmp_path / 'data')
     config = write_miniature(SEGMENTER, data, tmp_path / 'run')
 
     said = run('bash', TOOLS / 'dist_train.sh', config, 2, PORT=free_port())
+
+    # a thread of gloo that is left aborts the process now and then, after all is done
+    left = threads_at_exit()
+    assert len(left) == 2
+    assert not [name for names in left for name in names if 'gloo' in name]
 
     assert 'SyncBN does not run on CPUs' in said
     assert 'Distributed training: True' in said
@@ -30,6 +68,9 @@ def test_two_processes_train_and_test_a_recipe(tmp_path):
     run('bash', TOOLS / 'dist_test.sh', config, tmp_path / 'run' / 'iter_2.pth', 2,
         '--work-dir', tmp_path / 'tested', PORT=free_port())  # fmt: skip
 
+    left = threads_at_exit()
+    assert len(left) == 2
+    assert not [name for names in left for name in names if 'gloo' in name]
     [scores] = (tmp_path / 'tested').glob('*/*.json')
     assert json.loads(scores.read_text())['mIoU'] >= 0
     shutil.rmtree(tmp_path)
