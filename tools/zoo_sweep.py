@@ -1,11 +1,12 @@
 """Try every method on every family of models that mmdet and mmseg come with.
 
 A family is a folder of configs, or the configs of one of our heads with box distributions. Its
-model with the fewest parameters is the student, the largest model of the same kind is the teacher;
-both are untrained. A method works on a family if, on a tiny input, all losses are finite, a
-gradient flows from the method's own terms into the student, a step of the optimizer and then a
-prediction run, and the teacher is bit for bit what it was. Training without a method ('plain')
-comes first, so that a model that does not train anyway is told from one that cannot be distilled.
+model with the fewest parameters is the student (of detectors, one with a feature pyramid if there
+is any), the largest model of the same kind is the teacher; both are untrained. A method works on a
+family if, on a tiny input, all losses are finite, a gradient flows from the method's own terms
+into the student, a step of the optimizer and then a prediction run, and the teacher is bit for bit
+what it was. Training without a method ('plain') comes first, so that a model that does not train
+anyway is told from one that cannot be distilled; the student is then the next larger one.
 
 Each trial runs in a process of its own. Its result is a line of the output file; what the file
 has already is not tried again. The exit status is 0 if every method works wherever the student
@@ -39,6 +40,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import kd_dense.mm  # noqa: F401  (before any config is read)
+from kd_dense.mm.made_up import BRANCHES, FRAMES, IMAGES, metainfo
 from kd_dense.taps import TapError, Taps, near_names
 from train import dicts_in
 
@@ -47,13 +49,11 @@ OURS = ('atss-distribution', 'fcos-distribution', 'retinanet-distribution')  # i
 PLAIN = 'plain'
 METHODS = ('cwd', 'fgd', 'skd', 'intrakd', 'ld')
 NO_MODEL = 'no config with a model'
+STUDENTS = 3  # models of a family that are tried at most until one trains
 
 # Heights and widths that are tried, smallest first; then those that the config names.
 SIZES = ((128, 128), (256, 256), (320, 320), (512, 512))
 SEGMENTER_SIZES = ((64, 64), *SIZES)
-IMAGES = 2
-FRAMES = 2  # of a video
-BRANCHES = ('sup', 'unsup_teacher', 'unsup_student')  # of semi-supervised training
 LANE = 72  # heights at which a lane is given
 
 # What a model is built without: downloads, packages for evaluation, padding to another size.
@@ -121,8 +121,10 @@ def read(path: Path) -> Config | None:
     return config if trains and isinstance(config.get('model'), Mapping) else None
 
 
-def choose(files: Sequence[Path]) -> tuple[Path, Path]:
-    """Choose the student and the teacher of a family.
+def choose(files: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Choose the smallest models of a family that differ, and for each its teacher.
+
+    Those with a feature pyramid come first: more methods apply to them.
 
     Raises:
         ValueError: If no file has a model that can be built.
@@ -138,9 +140,31 @@ def choose(files: Sequence[Path]) -> tuple[Path, Path]:
             problems.append(described(error))
     if not sizes:
         raise ValueError(problems[0] if problems else NO_MODEL)
-    student = min(sizes, key=lambda path: (sizes[path], len(path.name), path))
-    alike = [path for path in sizes if kind(read(path)) == kind(read(student))]
-    return student, max(alike, key=lambda path: (sizes[path], -len(path.name), path))
+    students: list[Path] = []
+    order = {path: (not has_pyramid(read(path)), sizes[path], len(path.name)) for path in sizes}
+    for path in sorted(sizes, key=lambda path: (order[path], path)):
+        if all(model_of(path) != model_of(other) for other in students):
+            students.append(path)
+    pairs = []
+    for student in students[:STUDENTS]:
+        alike = [path for path in sizes if kind(read(path)) == kind(read(student))]
+        teacher = max(alike, key=lambda path: (sizes[path], -len(path.name), path))
+        pairs.append((student, teacher))
+    return pairs
+
+
+def has_pyramid(config: Any) -> bool:
+    """Whether this is a detector with a neck whose maps are all of one width."""
+    if 'decode_head' in config.model:
+        return False
+    necks = [one['neck'] for one in dicts_in(config.model) if one.get('neck')]
+    last = [neck[-1] if isinstance(neck, Sequence) else neck for neck in necks]
+    return any(isinstance(neck.get('out_channels'), int) for neck in last)
+
+
+def model_of(path: Path) -> Any:
+    config = read(path)
+    return config and config.model
 
 
 def kind(config: Any) -> list[str]:
@@ -182,10 +206,13 @@ def prepared(config: Config, size: tuple[int, int] | None = None) -> Config:
     """A config whose model needs no download and no GPU, and takes images of a size."""
     config = copy.deepcopy(config)
     model = config.model
-    model.setdefault('data_preprocessor', config.get('data_preprocessor'))
+    if 'data_preprocessor' in config:
+        model.setdefault('data_preprocessor', config.data_preprocessor)
     for one in dicts_in(model):
         one.update({name: LEFT_OUT[name] for name in LEFT_OUT.keys() & one.keys()})
         one.update({k: min(one[k], BOXES) for k in BOX_LIMITS if isinstance(one.get(k), int)})
+        if one.get('type') == 'CLIPTextEncoder':  # it is frozen, and slow: each class is a text
+            one['num_layers'] = 1
         if 'checkpoint' in (one.get('init_cfg') or {}):
             one['init_cfg'] = None
         if one.get('type') in ('SyncBN', 'MMSyncBN'):
@@ -275,27 +302,16 @@ def _video(data: Data, size: tuple[int, int], rng: torch.Generator) -> dict[str,
 
 def _image(data: Data, size: tuple[int, int], rng: torch.Generator) -> dict[str, Any]:
     height, width = size
-    metainfo = dict(
-        img_id=0,
-        img_path='',
-        img_shape=size,
-        ori_shape=size,
-        pad_shape=size,
-        batch_input_shape=size,
-        scale_factor=(1.0, 1.0),
-        flip=False,
-        flip_direction=None,
-        homography_matrix=torch.eye(3).numpy(),
-    )
+    about = metainfo(size) | dict(img_id=0, img_path='', flip_direction=None)
     sample: Any
     if data.segments:
         from mmseg.structures import SegDataSample
 
-        sample = SegDataSample(metainfo=metainfo)
+        sample = SegDataSample(metainfo=about)
     else:
         from mmdet.structures import DetDataSample
 
-        sample = DetDataSample(metainfo=metainfo)
+        sample = DetDataSample(metainfo=about)
         _add_objects(sample, data, size)
     labels = torch.randint(0, data.classes, (1, height, width), generator=rng)
     labels[:, : height // 2] = 0  # regions beside noise
@@ -346,7 +362,7 @@ def attempt(trial: Trial) -> dict[str, Any]:
     """
     package = trial.family.partition('/')[0]
     if trial.method == PLAIN:
-        return train_plain(package == 'mmseg', *choose(trial.files))
+        return train_plain(package == 'mmseg', choose(trial.files))
     paths = {path.name: path for path in trial.files}
     student, teacher = (read(paths[trial.plain[key]]) for key in ('student', 'teacher'))
     assert student is not None
@@ -369,8 +385,19 @@ def attempt(trial: Trial) -> dict[str, Any]:
     return dict(taps={name: term.student_tap for name, term in model.kd.items()})
 
 
-def train_plain(segments: bool, student: Path, teacher: Path) -> dict[str, Any]:
-    """Train the student without a method, at the smallest size that it takes."""
+def train_plain(segments: bool, pairs: Sequence[tuple[Path, Path]]) -> dict[str, Any]:
+    """Train the first student that trains without a method."""
+    failed: list[dict[str, Any]] = []
+    for student, teacher in pairs:
+        record = train_student(segments, student, teacher)
+        if record.get('ok', True):
+            return record | dict(passed_over={r['student']: r['reason'] for r in failed})
+        failed.append(record)
+    return failed[0]
+
+
+def train_student(segments: bool, student: Path, teacher: Path) -> dict[str, Any]:
+    """Train a student without a method, at the smallest size that it takes."""
     config = read(student)
     assert config is not None
     data = data_of(config, segments)
@@ -509,8 +536,8 @@ def run(trial: Trial, limit: float) -> dict[str, Any]:
             reason = f'the process ended with exit status {process.exitcode}'
             record = dict(ok=False, reason=reason)
     else:
-        process.kill()
         record = dict(ok=False, reason=f'not finished after {limit:.0f} s')
+    process.kill()  # also one that has its result and does not end
     process.join()
     head = dict(family=trial.family, method=trial.method, operators=has_operators())
     return head | record | dict(seconds=round(time.monotonic() - start, 1))
@@ -582,13 +609,14 @@ python tools/zoo_sweep.py --table docs/zoo.md --results zoo.jsonl other.jsonl
 ```
 
 at commit {commit}, in an environment with mmcv's compiled operators and in one without them, where
-kd_dense runs NMS, RoIAlign and deformable convolutions in PyTorch. `python tools/zoo_sweep.py
-mmdet/retinanet` tries one family.
+kd_dense runs NMS, soft-NMS, RoIAlign and deformable convolutions in PyTorch.
+`python tools/zoo_sweep.py mmdet/retinanet` tries one family.
 
 - A **family** is a folder of configs, or one of our heads with box distributions. The **student**
-  is its model with the fewest parameters, the **teacher** its largest model of the same kind: of
-  the same class, with heads of the same classes, and for the same classes of objects. Where there
-  is no larger one, a second copy of the student teaches.
+  is its model with the fewest parameters, of detectors with a feature pyramid if there are any;
+  where it does not train without a method, the next one, at most the third. The **teacher** is its
+  largest model of the same kind: of the same class, with heads of the same classes, and for the
+  same classes of objects. Where there is no larger one, a second copy of the student teaches.
 - Both are **untrained**. This says that a method runs on a model, not what it gains there.
 - A method **works** if all losses are finite, a gradient flows from its own terms into the
   student, a step of the optimizer and a prediction after it run, and the teacher is bit for bit
@@ -597,8 +625,9 @@ mmdet/retinanet` tries one family.
 - CWD applies to all models; FGD to detectors whose neck yields two or more maps of one width; SKD
   and IntRA-KD to segmenters that yield a map of logits for each class; LD to heads with box
   distributions.
-- To save time, detectors propose, sample and keep at most {boxes} boxes, and images have the first
-  size from {smallest} pixels up that the model takes.
+- To save time, detectors propose, sample and keep at most {boxes} boxes, images have the first
+  size from {smallest} pixels up that the model takes, and SAN's frozen text encoder has one layer
+  and reads the name of each class once, not in many sentences.
 
 ## Counts
 
@@ -612,6 +641,8 @@ not tried without, `no`: in neither, `?`: not tried with them; empty: does not a
 {families}
 
 ## Reasons
+
+A reason that begins with the name of a config says why the student is a larger one.
 
 {reasons}
 """
@@ -695,9 +726,12 @@ def _trains(name: str, operators: bool, found: Mapping[Any, Mapping[str, Any]]) 
 def _reasons(names: Sequence[str], found: Mapping[Any, Mapping[str, Any]]) -> str:
     rows: dict[tuple[str, str, str], list[str]] = {}
     for (name, method, operators), record in found.items():
-        if name in names and not record['ok']:
-            key = (name, method, record['reason'])
-            rows.setdefault(key, []).append('with' if operators else 'without')
+        if name not in names:
+            continue
+        passed_over = record.get('passed_over', {}).items()
+        reasons = [f'{config.removesuffix(".py")}: {reason}' for config, reason in passed_over]
+        for reason in reasons if record['ok'] else [record['reason']]:
+            rows.setdefault((name, method, reason), []).append('with' if operators else 'without')
     order = sorted(rows, key=lambda key: (names.index(key[0]), (PLAIN, *METHODS).index(key[1])))
     lines = [(name, method, ', '.join(rows[name, method, reason]), _short(reason))
              for name, method, reason in order]  # fmt: skip

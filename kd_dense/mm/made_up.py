@@ -11,7 +11,16 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
-__all__ = ['add_labels', 'any_tensor', 'blank_batch', 'labelled_samples']
+__all__ = [
+    'BRANCHES',
+    'FRAMES',
+    'IMAGES',
+    'add_labels',
+    'any_tensor',
+    'blank_batch',
+    'labelled_samples',
+    'metainfo',
+]
 
 IMAGES = 2
 FRAMES = 2  # of a video: the first is the key frame
@@ -44,8 +53,8 @@ def blank_batch(model: nn.Module, shape: tuple[int, int], device: str) -> tuple[
     videos = [_images(preprocessor, shape, device) for _ in range(FRAMES)]
     samples = []
     for frames in zip(*(samples for _, samples in videos), strict=True):
-        metainfo = dict(key_frames_inds=[0], ref_frames_inds=list(range(1, FRAMES)))
-        sample = TrackDataSample(metainfo=metainfo)
+        roles = dict(key_frames_inds=[0], ref_frames_inds=list(range(1, FRAMES)))
+        sample = TrackDataSample(metainfo=roles)
         sample.video_data_samples = [
             DetDataSample(metainfo={**frame.metainfo, 'frame_id': index})
             for index, frame in enumerate(frames)
@@ -59,7 +68,17 @@ def _images(
 ) -> tuple[Tensor, list[BaseDataElement]]:
     mean = getattr(preprocessor, 'mean', None)
     channels = 3 if mean is None else mean.numel()
-    metainfo = dict(
+    images = torch.zeros(IMAGES, channels, *shape, device=device)
+    return images, [BaseDataElement(metainfo=metainfo(shape)) for _ in range(IMAGES)]
+
+
+def metainfo(shape: tuple[int, int]) -> dict[str, Any]:
+    """What a sample says about its image: it was neither scaled nor flipped.
+
+    Args:
+        shape: Height and width of the image, in pixels.
+    """
+    return dict(
         img_shape=shape,
         ori_shape=shape,
         pad_shape=shape,
@@ -68,8 +87,6 @@ def _images(
         flip=False,
         homography_matrix=np.eye(3, dtype=np.float32),  # of what augmentation did
     )
-    images = torch.zeros(IMAGES, channels, *shape, device=device)
-    return images, [BaseDataElement(metainfo=metainfo) for _ in range(IMAGES)]
 
 
 def add_labels(model: nn.Module, samples: Any, size: tuple[int, int]) -> None:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 
 from tests.miniature import ROOT
@@ -73,6 +75,13 @@ class TestTrial:
         assert not record['ok']
         assert record['reason'] == 'not finished after 0 s'
 
+    def test_a_hang_after_the_result_does_not_stop_the_sweep(self, monkeypatch):
+        def attempt(_):
+            threading.Thread(target=time.sleep, args=(600,)).start()  # Python waits for it
+            return {}
+
+        assert trial(monkeypatch, attempt)['ok']
+
 
 class Broken(nn.Linear):
     """A model with one fault."""
@@ -123,6 +132,53 @@ def test_finds_faults(monkeypatch, fault, message):
     with pytest.raises(ValueError, match=message):
         zoo_sweep.train_step(model, None, (8, 8))
     assert torch.is_grad_enabled()
+
+
+class TestStudent:
+    PAIRS = [(ROOT / f'{name}.py', ROOT / 'teacher.py') for name in 'abc']
+
+    def train(self, monkeypatch, **problems):
+        def train_student(segments, student, teacher):
+            record = dict(student=student.name, teacher=teacher.name)
+            reason = problems.get(student.stem)
+            return record | (dict(ok=False, reason=reason) if reason else dict(size=(64, 64)))
+
+        monkeypatch.setattr(zoo_sweep, 'train_student', train_student)
+        return zoo_sweep.train_plain(False, self.PAIRS)
+
+    def test_is_the_smallest_that_trains(self, monkeypatch):
+        assert self.train(monkeypatch)['student'] == 'a.py'
+        record = self.train(monkeypatch, a='x', b='y')
+        assert record['student'] == 'c.py'
+        assert record['passed_over'] == {'a.py': 'x', 'b.py': 'y'}
+
+    def test_is_the_smallest_if_none_trains(self, monkeypatch):
+        record = self.train(monkeypatch, a='x', b='y', c='z')
+        assert (record['ok'], record['student'], record['reason']) == (False, 'a.py', 'x')
+
+    def test_choices_are_different_models_from_the_smallest_up(self, monkeypatch):
+        widths = dict(e=9, d=3, copy_of_d=3, f=5, g=7)
+        paths = {name: ROOT / f'{name}.py' for name in widths}
+        configs = {
+            paths[n]: Config(dict(model=dict(type='M', width=w))) for n, w in widths.items()
+        }
+        monkeypatch.setattr(zoo_sweep, 'read', configs.get)
+        monkeypatch.setattr(zoo_sweep, 'parameters', lambda config: config.model.width)
+        pairs = zoo_sweep.choose([*paths.values(), ROOT / 'no_model.py'])
+        assert pairs == [(paths[name], paths['e']) for name in 'dfg']
+
+    @pytest.mark.parametrize('neck', [
+        dict(type='FPN', out_channels=256), [dict(type='FPN'), dict(type='BFP', out_channels=256)]
+    ])  # fmt: skip
+    def test_prefers_a_pyramid(self, neck, monkeypatch):
+        necks = [None, dict(type='SSDNeck', out_channels=(512, 256)), neck]
+        models = [dict(type='M', width=i, neck=neck) for i, neck in enumerate(necks)]
+        models.append(dict(type='Tracker', width=3, detector=dict(neck=neck)))
+        configs = {ROOT / f'{i}.py': Config(dict(model=m)) for i, m in enumerate(models)}
+        monkeypatch.setattr(zoo_sweep, 'read', configs.get)
+        monkeypatch.setattr(zoo_sweep, 'parameters', lambda config: config.model.width)
+        students = [student.stem for student, _ in zoo_sweep.choose([*configs])]
+        assert students == ['2', '3', '0']
 
 
 @pytest.fixture(scope='module')
@@ -178,6 +234,8 @@ def test_the_page(run, output, tmp_path):
         record['operators'] = not here
         if (record['family'], record['method']) == (DETECTOR, 'cwd'):
             record.update(ok=False, reason='ValueError: too | wide')
+        if (record['family'], record['method']) == (SMALL, 'plain'):
+            record['passed_over'] = {'tiny.py': 'ValueError: too small'}
     other.write_text(''.join(json.dumps(record) + '\n' for record in records))
     assert run('--table', page, '--results', output, other)[0] == 0
     text = page.read_text()
@@ -187,6 +245,8 @@ def test_the_page(run, output, tmp_path):
     good, bad = ('2 of 2', '1 of 2') if here else ('1 of 2', '2 of 2')
     assert f'| mmdet | cwd | {good} | {bad} |' in text
     assert 'ValueError: too / wide' in text
+    where = 'without' if here else 'with'
+    assert f'| {SMALL} | plain | {where} | tiny: ValueError: too small |' in text
     assert 'mmpretrain' in text
 
 
