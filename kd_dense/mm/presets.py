@@ -17,7 +17,10 @@ __all__ = ['PRESETS', 'Layout', 'Preset', 'choose_preset', 'scaled']
 
 
 class Layout(NamedTuple):
-    """The maps that published weights belong to: their width and their strides in pixels."""
+    """The maps that published weights belong to: their width and their strides in pixels.
+
+    Of a head, these are its class logits, which are as wide as there are classes.
+    """
 
     channels: int
     strides: tuple[int, ...]
@@ -64,6 +67,7 @@ class Preset(NamedTuple):
 P3_TO_P7 = Layout(256, (8, 16, 32, 64, 128))
 P3_TO_P5 = Layout(256, (8, 16, 32))
 P2_TO_P5 = Layout(256, (4, 8, 16, 32))
+COCO = Layout(80, (8, 16, 32, 64, 128))
 
 # What masks are made of in SAN, whose image encoder is frozen.
 SAN_PIXELS = 'decode_head.side_adapter_network.mask_decoder.pix_mlp'
@@ -92,7 +96,7 @@ def _skd(feature: str) -> dict[str, Any]:
 
 
 def _ld(**loss: Any) -> dict[str, Any]:
-    return {'ld': {'tap': 'bbox_head', 'loss': {'type': 'LDLoss', **loss}}}
+    return {'ld': {'tap': 'bbox_head', 'loss': {'type': 'LDLoss', **loss, 'kd_weight': 10.0}}}
 
 
 def _intrakd(feature: str) -> dict[str, Any]:
@@ -231,6 +235,7 @@ PRESETS = {
             terms=_ld(),
             inherit=(),
             source='authors: GFL, classes, main region and valuable localization region',
+            layout=COCO,
         ),
         Preset(
             models='ATSS with DistributionATSSHead',
@@ -239,6 +244,7 @@ PRESETS = {
             terms=_ld(vlr_weight=0.0375, vlr_factor=4.0),
             inherit=(),
             source='authors: ATSS',
+            layout=COCO,
         ),
         Preset(
             models='FCOS with DistributionFCOSHead',
@@ -247,6 +253,7 @@ PRESETS = {
             terms=_ld(region='inside', vlr_weight=0.0625, vlr_factor=4.0),
             inherit=(),
             source='authors: FCOS',
+            layout=COCO,
         ),
         Preset(
             models='RetinaNet with DistributionRetinaHead',
@@ -262,6 +269,7 @@ PRESETS = {
             ),
             inherit=(),
             source='authors: RetinaNet',
+            layout=COCO,
         ),
     ),
     'intrakd': (
@@ -367,6 +375,8 @@ SUMS: dict[str, dict[str, Callable[[Map], float]]] = {
         attention=lambda m: m.positions + m.channels,
         relation=lambda m: m.positions * m.channels,
     ),
+    # a sum over levels of divergences that are divided by the number of classes
+    'LDLoss': dict(kd_weight=lambda m: 1 / m.channels),
 }
 
 

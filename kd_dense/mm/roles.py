@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import product
 from math import log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -73,7 +73,21 @@ class Side:
             return 'decode_head'
         # Of several heads in a list, the last that classifies all positions of a map.
         found = [n for n in self.parts if re.fullmatch(r'decode_head(\.\d+)?\.conv_seg', n)]
-        return found[-1] if found else None
+        if not found:
+            return None
+        heads = self.parts['decode_head']
+        # In training all of them but the last head run again, for the one behind them.
+        again = (
+            isinstance(heads, nn.ModuleList)
+            and found[-1] != f'decode_head.{len(heads) - 1}.conv_seg'
+        )
+        return f'{found[-1]}[0]' if again else found[-1]
+
+    def class_maps(self, head: str) -> list[Map]:
+        """The maps of class logits of a dense head, or nothing where it does not say them."""
+        part: Any = self.parts.get(head)
+        strides = getattr(getattr(part, 'prior_generator', None), 'strides', ())
+        return [Map(part.num_classes, IMAGE / (width * height)) for width, height in strides]
 
 
 class _Features(NamedTuple):
@@ -108,8 +122,9 @@ class Pair:
                 four; ``[-1]`` is the last map of each.
 
         Returns:
-            The student's tap, the teacher's, and for features the maps that are compared, as
-            the teacher yields them; or None, if one of the models has no such place.
+            The student's tap, the teacher's, and the maps that are compared: of features those
+            that the teacher yields, of a dense head the class logits, of others none. Or None, if
+            one of the models has no such place.
 
         Raises:
             RuntimeError: If the models run at no size that could be tried.
@@ -129,6 +144,7 @@ class Pair:
             names, maps = _aligned(found, index)
         else:
             names = [tap if side.has(path) else None for side in (ours, theirs)]
+            maps = ours.class_maps(path)
         if names[0] is None or names[1] is None:
             return None
         return ours.prefix + names[0], theirs.prefix + names[1], maps

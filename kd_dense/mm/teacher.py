@@ -153,8 +153,12 @@ class Teacher:
                     f'{type(error).__name__}: {error}'
                 ) from error
 
-    def load(self) -> None:
-        """Load the weights, once; called when training starts."""
+    def load(self, state: Mapping[str, Tensor] | None = None) -> None:
+        """Load the weights, once; called when training starts.
+
+        Args:
+            state: What the checkpoint holds, where it has been read already.
+        """
         if self.model is None:
             raise RuntimeError(
                 'this student was unpickled, which leaves its teacher behind: build it from '
@@ -168,7 +172,7 @@ class Teacher:
                 'skip_init_weights=True: leave that out'
             )
         if self.checkpoint is not None:
-            state = read_checkpoint(self.checkpoint)
+            state = read_checkpoint(self.checkpoint) if state is None else state
             load_weights(self.model, state, self.checkpoint, self.strict)
             print_log(
                 f'teacher: {self.name}, {len(state)} tensors from {self.checkpoint}',

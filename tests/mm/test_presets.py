@@ -7,8 +7,9 @@ from torch import nn
 
 import kd_dense.losses
 from kd_dense.losses import CWDLoss, FGDLoss
+from kd_dense.losses.ld import mean_kl
 from kd_dense.mm import presets
-from kd_dense.mm.presets import P3_TO_P7, PRESETS, SUMS, choose_preset, scaled
+from kd_dense.mm.presets import COCO, P3_TO_P7, PRESETS, SUMS, choose_preset, scaled
 from kd_dense.mm.roles import IMAGE, Map, Pair, Side
 from tests.mm import toy, toy_heads
 
@@ -57,6 +58,7 @@ class TestFamilies:
         teacher = untrained(toy_heads.detector(head, 16))
         model = build(preset='ld', student=toy_heads.detector(head), teacher=teacher)
         assert toy.losses(model, toy.DetScenes(), count=4)['loss_kd_ld.main'] > 0
+        assert model.kd.ld.loss.settings['kd_weight'] == 10 * 3 / 80  # 10 belongs to 80 classes
 
     @pytest.mark.parametrize('preset', ['skd', 'intrakd'])
     def test_segmenters_have_presets_of_several_terms(self, preset):
@@ -254,6 +256,25 @@ class TestScale:
                 within = 4.0 if part == 'attention' else 1.15
                 assert 1 / within < found[part] / value < within, part
             assert any(abs(unscaled[part] / expected[part] - 1) > 0.15 for part in expected)
+
+    @pytest.mark.parametrize(
+        ('classes', 'strides'), [(3, (8, 16, 32)), (20, (8, 16, 32, 64, 128))]
+    )
+    def test_classes_are_distilled_alike_whatever_their_number(self, classes, strides):
+        loss = PRESETS['ld'][0].terms['ld']['loss']
+        config = scaled(loss, layout_maps(classes, strides), COCO)
+        expected = worth_of_classes(loss['kd_weight'], 80, len(COCO.strides))
+        found = worth_of_classes(config.pop('kd_weight'), classes, len(strides))
+        assert 1 / 1.6 < found / expected < 1.6  # unscaled, 3 classes are worth 10 times as much
+        assert config == {k: v for k, v in loss.items() if k != 'kd_weight'}
+
+
+@torch.no_grad()
+def worth_of_classes(weight, classes, levels):
+    """What the part of the classes makes of random logits at positives on all levels."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(5000, classes, generator=generator) for _ in range(2))
+    return weight * levels * mean_kl(a, b, temperature=2.0, dim=1).mean().item()
 
 
 def layout_maps(channels, strides):
