@@ -37,7 +37,7 @@ setup(
             'regex',
         ],
         'quickstart': ['matplotlib', 'rich', 'scikit-learn>=1.5'],
-        'docs': ['mkdocs<2', 'mkdocs-material', 'mkdocstrings-python'],
+        'docs': ['latex2mathml', 'mkdocs<2', 'mkdocs-material', 'mkdocstrings-python'],
         'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'ruff', 'tensorboard'],
     },
 )

@@ -2,7 +2,8 @@
 
 Pages are written for a code host: a link is relative to the file that it stands in, and may name
 any file of the repository. On the site README.md and those of configs/ are pages too, and a
-linked file that is no page becomes one that shows it.
+linked file that is no page becomes one that shows it. Formulas become MathML, which browsers show
+without scripts.
 """
 
 from __future__ import annotations
@@ -10,15 +11,24 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import griffe
+from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r'(^ *```.*?^ *```$)', re.DOTALL | re.MULTILINE)
 LINK = re.compile(r'\]\((?!\w+:|#)([^)#\s]+)')
+FORMULA = re.compile(r'(<(span|div) class="arithmatex">)\\[(\[](.*?)\\[)\]](?=</\2>)', re.DOTALL)
+CELL = re.compile(r'<td.*?</td>', re.DOTALL)
+TEXT = r'(?=[^<>]*<)'  # not within a tag
+NAME_PART = re.compile(rf'((?<=\w{{5}})_+|\.(?=[a-z_]{{4}}|&)){TEXT}')
+OPTION = re.compile(rf'(?<=[\s>])--[a-z][\w-]*{TEXT}')
+IMAGE = re.compile(r'<img [^>]*src="([^"]+)"[^>]*>')
 
 
 def links(text: str) -> list[str]:
@@ -68,6 +78,28 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     parts = FENCE.split(markdown)
     parts[::2] = [LINK.sub(pointed, part) for part in parts[::2]]
     return ''.join(parts)
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Render formulas, link pictures to themselves for their full size, say where lines may break.
+
+    In a cell a long name may break after its parts; an option never breaks after its dashes.
+    """
+
+    def rendered(match: re.Match[str]) -> str:
+        formula = unescape(match[3])
+        mathml = convert(formula, display='block' if match[2] == 'div' else 'inline')
+        if re.search(r'\\|>&<', mathml):  # what latex2mathml does not know it passes on
+            raise PluginError(f'{page.file.src_uri}: no MathML for {formula}')
+        return match[1] + mathml
+
+    def narrow(match: re.Match[str]) -> str:
+        text = match[0].replace(' ± ', '&nbsp;±&nbsp;')
+        return NAME_PART.sub(r'\1<wbr>', text)
+
+    html = CELL.sub(narrow, FORMULA.sub(rendered, html))
+    html = OPTION.sub(r'<span class="option">\g<0></span>', html)
+    return IMAGE.sub(r'<a href="\1">\g<0></a>', html)
 
 
 class OwnAttributes(griffe.Extension):

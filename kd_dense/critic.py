@@ -240,8 +240,8 @@ def critic_loss(student: Tensor, teacher: Tensor, kind: CriticKind = 'wgan-gp') 
     r"""Tell the critic to score the teacher high and the student low.
 
     $$
-    \text{wgan-gp: } \overline{s} - \overline{t} \qquad
-    \text{hinge: } \overline{\max(0, 1 + s)} + \overline{\max(0, 1 - t)}
+    \text{wgan-gp: } \mathrm{mean}(s) - \mathrm{mean}(t), \qquad
+    \text{hinge: } \mathrm{mean}(\max(0, 1 + s)) + \mathrm{mean}(\max(0, 1 - t))
     $$
 
     Args:

@@ -137,7 +137,7 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> T
     r"""Compare two softened distributions along one dimension.
 
     $$
-    T^2 \sum_i \sigma(t / T)_i \bigl(\log \sigma(t / T)_i - \log \sigma(s / T)_i\bigr)
+    T^2 \sum_i \sigma(t / T)_i \bigl(\log\, \sigma(t / T)_i - \log\, \sigma(s / T)_i\bigr)
     $$
 
     The factor $T^2$ keeps the size of the gradient independent of the temperature

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urljoin, urlparse
 
 import pytest
+from mkdocs.exceptions import PluginError
 from mkdocs.utils.yaml import get_yaml_loader, yaml_load
 
 from tests.miniature import ROOT
 
 MODULES = sorted((ROOT / 'kd_dense').rglob('*.py'))
-MATHJAX = 'https://cdn.jsdelivr.net/npm/mathjax@3.2.2/es5/tex-mml-chtml.js'
+NAVIGATION = ('canonical', 'next', 'prev', 'alternate')  # links that a browser does not load
 TEXTS = ('p', 'td', 'th')
 
 
@@ -30,7 +33,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.loaded: list[str] = []
         self.texts: list[str] = []
-        self.math = 0
+        self.formulas = self.math = 0
         self._in_text = False
         self._open: list[str] = []  # within code or a formula
         self.feed(path.read_text())
@@ -40,13 +43,16 @@ class Page(HTMLParser):
         self.ids.add(found.get('id') or '')
         if tag == 'a' and 'href' in found:
             self.links.append(found['href'])
-        if tag == 'img' or tag == 'script' or found.get('rel') in ('stylesheet', 'preconnect'):
-            self.loaded.append(found.get('src') or found.get('href') or '')
+        if tag != 'a' and not (tag == 'link' and found.get('rel') in NAVIGATION):
+            self.loaded += [
+                found[key] for key in ('src', 'href', 'srcset', 'data') if key in found
+            ]
+        self.math += tag == 'math'
         if tag in TEXTS:
             self.texts.append('')
             self._in_text = True
         if 'arithmatex' in (found.get('class') or ''):
-            self.math += 1
+            self.formulas += 1
             self._open.append(tag)
         elif tag in ('code', 'pre', 'script', 'style') or (self._open and tag == self._open[-1]):
             self._open.append(tag)
@@ -110,7 +116,7 @@ def test_every_public_name_is_in_the_reference(site, pages):
                 assert f'{module}.{name}' in ids, missing
 
 
-def test_links_lead_somewhere_within_the_site(pages):
+def test_links_lead_somewhere_within_the_site(site, pages):
     for name, page in pages.items():
         if name == '404.html':  # whose links begin at the root
             continue
@@ -120,17 +126,26 @@ def test_links_lead_somewhere_within_the_site(pages):
                 continue
             path = unquote(target.path).lstrip('/')
             path = f'{path}index.html' if path.endswith('/') or not path else path
-            if path.endswith('.html'):
-                assert path in pages, f'{name}: {link}'
-                assert not target.fragment or unquote(target.fragment) in pages[path].ids, (
-                    f'{name}: {link}'
-                )
+            assert (site / path).is_file(), f'{name}: {link}'
+            assert not target.fragment or unquote(target.fragment) in pages[path].ids, (
+                f'{name}: {link}'
+            )
 
 
-def test_nothing_is_loaded_from_elsewhere(pages):
+def test_nothing_is_loaded_from_elsewhere(site, pages):
     for name, page in pages.items():
-        elsewhere = [link for link in page.loaded if urlparse(link).netloc]
-        assert elsewhere == [MATHJAX], name  # formulas; without it, their TeX is shown
+        assert page.loaded, name
+        assert [link for link in page.loaded if urlparse(link).netloc] == [], name
+    for path in site.rglob('*.css'):
+        text = path.read_text()
+        assert not re.search(r'url\(["\']?(https?:)?//|@import', text), path.name
+
+
+def test_formulas_need_no_script(pages):
+    for name, page in pages.items():
+        assert page.math == page.formulas, name
+    for name in ('methods/fgd/index.html', 'api/losses/index.html'):
+        assert pages[name].math > 10, name
 
 
 def test_markup_is_not_left_in_the_text(pages):
@@ -144,8 +159,44 @@ def test_markup_is_not_left_in_the_text(pages):
             assert not re.search(r'^\|.*\|$', text, re.MULTILINE), shown  # a table
             assert '$' not in text, shown  # a formula
             assert not re.search(r'\]\(|\]\[', text), shown  # a link
-    for name in ('methods/fgd/index.html', 'api/losses/index.html'):
-        assert pages[name].math > 10, name
+
+
+@pytest.fixture(scope='module')
+def on_page_content():
+    spec = importlib.util.spec_from_file_location('hooks', ROOT / 'docs' / 'hooks.py')
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri='page.md'))
+    return lambda html: hooks.on_page_content(html, page)
+
+
+@pytest.mark.parametrize('formula', [r'\unheard x', r'\begin{aligned}a &amp;= b\end{aligned}'])
+def test_a_formula_that_cannot_be_rendered_stops_the_build(on_page_content, formula):
+    with pytest.raises(PluginError, match=r'page\.md: no MathML for'):
+        on_page_content(f'<div class="arithmatex">\\[{formula}\\]</div>')
+
+
+def test_a_picture_leads_to_itself_in_full_size(on_page_content):
+    image = '<img alt="a &gt; b" src="fgd.png" />'
+    assert on_page_content(image) == f'<a href="fgd.png">{image}</a>'
+
+
+@pytest.mark.parametrize(
+    ('html', 'expected'),
+    [
+        ('<td>decode_head.conv_seg</td>', '<td>decode_<wbr>head.<wbr>conv_seg</td>'),
+        ('<td>50.0 ± 1.1</td>', '<td>50.0&nbsp;±&nbsp;1.1</td>'),
+        ('<p>decode_head 1 ± 2</p>', '<p>decode_head 1 ± 2</p>'),
+        ('<td><a href="decode_head.html">a</a></td>', '<td><a href="decode_head.html">a</a></td>'),
+        (
+            '<code>a.py --work-dir b</code>',
+            '<code>a.py <span class="option">--work-dir</span> b</code>',
+        ),
+        ('<p title="a --help">b -- c</p>', '<p title="a --help">b -- c</p>'),
+    ],
+)
+def test_where_lines_may_break(on_page_content, html, expected):
+    assert on_page_content(html) == expected
 
 
 def test_navigation_has_all_pages():

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from textwrap import indent
+from typing import Any
 
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
@@ -88,6 +91,29 @@ def report(findings: Sequence[Finding]) -> None:
     console.print(', '.join(f'{count} {status}' for status, count in counts.items()))
 
 
+def commands(args: argparse.Namespace, preset: Any, findings: Sequence[Finding]) -> list[str]:
+    """How to train with the weights that warnings propose, if any; a preset is spelt out first."""
+    options = [
+        found.figures['option']
+        for found in findings
+        if found.status == WARNING and 'option' in found.figures
+    ]
+    if not options:
+        return []
+    recipe, found = args.config, []
+    if preset:
+        names = [preset] if isinstance(preset, str) else preset
+        recipe = f'work_dirs/{"_".join([Path(args.config).stem, *names])}.py'
+        command = [args.config, '--dump-config', recipe]
+        if args.teacher:
+            command += ['--teacher', args.teacher, '--distill', *names]
+        if args.teacher_checkpoint:
+            command += ['--teacher-checkpoint', args.teacher_checkpoint]
+        found = [command]
+    found.append([recipe, '--cfg-options', *options])
+    return [shlex.join(['python', 'tools/train.py', *command]) for command in found]
+
+
 def main() -> None:
     args = parse_args()
     MMLogger.get_instance('check', log_level='CRITICAL')  # what matters is found below
@@ -103,6 +129,9 @@ def main() -> None:
         print(json.dumps({'config': args.config, 'ok': not failed, 'findings': fields}))
     else:
         report(findings)
+        proposed = commands(args, (config.get('model') or {}).get('preset'), findings)
+        if proposed:
+            print('\n  '.join(['to train with the proposed weights:', *proposed]))
     sys.exit(int(failed))
 
 

@@ -21,13 +21,19 @@ def main() -> None:
     args = parser.parse_args()
 
     out = Path(args.out or Path(args.checkpoint).with_name('student.pth'))
-    content = read_file(args.checkpoint)
-    weights = weights_of(content, args.checkpoint)
-    meta = content.get('meta', {})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({'meta': meta, 'state_dict': weights}, out)
+    try:
+        content = read_file(args.checkpoint)
+        weights = weights_of(content, args.checkpoint)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open('wb') as file:
+            torch.save({'meta': content.get('meta', {}), 'state_dict': weights}, file)
+    except OSError as error:
+        raise SystemExit(f'cannot write {out}: {error.strerror}') from error
     size = out.stat().st_size / 1e6
-    print(f'Wrote {out}: {len(weights)} tensors, {size:.1f} MB. Use it with the config of the '
+    print(f'Wrote {out}: {len(weights)} tensors, {size:.3g} MB. Use it with the config of the '
           'student alone, as load_from or with tools/test.py.')  # fmt: skip
 
 

@@ -91,7 +91,10 @@ def record(pair: Pair, alone: bool) -> dict[str, Any]:
 def main() -> None:
     args = parse_args()
     config = read_config(args)
-    teacher = None if args.match is None else read_teacher_config(args.match)
+    try:
+        teacher = None if args.match is None else read_teacher_config(args.match)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
     if config.model.get('type') == 'kd_dense.Distilled':
         if teacher is None:
             found = config.model.teacher

@@ -357,7 +357,9 @@ def main() -> None:
         reason = str(error).strip().splitlines()[-1]  # the worker's own, where there is one
         if '[Errno' not in reason:
             raise  # one that says itself what to do
-        remedy = 'put the file back' if 'No such file' in reason else 'mend this'
+        remedy = 'mend this'
+        if 'No such file' in reason:
+            remedy = f'put the file there (relative paths start in {Path.cwd()})'
         rest = what_remains(config.work_dir, remedy)
         raise RuntimeError(f'the training stopped: {reason}. {rest}') from error
     del runner

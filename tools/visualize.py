@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from mmengine.config import DictAction
 from mmengine.dataset import Compose, pseudo_collate
@@ -30,13 +31,16 @@ from train import read_config
 ALONE, DISTILLED, UNTRAINED = 'student alone', 'distilled student', 'untrained student'
 FIRST = 4  # pictures, if none are chosen
 STYLE = """
+:root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1130px; margin: 2em auto; padding: 0 1em }
-h2 { border-top: 2px solid #999; margin-top: 3em; padding-top: .5em; overflow-wrap: anywhere }
-img { max-width: 100%; height: auto }
+h1, h2, td, li { overflow-wrap: anywhere }
+h2 { border-top: 2px solid #999; margin-top: 3em; padding-top: .5em }
+h3 { margin: 2em 0 0 }
+img { max-width: 100%; height: auto; margin-top: .5em }
 figure { margin: 1.5em 0 }
 figcaption { font-weight: bold }
 table { border-collapse: collapse }
-td, th { border-bottom: 1px solid #ccc; padding: .2em 1em .2em 0; text-align: left }
+td, th { border-bottom: 1px solid #999; padding: .2em 1em .2em 0; text-align: left }
 """
 
 
@@ -223,10 +227,10 @@ def find_pipeline(config: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 def show(
     shown: Shown, students: Mapping[str, Student], teacher: Any, classes: Any, out: Path
 ) -> str:
-    """Draw everything of one picture, and return its part of the page."""
+    """Draw everything of one picture, and return its part of the page, without the title."""
     last = students[[*students][-1]].model
     view = look(last, shown.data, classes)
-    parts = [f'<h2>{escape(shown.title)}</h2>']
+    parts = []
     found = {'teacher': predict(teacher, shown.data, view)}
     found |= {name: predict(one.model, shown.data, view) for name, one in students.items()}
     file = f'{shown.key}_predictions.png'
@@ -273,20 +277,29 @@ def _term(
 def _figure(file: str, caption: str) -> str:
     text = escape(caption)
     return (
-        f'<figure><figcaption>{text}</figcaption><img src="{escape(file)}" alt="{text}"></figure>'
+        f'<figure><figcaption>{text}</figcaption>'
+        f'<a href="{quote(file)}"><img src="{quote(file)}" alt="{text}"></a></figure>'
     )
 
 
 def write_page(
-    path: Path, title: str, models: Sequence[tuple[str, str]], parts: Sequence[str]
+    path: Path,
+    title: str,
+    models: Sequence[tuple[str, str]],
+    parts: Sequence[tuple[str, str]],
 ) -> None:
-    """Put the parts of all pictures on one page."""
+    """Put all pictures, each a title and its part of the page, on one page."""
     rows = ''.join(f'<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>' for a, b in models)
-    body = '\n'.join(parts)
+    links, body = '', ''
+    for number, (name, part) in enumerate(parts):
+        links += f'<li><a href="#{number}">{escape(name)}</a></li>'
+        body += f'<h2 id="{number}">{escape(name)}</h2>\n{part}\n'
     path.write_text(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{escape(title)}</title><style>{STYLE}</style></head>\n'
-        f'<body><h1>{escape(title)}</h1>\n<table>{rows}</table>\n{body}\n</body></html>\n',
+        f'<body><h1>{escape(title)}</h1>\n<table>{rows}</table>\n<ul>{links}</ul>\n'
+        f'{body}</body></html>\n',
         encoding='utf-8',
     )
 
@@ -309,7 +322,7 @@ def main() -> None:
         parts = []
         for shown in pictures:
             console.print(f'drawing {shown.title}', highlight=False)
-            parts.append(show(shown, students, teacher, classes, out))
+            parts.append((shown.title, show(shown, students, teacher, classes, out)))
     guest = next(iter(students.values())).model.kd_plan.teacher
     models = [('teacher', f'{guest.name}, {guest.checkpoint or "untrained"}')]
     sources = {ALONE: alone, DISTILLED: args.checkpoint, UNTRAINED: 'no checkpoint was given'}

@@ -49,6 +49,11 @@ OURS = ('atss-distribution', 'fcos-distribution', 'retinanet-distribution')  # i
 PLAIN = 'plain'
 METHODS = ('cwd', 'fgd', 'skd', 'intrakd', 'ld')
 NO_MODEL = 'no config with a model'
+APPLY = {
+    'mmdet': (PLAIN, 'cwd', 'fgd', 'ld'),
+    'mmseg': (PLAIN, 'cwd', 'skd', 'intrakd'),
+    'kd_dense': (PLAIN, 'cwd', 'fgd', 'ld'),
+}
 STUDENTS = 3  # models of a family that are tried at most until one trains
 
 # Heights and widths that are tried, smallest first; then those that the config names.
@@ -635,7 +640,7 @@ kd_dense runs NMS, soft-NMS, RoIAlign and deformable convolutions in PyTorch.
 
 ## Families
 
-`yes`: works in both environments, `ops`: with compiled operators alone, `ops, ?`: with them, and
+`yes`: works in both environments, `ops`: with compiled operators alone, `ops?`: with them, and
 not tried without, `no`: in neither, `?`: not tried with them; empty: does not apply.
 
 {families}
@@ -672,11 +677,7 @@ def _commit() -> str:
 
 def _counts(names: Sequence[str], found: Mapping[Any, Mapping[str, Any]]) -> str:
     rows: list[tuple[str, ...]] = []
-    for package, methods in (
-        ('mmdet', (PLAIN, 'cwd', 'fgd', 'ld')),
-        ('mmseg', (PLAIN, 'cwd', 'skd', 'intrakd')),
-        ('kd_dense', (PLAIN, 'cwd', 'fgd', 'ld')),
-    ):
+    for package, methods in APPLY.items():
         mine = [name for name in names if name.startswith(package + '/')]
         for method in methods:
             cells = []
@@ -694,18 +695,26 @@ def _counts(names: Sequence[str], found: Mapping[Any, Mapping[str, Any]]) -> str
 
 
 def _families(names: Sequence[str], found: Mapping[Any, Mapping[str, Any]]) -> str:
-    rows = []
-    for name in names:
-        plain = [found.get((name, PLAIN, operators), {}) for operators in (True, False)]
-        best = max(plain, key=lambda one: len(one))
-        size = best.get('size', ())
-        cells = [_cell(name, PLAIN, found)]
-        for method in METHODS:
-            applies = any(method in one.get('applies', ()) for one in plain)
-            cells.append(_cell(name, method, found) if applies else '')
-        models = [best.get(key, '').removesuffix('.py') for key in ('student', 'teacher')]
-        rows.append((name, *models, 'x'.join(map(str, size)), *cells))
-    return _table(('family', 'student', 'teacher', 'input', PLAIN, *METHODS), rows)
+    tables = []
+    for package, methods in APPLY.items():
+        rows = []
+        for name in names:
+            folder, _, family = name.partition('/')
+            if folder != package:
+                continue
+            plain = [found.get((name, PLAIN, operators), {}) for operators in (True, False)]
+            best = max(plain, key=lambda one: len(one))
+            models = [best.get(key, '').removesuffix('.py') for key in ('student', 'teacher')]
+            cells = [
+                _cell(name, method, found)
+                if method == PLAIN or any(method in one.get('applies', ()) for one in plain)
+                else ''
+                for method in methods
+            ]
+            rows.append((family, *models, 'x'.join(map(str, best.get('size', ()))), *cells))
+        head = ('family', 'student', 'teacher', 'input', *methods)
+        tables.append(f'### {package}\n\n{_table(head, rows)}')
+    return '\n\n'.join(tables)
 
 
 def _cell(name: str, method: str, found: Mapping[Any, Mapping[str, Any]]) -> str:
@@ -715,7 +724,7 @@ def _cell(name: str, method: str, found: Mapping[Any, Mapping[str, Any]]) -> str
     if not with_ops['ok']:
         return 'no'
     if without is None:
-        return 'ops, ?' if _trains(name, False, found) else 'ops'
+        return 'ops?' if _trains(name, False, found) else 'ops'
     return 'yes' if without['ok'] else 'ops'
 
 
@@ -740,7 +749,7 @@ def _reasons(names: Sequence[str], found: Mapping[Any, Mapping[str, Any]]) -> st
 
 def _short(reason: str) -> str:
     text = reason if len(reason) < 200 else reason[:200] + ' ...'
-    return text.replace('|', '/').replace('`', "'").replace('<', '(').replace('>', ')')
+    return '`' + text.replace('|', '/').replace('`', "'") + '`'
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

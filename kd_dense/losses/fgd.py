@@ -278,20 +278,27 @@ def fgd_loss(
     With the spatial and channel attention of a map over its $P = H W$ positions,
 
     $$
-    A^S(x) = P\, \sigma\Bigl(\tfrac{1}{T C} \sum_c |x_c|\Bigr), \qquad
-    A^C(x) = C\, \sigma\Bigl(\tfrac{1}{T P} \sum_p |x_p|\Bigr),
+    A^S(x) = P\, \sigma\Bigl(\tfrac{1}{T C} \sum_c \left|x_c\right|\Bigr), \qquad
+    A^C(x) = C\, \sigma\Bigl(\tfrac{1}{T P} \sum_p \left|x_p\right|\Bigr),
     $$
 
     the masks $F$ and $B$ of [`box_masks`][], and the context $g$ of
     [`GlobalContext`][], the parts are, in the mean over images,
 
     $$
-    \begin{aligned}
-    \text{foreground} &= \sum_{c, p} F_p A^S_p(t) A^C_c(t) (s_{c, p} - t_{c, p})^2 \\
-    \text{background} &= \sum_{c, p} B_p A^S_p(t) A^C_c(t) (s_{c, p} - t_{c, p})^2 \\
-    \text{attention} &= \lVert A^S(s) - A^S(t) \rVert_1 + \lVert A^C(s) - A^C(t) \rVert_1 \\
-    \text{relation} &= \sum_{c, p} (s_{c, p} + g_s(s)_c - t_{c, p} - g_t(t)_c)^2
-    \end{aligned}
+    \text{foreground} = \sum_{c, p} F_p A^S_p(t) A^C_c(t) (s_{c, p} - t_{c, p})^2
+    $$
+
+    $$
+    \text{background} = \sum_{c, p} B_p A^S_p(t) A^C_c(t) (s_{c, p} - t_{c, p})^2
+    $$
+
+    $$
+    \text{attention} = \lVert A^S(s) - A^S(t) \rVert_1 + \lVert A^C(s) - A^C(t) \rVert_1
+    $$
+
+    $$
+    \text{relation} = \sum_{c, p} (s_{c, p} + g_s(s)_c - t_{c, p} - g_t(t)_c)^2
     $$
 
     Args:

@@ -116,7 +116,7 @@ def ld_loss(
     \mathrm{vlr} = \frac{w_\mathrm{vlr}}{16} \sum_{i \in \mathrm{VLR}} v_i \ell_i,
     \qquad
     \mathrm{kd} = w_\mathrm{kd} \sum_{\mathrm{levels}}
-        \operatorname*{mean}_{i\ \mathrm{positive}} k_i
+        \underset{i\ \mathrm{positive}}{\mathrm{mean}}\ k_i
     $$
 
     and ``kd_vlr``, the same mean over the VLR; $s_i$ is the largest class score of the

@@ -48,7 +48,7 @@ def pixel_wise_loss(
 
     $$
     -\frac{B}{N} \frac{T^2}{H W} \sum_{n, i} \sum_c
-        \sigma(t_{n, i} / T)_c \, \log \sigma(s_{n, i} / T)_c
+        \sigma(t_{n, i} / T)_c \, \log\, \sigma(s_{n, i} / T)_c
     $$
 
     The authors divide the sum by H W and not by the number of images, so that their weight of

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from inspect import signature
 from itertools import islice
 from numbers import Real
+from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
 
@@ -46,6 +47,8 @@ ERROR = 'error'
 DROWNS = 250.0
 AGREES = 0.01
 VANISHES = 1e-3
+# Below this cosine more of a step belongs to the term than to the task.
+LEADS = 0.5
 # A teacher that is this far behind a trained student on a few pictures is not so by chance.
 CLEARLY = 0.9
 # What tells most about a model, if there are several scores; the greater the better.
@@ -173,7 +176,10 @@ class _Check:
         except Exception as error:  # whatever a config, a model or its data can raise
             kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
             text = str(error).strip() or 'without a message'
-            self._say(ERROR, f'{kind}{text}', 'put this right, then check again')
+            remedy = 'put this right, then check again'
+            if isinstance(error, FileNotFoundError):
+                remedy = f'put it there, or change its path (relative ones start in {Path.cwd()})'
+            self._say(ERROR, f'{kind}{text}', remedy)
 
     def _say(self, status: str, message: str, remedy: str = '', **figures: Any) -> None:
         self.findings.append(Finding(self.name, status, message, remedy, figures))
@@ -281,22 +287,20 @@ class _Check:
             self.loaded, teacher.checkpoint = False, None
             self._say(ERROR, str(error), 'name a file that is there, complete and without code')
             return
+        wrong = _misfits(teacher.model, state)
+        kinds = [f'{len(names)} {kind}: {_listed(names)}' for kind, names in wrong.items()]
+        text = f'{source} does not fit {teacher.name}: {"; ".join(kinds)}'
         try:
-            load_weights(teacher.model, state, source)
+            teacher.load(state)
         except ValueError as error:
-            wrong = _misfits(teacher.model, state)
-            kinds = [f'{len(names)} {kind}: {_listed(names)}' for kind, names in wrong.items()]
-            text = f'{source} does not fit {teacher.name}: {"; ".join(kinds) or error}'
-            if teacher.strict:
-                self.loaded, teacher.checkpoint = False, None
-                remedy = 'give the checkpoint of this config, or the config of this checkpoint'
-                self._say(ERROR, text, remedy, **wrong)
-                return
+            self.loaded, teacher.checkpoint = False, None
+            remedy = 'give the checkpoint of this config, or the config of this checkpoint'
+            self._say(ERROR, text if wrong else str(error), remedy, **wrong)
+            return
+        if wrong:
             remedy = 'the rest is loaded (strict=False): make sure that no tap depends on these'
             self._say(WARNING, text, remedy, **wrong)
-            teacher.load()
             return
-        teacher.load()
         self._say(
             OK,
             f'all {len(state)} tensors of {teacher.checkpoint} fit {teacher.name}',
@@ -506,11 +510,30 @@ class _Check:
         elif isinstance(term.loss, HolisticLoss):
             self._say(OK, f'{text}; its critic is still untrained', **figures)
         elif ratio > DROWNS or agreement < AGREES:
-            self._say(WARNING, f'{text}: it drowns the task', _rescaled(term, ratio), **figures)
+            self._rescale(WARNING, f'{text}: it drowns the task', term, figures)
         elif ratio < VANISHES:
-            self._say(WARNING, f'{text}: it has no effect', _rescaled(term, ratio), **figures)
+            self._rescale(WARNING, f'{text}: it has no effect', term, figures)
+        elif agreement < LEADS:
+            self._rescale(OK, text, term, figures, 'should the student get worse than alone: ')
         else:
             self._say(OK, text, **figures)
+
+    def _rescale(
+        self, status: str, text: str, term: Term, figures: dict[str, Any], when: str = ''
+    ) -> None:
+        """Say which weight would make the gradients of a term and of the task equally long."""
+        factor = 1 / figures['ratio'] if figures['ratio'] else 0.0
+        if not factor:
+            remedy = 'it has no gradient on these batches: is its tap the right one?'
+        elif 'weight' in signature(type(term.loss)).parameters:
+            weight = term.loss.weight
+            option = f'model.terms.{term.name}.loss.weight={weight * factor:.2g}'
+            remedy = f"{when}{option} makes its gradient as long as the task's (now {weight:g})"
+            figures |= dict(option=option)
+        else:
+            remedy = f'{when}multiply its weights by {factor:.2g}, for a gradient as long as the '
+            remedy += "task's"
+        self._say(status, text, remedy, **figures)
 
     def _unreached(self, names: Sequence[str]) -> None:
         frozen = _count(  # a critic is trained by its hook
@@ -628,16 +651,6 @@ def _compare(
     agreement = (product + length) / (together * length.sqrt().clamp(min=1e-30))
     ratio = (own / length.clamp(min=1e-60)).sqrt()
     return _Weight(value, float(ratio), float(agreement))
-
-
-def _rescaled(term: Term, ratio: float) -> str:
-    """Which weight would make the gradients of a term and of the task equally long."""
-    if ratio == 0:
-        return 'it has no gradient on these batches: is its tap the right one?'
-    text = f"multiply its weights by {1 / ratio:.1g}, for a gradient as long as the task's"
-    if 'weight' in signature(type(term.loss)).parameters:
-        text += f' (weight={term.loss.weight / ratio:.1g})'
-    return text
 
 
 def _normalisation(preprocessor: Any) -> str:

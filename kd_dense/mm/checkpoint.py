@@ -165,8 +165,8 @@ def _download(url: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), progress=True)
         except (OSError, HTTPException) as error:
             raise FileNotFoundError(
-                f'cannot download the checkpoint {url} ({error}); fetch it yourself and say '
-                "teacher=dict(config=..., checkpoint='PATH')"
+                f'cannot download the checkpoint {url} ({error}); fetch it yourself and save it '
+                f'as {path}'
             ) from error
     barrier()
     # OpenMMLab ends the names of published weights with the first digits of their hash. Only a

@@ -19,7 +19,7 @@ from kd_dense.mm.inherit import check_inherit, inherit_parts
 from kd_dense.mm.made_up import any_tensor
 from kd_dense.mm.preprocessing import Repreprocess
 from kd_dense.mm.presets import choose_preset
-from kd_dense.mm.probe import LARGEST, Yield, probe
+from kd_dense.mm.probe import LARGEST, Probe, Yield, probe
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.mm.rehearsal import rehearse
 from kd_dense.mm.targets import NEEDS, Step, gather
@@ -108,15 +108,16 @@ def Distilled(  # noqa: N802  (a type in configs)
                 '  (tools/train.py --dump-config writes this as a recipe)',
                 logger='current',
             )
-        distillation, calls = _build_terms(model, guest, {} if terms is None else terms)
+        distillation, found = _build_terms(model, guest, {} if terms is None else terms)
+        guest.by_loss = found.by_loss
         check_inherit(model, guest.model, inherit)
-        guest.check_taps(calls)
+        guest.check_taps(found.teacher)
     student_taps = Taps(chain(*(term.student_taps for term in distillation.values())))
     preprocess = Repreprocess(model.data_preprocessor, guest.model.data_preprocessor)
 
     model.__class__ = distilled(type(model))  # type: ignore[arg-type]
     model.kd = nn.ModuleDict(distillation)
-    model.kd_plan = _Plan(guest, student_taps, calls, preprocess, tuple(inherit), checks)
+    model.kd_plan = _Plan(guest, student_taps, found, preprocess, tuple(inherit), checks)
     return cast(nn.Module, model)
 
 
@@ -127,15 +128,16 @@ class _Plan:
         self,
         teacher: Teacher,
         student_taps: Taps,
-        teacher_calls: Mapping[str, int],
+        found: Probe,
         preprocess: Repreprocess,
         inherit: tuple[str, ...],
         checks: bool,
     ) -> None:
         self.teacher = teacher
         self.student_taps = student_taps
-        self.teacher_taps = Taps(teacher_calls)
-        self.teacher_calls = teacher_calls  # by tap, how often it runs
+        self.student_by_loss = found.student_by_loss  # as `Teacher.by_loss`
+        self.teacher_taps = Taps(found.teacher)
+        self.teacher_calls = {tap: one.calls for tap, one in found.teacher.items()}
         self.preprocess = preprocess
         self.inherit = inherit
         self.finite = FiniteCheck()
@@ -144,11 +146,11 @@ class _Plan:
 
 def _build_terms(
     student: nn.Module, guest: Teacher, terms: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, Term], dict[str, int]]:
+) -> tuple[dict[str, Term], Probe]:
     """Build the terms and fit them to what one small forward pass of each model yields.
 
     Returns:
-        The terms, and the taps of the teacher with how often each of them runs.
+        The terms, and what their taps yield.
     """
     teacher = guest.model
     if not isinstance(terms, Mapping):
@@ -209,8 +211,7 @@ def _build_terms(
             fits = False
         if not fits:
             raise
-    guest.by_loss = found.by_loss
-    return built, {name: one.calls for name, one in found.teacher.items()}
+    return built, found
 
 
 def _check_need(term: Term, need: str, student: nn.Module, teacher: nn.Module) -> None:

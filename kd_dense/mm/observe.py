@@ -245,9 +245,12 @@ def compare(
     """
     plan, left_out = model.kd_plan, {}
     terms = {}
+    by_loss = plan.student_by_loss or plan.teacher.by_loss
+    known = dict(boxes=view.boxes, segmentation=view.segmentation)
     for name, term in model.kd.items():
-        known = dict(boxes=view.boxes, segmentation=view.segmentation)
         lacking = [n for n in term.loss.needs if n in TRUTH and known[TRUTH[n]] is None]
+        if by_loss and view.boxes is None and view.segmentation is None:
+            lacking.append('the losses of the models')
         if lacking:
             left_out[name] = f'needs {" and ".join(lacking)}: the picture has no ground truth'
         else:
@@ -258,7 +261,9 @@ def compare(
     _complete(samples, view, inputs)
     ours = Taps(chain(*(term.student_taps for term in terms.values())))
     theirs = Taps(plan.teacher_calls)
-    in_loss = any(NEEDS[need].loss_taps for term in terms.values() for need in term.loss.needs)
+    in_loss = plan.student_by_loss or any(
+        NEEDS[need].loss_taps for term in terms.values() for need in term.loss.needs
+    )
     with _undisturbed(model):
         plan.teacher.run(theirs, plan.teacher_calls, plan.preprocess, inputs, samples)
         plan.teacher.wait(theirs)

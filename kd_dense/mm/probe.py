@@ -33,13 +33,14 @@ class Probe(NamedTuple):
     """What the taps yield, by tap, in both models on images of one size (H, W).
 
     ``by_loss`` says that the teacher runs no further than its backbone and neck unless it
-    computes its own loss.
+    computes its own loss; ``student_by_loss`` says so of the student.
     """
 
     student: dict[str, Yield]
     teacher: dict[str, Yield]
     size: tuple[int, int]
     by_loss: bool
+    student_by_loss: bool
 
 
 class Yield(NamedTuple):
@@ -129,8 +130,8 @@ def probe(
                 if isinstance(error, NotImplementedError):  # at no size
                     break
             else:
-                (ours, _), (theirs, teacher_by_loss) = found
-                return Probe(ours, theirs, size, teacher_by_loss)
+                (ours, ours_by_loss), (theirs, theirs_by_loss) = found
+                return Probe(ours, theirs, size, theirs_by_loss, ours_by_loss)
     raise RuntimeError(
         'student and teacher cannot be tried out on blank images of one size:\n'
         + '\n'.join(failures.values())

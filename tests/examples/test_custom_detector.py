@@ -142,6 +142,11 @@ class TestConfigs:
         preset = choose_preset([method], build('student'), build('teacher'))
         assert preset.terms
 
+    def test_classes_are_distilled_by_their_number(self):
+        preset = choose_preset(['ld'], build('student'), build('teacher'))
+        assert preset.terms['ld']['loss']['kd_weight'] == 0.625  # 10 x (5 / 80) / (3 / 3)
+        assert '`kd_weight=0.625`' in (ROOT / PAGE).read_text()
+
 
 def test_the_exported_student_finds_parts(root, monkeypatch):
     """The code of the page, on a student that has not been trained."""

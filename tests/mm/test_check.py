@@ -9,9 +9,13 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS, MODELS
 
+from kd_dense.losses import CWDLoss
 from kd_dense.mm import check as module
+from kd_dense.mm import teacher
 from kd_dense.mm.check import ERROR, OK, WARNING, check
+from kd_dense.mm.checkpoint import read_checkpoint
 from kd_dense.mm.randomness import get_random_state
+from kd_dense.mm.term import Term
 from tests.miniature import ROOT
 
 QUICKSTART = ROOT / 'configs' / 'quickstart'
@@ -83,9 +87,13 @@ def test_a_segmenter_in_order(recipe, tmp_path, monkeypatch):
     assert all(cost['bytes'].values())
 
 
-def test_a_detector_in_order(recipe):
+def test_a_detector_in_order(recipe, monkeypatch):
     config = recipe('det_fgd', model__inherit=['neck'])
+    read = []
+    monkeypatch.setattr(module, 'read_checkpoint', lambda x: read.append(x) or read_checkpoint(x))
+    monkeypatch.setattr(teacher, 'read_checkpoint', module.read_checkpoint)
     findings = run(config)
+    assert read == [config.model.teacher.checkpoint]
     assert [finding.status for finding in findings] == [OK] * len(findings), findings
     assert (
         'neck (2, 64, 8, 8), (2, 64, 4, 4), (2, 64, 2, 2) of both' in of(findings, 'taps').message
@@ -159,6 +167,39 @@ def test_channels_in_the_wrong_order(kind, mean, swapped, problem):
     assert bool(found) == bool(problem)
 
 
+@pytest.mark.parametrize(
+    ('ratio', 'agreement', 'status', 'remedy'),
+    [
+        (
+            300.0,
+            0.9,
+            WARNING,
+            'model.terms.x.loss.weight=0.0067 makes its gradient as long as the',
+        ),
+        (90.0, 0.005, WARNING, 'model.terms.x.loss.weight=0.022 makes'),
+        (
+            10.0,
+            0.15,
+            OK,
+            'should the student get worse than alone: model.terms.x.loss.weight=0.2 ',
+        ),
+        (10.0, 0.95, OK, ''),
+        (1e-4, 1.0, WARNING, 'model.terms.x.loss.weight=2e+04 makes'),
+        (0.0, 1.0, WARNING, 'it has no gradient on these batches'),
+    ],
+)
+def test_what_a_term_weighs(ratio, agreement, status, remedy):
+    checked = module._Check(Config(), 'cpu', print)
+    checked.name = 'terms'
+    term = Term('x', tap='neck', loss=dict(type='CWDLoss', weight=2.0))
+    term.losses.append(CWDLoss(weight=2.0))
+    checked._weigh('x', term, [module._Weight(1.0, ratio, agreement)], 1.0)
+    [found] = checked.findings
+    assert found.status == status
+    assert found.remedy.startswith(remedy)
+    assert bool(found.remedy) == bool(remedy)
+
+
 def test_terms_off_scale(recipe):
     config = recipe(
         'seg_cwd',
@@ -173,9 +214,11 @@ def test_terms_off_scale(recipe):
     assert 'it has no effect' in logits.message
     assert 'it drowns the task' in features.message
     for term, weight in ((logits, 3e-6), (features, 1e4)):
-        proposed = float(term.remedy.rpartition('weight=')[2].rstrip(')'))
-        assert proposed == pytest.approx(weight / term.figures['ratio'], rel=0.5)
-        assert 0.05 < proposed < 100
+        key, proposed = term.figures['option'].split('=')
+        assert key == f'model.terms.{term.figures["term"]}.loss.weight'
+        assert float(proposed) == pytest.approx(weight / term.figures['ratio'], rel=0.05)
+        assert 0.05 < float(proposed) < 100
+        assert term.remedy.startswith(f'{key}={proposed} makes its gradient as long')
 
 
 class TestATeacherThatIsWorse:

@@ -72,14 +72,37 @@ def test_variants_add_up_too(loss):
     assert total == pytest.approx(one.value, rel=1e-4)
 
 
-@pytest.mark.parametrize('region', ['vlr', 'inside'])
-def test_regions_of_ld_add_up(region):
+@pytest.mark.parametrize(
+    'settings', [dict(region='vlr'), dict(region='inside'), dict(vlr_on_positives=False)], ids=str
+)
+def test_regions_of_ld_add_up(settings):
     config = methods.distilled('ld')
-    config.terms = dict(ld=dict(tap='bbox_head', loss=dict(type='LDLoss', region=region)))
+    config.terms = dict(ld=dict(tap='bbox_head', loss=dict(type='LDLoss', **settings)))
     model = toy.build(config).eval()
     one = compared(model, methods.scenes('ld'))[1]['ld']
     total = sum(float(m.sum()) for m in differences(one).maps)
     assert total == pytest.approx(one.value, rel=1e-4)
+
+
+@pytest.mark.parametrize('scale', ['batch', 'image'])
+def test_boxes_of_fgd_lie_where_the_loss_has_them(scale):
+    """In a picture that is padded."""
+    config = methods.distilled('fgd')
+    config.terms.fgd.loss.box_scale = scale
+    one = compared(toy.build(config).eval(), toy.DetScenes())[1]['fgd']
+    levels = zip(one.student, one.teacher, strict=True)
+    losses = [one.loss(i)(s, t, **one.needs) for i, (s, t) in enumerate(levels)]
+    value = float(sum(loss[part] for loss in losses for part in ('foreground', 'background')))
+    total = sum(float(m.sum()) for m in differences(one).maps)
+    assert total == pytest.approx(value, rel=1e-4)
+
+
+def test_a_variant_without_distributions_is_shown_as_any_loss():
+    loss = dict(type='CWDLoss', norm='none', divergence='mse')
+    terms = dict(one=dict(tap='decode_head.conv_seg', loss=loss))
+    model = toy.build(toy.distilled(terms=terms)).eval()
+    one = compared(model, toy.SegScenes(augment=False))[1]['one']
+    assert differences(one).what == 'difference of mean activation'
 
 
 def test_equal_models_differ_nowhere():
@@ -109,3 +132,5 @@ def test_an_unknown_loss_shows_mean_activations():
     expected = (one.student[0].mean(1) - one.teacher[0].mean(1)).abs()[0]
     assert torch.equal(shown.maps[0], expected)
     assert shown.what == 'difference of mean activation'
+    apart = one._replace(student=[one.student[0][..., :2, :2]])  # which has no difference
+    assert differences(apart).maps == []

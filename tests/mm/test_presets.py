@@ -165,7 +165,7 @@ class TestRoles:
             ([], None),
             ([['conv_seg']], 'decode_head.conv_seg'),
             ([['conv_seg'], ['conv_seg']], 'decode_head.1.conv_seg'),
-            ([['conv_seg'], ['fc_seg']], 'decode_head.0.conv_seg'),
+            ([['conv_seg'], ['fc_seg']], 'decode_head.0.conv_seg[0]'),
             ([['cls_embed']], None),
         ],
     )

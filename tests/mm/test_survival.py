@@ -410,7 +410,8 @@ def assert_says(text, file, checkpoint):
     assert checkpoint is not None
     assert re.fullmatch(
         rf"(RuntimeError: )?the training stopped: .*No such file.*'{file}'\. Checkpoints saved "
-        'before are intact: put the file back and start again with --resume, which goes on from '
+        r'before are intact: put the file there \(relative paths start in .*\) and start again '
+        'with --resume, which goes on from '
         f'{checkpoint}',
         text,
     )

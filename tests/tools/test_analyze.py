@@ -1,6 +1,8 @@
 import json
 import sys
+from math import nan
 
+import matplotlib.pyplot as plt
 import pytest
 
 from tests.miniature import ROOT
@@ -63,6 +65,41 @@ def test_table_and_picture(tmp_path, capsys, monkeypatch):
     assert 'analysis.md' in capsys.readouterr().out
 
 
+def test_of_several_scores_the_telling_one_is_chosen(tmp_path):
+    """Not the first by name, and no text or time; what is no number is left out of curves."""
+    both = {'coco/segm_mAP': 0.3, 'coco/bbox_mAP_copypaste': '0.4 0.6'}
+    lines = [
+        {**score(step, value, 'coco/bbox_mAP'), **both} for step, value in ((1, 0.2), (2, nan))
+    ]
+    run = analyze.read_run(write(tmp_path / 'run', *lines))
+    assert analyze.choose_score([run], None) == 'coco/bbox_mAP'
+    assert analyze.curve(run, 'coco/bbox_mAP') == [(1, 20.0)]
+    with pytest.raises(SystemExit, match=r'there are coco/bbox_mAP, coco/segm_mAP$'):
+        analyze.choose_score([run], 'coco/bbox_mAP_copypaste')
+
+
+def test_a_teacher_no_better_than_the_first_run_leaves_no_gap(tmp_path):
+    runs = [
+        analyze.read_run(write(tmp_path / name, score(60, value)))
+        for name, value in (('alone', 50.0), ('kd', 60.0))
+    ]
+    header, (first, second) = analyze.summarise(runs, 'mIoU', 50.0)
+    assert header[5] == 'of the gap'
+    assert (first[5], second[5]) == ('', 'no gap')
+
+
+def test_terms_below_zero_are_drawn_as_such(tmp_path):
+    """The critic's verdict may be negative, and the axis is logarithmic."""
+    verdict = {'loss_kd_holistic': -2.0, 'loss': 1.5}
+    run = analyze.read_run(write(tmp_path / 'run', train(1, **verdict), train(2, **verdict)))
+    _, axis = plt.subplots()
+    analyze._draw_losses(axis, run)
+    lines = {line.get_label(): [*line.get_ydata()] for line in axis.lines}
+    plt.close(axis.figure)
+    assert lines == {'own losses': [1.0, 1.0], 'fgd': [2.5, 2.5], '-holistic': [2.0, 2.0]}
+    assert axis.get_yscale() == 'log'
+
+
 def test_runs_that_were_never_evaluated(tmp_path):
     run = analyze.read_run(write(tmp_path / 'run', train(50)))
     assert analyze.choose_score([run], None) is None
@@ -88,3 +125,5 @@ def test_which_score(tmp_path):
     with pytest.raises(SystemExit, match="no run logged 'mAP'; there are acc, other"):
         analyze.choose_score([run], 'mAP')
     assert analyze.choose_score([run], 'other') == 'other'
+    both = write(tmp_path / 'both', score(1, 0.1, 'coco/segm_mAP'), score(1, 3.0))
+    assert analyze.choose_score([analyze.read_run(both)], None) == 'mIoU'

@@ -1,5 +1,6 @@
 import json
 import sys
+from argparse import Namespace
 
 import pytest
 
@@ -53,6 +54,46 @@ def test_without_a_recipe(run, scenes, tmp_path):
     assert lines[-1].endswith(' 0 error')
     assert 'checking terms: batch 1 of 1' in said.err
     assert not (tmp_path / 'work').exists()
+
+
+def test_what_is_proposed_can_be_copied(run, scenes, tmp_path):
+    """Both commands, up to a training that begins with the proposed weight."""
+    recipe = 'configs/quickstart/seg_cwd.py'
+    options = ['train_dataloader.batch_size=2', 'model.terms.logits.loss.weight=1e6']
+    code, said = run(recipe, '--batches', 1, '--images', 2, '--cfg-options', *options)
+    assert code == 0
+    *_, head, command = said.out.splitlines()
+    assert head == 'to train with the proposed weights:'
+    option = command.rpartition(' ')[2]
+    assert command == f'  python tools/train.py {recipe} --cfg-options {option}'
+    assert f'-> {option} makes its gradient as long' in said.out
+    again = run(recipe, '--batches', 1, '--images', 2, '--cfg-options', options[0], option)
+    assert 'proposed' not in again[1].out
+    assert ', 0 warning, 0 error' in again[1].out
+
+
+@pytest.mark.parametrize(
+    ('preset', 'teacher', 'checkpoint', 'expected'),
+    [
+        (None, None, None, []),
+        ('x', None, None, ['a/s.py --dump-config work_dirs/s_x.py']),
+        (
+            ['x', 'y'],
+            't.py',
+            't 1.pth',
+            ['a/s.py --dump-config work_dirs/s_x_y.py --teacher t.py --distill x y '
+             "--teacher-checkpoint 't 1.pth'"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_preset_is_written_down_first(preset, teacher, checkpoint, expected):
+    found = check.Finding('terms', 'warning', '', '', dict(option='model.terms.x.loss.weight=2'))
+    args = Namespace(config='a/s.py', teacher=teacher, teacher_checkpoint=checkpoint)
+    recipe = expected[0].split()[2] if expected else 'a/s.py'
+    assert check.commands(args, preset, [found, found._replace(status='ok')]) == [
+        f'python tools/train.py {line}'
+        for line in [*expected, f'{recipe} --cfg-options model.terms.x.loss.weight=2']
+    ]
 
 
 def test_a_recipe_of_mmdet_for_machines(run, data, tmp_path):

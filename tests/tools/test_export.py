@@ -96,9 +96,16 @@ def test_the_export_lies_beside_the_checkpoint(tmp_path, monkeypatch, capsys):
     assert 'student.pth: 1 tensors' in capsys.readouterr().out
 
 
-def test_no_such_checkpoint(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r'the checkpoint .*x\.pth does not exist'):
+def test_what_cannot_be_read_or_written(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r'the checkpoint .*x\.pth does not exist'):
         export(monkeypatch, tmp_path / 'x.pth')
+    torch.save({'state_dict': {}}, tmp_path / 'empty.pth')
+    with pytest.raises(SystemExit, match='holds no weights'):
+        export(monkeypatch, tmp_path / 'empty.pth')
+    torch.save({'state_dict': {'a': torch.zeros(1)}}, tmp_path / 'x.pth')
+    (tmp_path / 'out').mkdir()
+    with pytest.raises(SystemExit, match=r'cannot write .*out: Is a directory'):
+        export(monkeypatch, tmp_path / 'x.pth', tmp_path / 'out')
 
 
 class TestOptions:

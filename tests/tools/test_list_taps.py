@@ -2,8 +2,12 @@ import json
 import sys
 
 import pytest
+from mmengine.config import Config
 
+from kd_dense.mm.probe import Yield
+from kd_dense.mm.survey import Pair, Place
 from tests.miniature import ROOT
+from tests.mm import toy
 from tests.tools.launch import DETECTOR, SEGMENTER
 
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -61,5 +65,31 @@ def test_another_teacher_for_machines(run):
 def test_what_does_not_exist(run):
     with pytest.raises(SystemExit, match=r'the config missing\.py does not exist'):
         run('missing.py')
-    with pytest.raises(FileNotFoundError, match=r'teacher config nothing\.py does not exist'):
+    with pytest.raises(SystemExit, match=r'teacher config nothing\.py does not exist'):
         run(SEGMENTER, '--match', 'nothing.py')
+
+
+def test_of_many_maps_the_first_are_shown():
+    shapes = [(2, 4 + index, 64 // 2**index, 64) for index in range(7)]
+    shown = list_taps.described(Place('tap', 'Layer', Yield(7, shapes)), (32, 64))
+    assert shown == [
+        '4 5 6 7 8 ...',
+        '0.5 1 2 4 8 ...',
+        '64x64 32x64 16x64 8x64 4x64 ...',
+    ]
+    six = list_taps.described(Place('tap', 'Layer', Yield(6, shapes[:6])), (32, 64))
+    assert six[0] == '4 5 6 7 8 9'
+
+
+def test_a_model_alone_for_machines():
+    pair = Pair('tap', Place('tap', 'Layer', Yield(1, [(2, 4, 8, 8)])), None, '')
+    found = list_taps.record(pair, alone=True)
+    assert found == dict(tap='tap', layer='Layer', calls=1, shapes=[(2, 4, 8, 8)])
+
+
+def test_preprocessing_may_stand_beside_the_model():
+    model = toy.segmenter()
+    preprocessor = model.pop('data_preprocessor')
+    config = Config(dict(model=model, data_preprocessor=preprocessor, default_scope='mmseg'))
+    found = list_taps.build(config).data_preprocessor
+    assert found.mean.flatten().tolist() == preprocessor.mean

@@ -1,5 +1,7 @@
 import re
+import shutil
 import sys
+from urllib.parse import unquote, urlsplit
 
 import cv2
 import pytest
@@ -34,7 +36,9 @@ def run(monkeypatch, capsys):
 def check_page(folder):
     """Every picture of the page is there, and nothing else is needed."""
     page = (folder / 'index.html').read_text()
-    files = re.findall(r'src="([^"]+)"', page)
+    names = re.findall(r'<a href="([^"]+)"><img src="\1"', page)  # each leads to its full size
+    assert len(names) == page.count('<img')
+    files = [unquote(urlsplit(name).path) for name in names]
     assert {*files} == {path.name for path in folder.glob('*.png')}
     assert len(files) == len({*files})
     for file in files:
@@ -84,7 +88,8 @@ def test_a_segmenter_and_files_without_ground_truth(run, data, tmp_path):
         ROOT / 'configs/intrakd/intrakd_pspnet-r18_from_pspnet-r101_80k_cityscapes-512x1024.py'
     )
     config = small(recipe, data, tmp_path / 'run')
-    picture = next((data / 'cityscapes/leftImg8bit/val').rglob('*.png'))
+    picture = tmp_path / '50% #1.png'
+    shutil.copy(next((data / 'cityscapes/leftImg8bit/val').rglob('*.png')), picture)
     run(config, '--images', picture, '--out', tmp_path / 'out')
     page, files = check_page(tmp_path / 'out')
     assert f'0-{picture.stem}_predictions.png' in files

@@ -1,0 +1,94 @@
+"""IntRA-KD: affinities of the areas of classes, and attention maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kd_dense.mm.loss_maps import attention_shares, find_regions
+from kd_dense.mm.observe import Compared, View
+from kd_dense.mm.pictures.canvas import (
+    begin,
+    draw_matrix,
+    draw_truth,
+    frame,
+    name_of,
+    outline,
+    panel,
+    subplots,
+    tint,
+)
+from kd_dense.mm.pictures.general import draw_activations, draw_maps
+
+__all__ = ['draw_affinity', 'draw_attention']
+
+AREAS = 5  # areas of classes that are shown
+
+
+def draw_affinity(view: View, compared: Compared) -> Any:
+    """Draw the areas of the classes, and how alike their features are.
+
+    Args:
+        view: The picture.
+        compared: What the term compares there.
+    """
+    labels, masks, ours, theirs = find_regions(compared, 0)
+    if not labels:
+        return draw_activations(view, compared)
+    names = [name_of(view, label).replace('background', 'backgr.') for label in labels]
+    areas = labels[:AREAS]
+    columns = len(areas) + 1
+    across = 3 if columns > 3 and view.size[1] > 1.5 * view.size[0] else columns
+    rows = -(-columns // across)
+    wide = panel(view, across)
+    side = 1.3 if len(names) < 7 else 2.6
+    figure = begin(
+        rows * (wide + 0.3) + 3 * (side + 0.35),
+        'IntRA-KD: how alike are the classes of a picture to each other?',
+        'Mean, variance and skewness of the features describe the area of a class; '
+        'affinity: the cosine between two classes.',
+    )
+    above, below = figure.subfigures(2, 1, height_ratios=(rows * (wide + 0.3), 3 * (side + 0.35)))
+    axes = subplots(above, rows, across, columns)
+    draw_truth(axes[0], view, across)
+    frame(axes[0], view, 'picture')
+    for axis, label, area, name in zip(axes[1:], labels, masks, names, strict=False):
+        tint(axis, view, area)
+        outline(axis, view, label)
+        frame(axis, view, f'area of {name}')
+    axes = below.subplots(3, 3)
+    squares = (ours - theirs) ** 2
+    numbers = '.2f' if len(names) < 7 else ''
+    low = min(ours.min(), theirs.min())
+    for column, moment in enumerate(('mean', 'variance', 'skewness')):
+        for row, (values, who) in enumerate(((theirs, 'teacher'), (ours, 'student'))):
+            title = f'{moment}: {who}'
+            image = draw_matrix(
+                axes[row, column], values[column], names, title, numbers, vmin=low, vmax=1
+            )
+        apart = draw_matrix(
+            axes[2, column], squares[column], names, f'{moment}: squared difference', numbers,
+            vmin=0, vmax=squares.max(), cmap='cividis',
+        )  # fmt: skip
+    below.colorbar(image, ax=axes[:2], shrink=0.8, label='affinity (cosine)')
+    below.colorbar(apart, ax=axes[2], label='(difference)²; loss:\nthe mean of all')
+    return figure
+
+
+def draw_attention(view: View, compared: Compared) -> Any:
+    """Draw where the activation of all channels together lies.
+
+    Args:
+        view: The picture.
+        compared: What the term compares there.
+    """
+    rows = [attention_shares(compared, level) for level in range(len(compared.student))]
+    norm = compared.loss(0).norm
+    how = 'L2 norm 1' if norm == 'l2' else 'a softmax over the positions'
+    return draw_maps(
+        view,
+        compared.teacher,
+        rows,
+        'IntRA-KD, attention maps: where is the activation?',
+        f'The squares of all channels, summed at each position, with {how} over the picture.',
+        'attention',
+    )
