@@ -117,10 +117,12 @@ def read_config(args: argparse.Namespace) -> Config:
             raise SystemExit(
                 f'the config {args.config} does not exist{near_configs(args.config)}'
             ) from error
-    elif Path(args.config).is_file():
-        config = Config.fromfile(args.config)
-    else:
+    elif not Path(args.config).is_file():
         raise SystemExit(f'the config {args.config} does not exist (looked in {Path.cwd()})')
+    elif Path(args.config).suffix not in ('.py', '.json', '.yaml', '.yml'):
+        raise SystemExit(f'expected a config (.py) as the first argument, got {args.config}')
+    else:
+        config = Config.fromfile(args.config)
     config.launcher = args.launcher
     if args.cfg_options:
         config.merge_from_dict(args.cfg_options)

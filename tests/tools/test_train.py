@@ -187,6 +187,11 @@ class TestMistakes:
         with pytest.raises(SystemExit, match=r'the config nowhere/x\.py does not exist'):
             run_here(monkeypatch, TRAIN, 'nowhere/x.py')
 
+    def test_a_checkpoint_for_a_config(self, monkeypatch, tmp_path):
+        (tmp_path / 'x.pth').touch()
+        with pytest.raises(SystemExit, match=r'expected a config \(\.py\) as the first .*x\.pth'):
+            run_here(monkeypatch, TRAIN, tmp_path / 'x.pth')
+
     @pytest.mark.parametrize(
         ('option', 'value', 'error', 'says'),
         [

@@ -344,7 +344,7 @@ def mark(
 def draw_box(axis: Any, box: Sequence[float], color: str, style: str) -> None:
     """Draw one box."""
     x1, y1, x2, y2 = box
-    above = 3 if style == '-' else 2
+    above = 2 if style == '-' else 3  # between dashes the one below shows
     axis.add_patch(
         Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, ls=style, lw=1.4, zorder=above)
     )

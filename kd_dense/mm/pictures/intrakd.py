@@ -58,6 +58,7 @@ def draw_affinity(view: View, compared: Compared) -> Any:
     axes = below.subplots(3, 3)
     squares = (ours - theirs) ** 2
     numbers = '.2f' if len(names) < 7 else ''
+    finer = '.3f' if numbers and squares.max() < 0.1 else numbers
     low = min(ours.min(), theirs.min())
     for column, moment in enumerate(('mean', 'variance', 'skewness')):
         for row, (values, who) in enumerate(((theirs, 'teacher'), (ours, 'student'))):
@@ -66,7 +67,7 @@ def draw_affinity(view: View, compared: Compared) -> Any:
                 axes[row, column], values[column], names, title, numbers, vmin=low, vmax=1
             )
         apart = draw_matrix(
-            axes[2, column], squares[column], names, f'{moment}: squared difference', numbers,
+            axes[2, column], squares[column], names, f'{moment}: squared difference', finer,
             vmin=0, vmax=squares.max(), cmap='cividis',
         )  # fmt: skip
     below.colorbar(image, ax=axes[:2], shrink=0.8, label='affinity (cosine)')
