@@ -1,4 +1,19 @@
-"""What every test run ends with, side by side or not."""
+"""What every test run begins and ends with, side by side or not."""
+
+from yapf.yapflib import yapf_api
+
+format_code = yapf_api.FormatCode
+formatted = {}
+
+
+def format_once(text, **options):
+    if text not in formatted:
+        formatted[text] = format_code(text, **options)
+    return formatted[text]
+
+
+# Mmengine formats the config of a run for seconds, and again each time that it is written.
+yapf_api.FormatCode = format_once
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -6,3 +21,8 @@ def pytest_terminal_summary(terminalreporter):
         for name, value in report.user_properties:
             if name == 'oracle' and report.when == 'call':
                 terminalreporter.write_line(f'oracle: {value}')
+
+
+def pytest_collection_modifyitems(items):
+    # the longest one first, or one process ends with it while the other has nothing left
+    items.sort(key=lambda item: 'test_trains_compares_and_draws' not in item.nodeid)

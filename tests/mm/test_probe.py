@@ -82,9 +82,11 @@ def test_tries_a_larger_size_where_a_layer_refuses_the_small_one():
     model, small = toy.build(toy.segmenter()), toy.build(toy.segmenter())
     model.neck = NeedsSize(48)
     assert yields(model, 'neck')['neck'].shapes[0] == (2, 8, 64, 64)
-    ours, theirs, size, _ = probe(small, ['backbone[0]'], model, ['backbone[0]'])
-    assert ours['backbone[0]'].shapes == theirs['backbone[0]'].shapes
-    assert size == (256, 256)
+    found = probe(small, ['backbone[0]'], model, ['backbone[0]'])
+    assert found.student['backbone[0]'].shapes == found.teacher['backbone[0]'].shapes
+    assert found.size == (256, 256)
+    assert not found.student_by_loss
+    assert not found.by_loss
 
 
 def test_says_why_a_model_cannot_be_tried_out():

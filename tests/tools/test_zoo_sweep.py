@@ -241,7 +241,8 @@ def test_the_page(run, output, tmp_path):
     text = page.read_text()
     rows = {line.split(' | ')[0]: line.split(' | ') for line in text.splitlines()}
     assert rows['| fastscnn'][4:] == ['yes', 'yes', 'yes', 'yes |']
-    assert rows['| fcos-distribution'][4:] == ['yes', 'yes', 'yes', ' |']
+    assert rows['| fcos-distribution'][4:] == ['yes', 'yes', 'yes', 'yes |']
+    assert rows['| yolof'][4:] == ['yes', 'yes', '', ' |']
     good, bad = ('2 of 2', '1 of 2') if here else ('1 of 2', '2 of 2')
     assert f'| mmdet | cwd | {good} | {bad} |' in text
     assert 'ValueError: too / wide' in text
