@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -182,12 +184,22 @@ class TestStudent:
 
 
 @pytest.fixture(scope='module')
-def output(tmp_path_factory):
-    return tmp_path_factory.mktemp('zoo') / 'zoo.jsonl'
+def sweep(tmp_path_factory):
+    """A sweep of some families: its results, its exit status and what it printed."""
+    output, printed = tmp_path_factory.mktemp('zoo') / 'zoo.jsonl', io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(sys, 'argv', ['zoo_sweep.py', *FAMILIES, '--output', str(output)])
+        status = zoo_sweep.main()
+    return output, status, printed.getvalue()
 
 
-def test_families(run, output):
-    status, out = run(*FAMILIES, '--output', output)
+@pytest.fixture
+def output(sweep):
+    return sweep[0]
+
+
+def test_families(sweep):
+    output, status, out = sweep
     records = {(r['family'], r['method']): r for r in zoo_sweep.load(output)}
     bad = {key: r['reason'] for key, r in records.items() if not r['ok']}
     assert bad.keys() == {(LACKS, 'plain')}, bad
