@@ -13,8 +13,26 @@ setup(
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    license_files=['LICENSE'],
     python_requires='>=3.10',
     packages=find_packages(include=['kd_dense', 'kd_dense.*']),
+    # Recipes and tools lie where mim and mmengine look for those of a package: .mim has links to
+    # the folders of the repository, of which a wheel gets the files. The quickstart needs the
+    # repository anyway.
+    package_data={
+        'kd_dense': [
+            'py.typed',
+            '.mim/model-index.yml',
+            '.mim/configs/*/*.py',
+            '.mim/configs/*/*.yml',
+            '.mim/tools/*.py',
+            '.mim/tools/dist_*.sh',
+            '.mim/tools/slurm_*.sh',
+        ]
+    },
+    exclude_package_data={'kd_dense': ['.mim/configs/quickstart/*']},
+    include_package_data=False,
+    entry_points={'console_scripts': ['kd_dense = kd_dense.cli.main:main']},
     # kd_dense.losses, taps and adapters need torch alone; kd_dense.mm needs one of the stacks.
     install_requires=['torch>=2.6'],
     extras_require={
@@ -38,6 +56,15 @@ setup(
         ],
         'quickstart': ['matplotlib', 'rich', 'scikit-learn>=1.5'],
         'docs': ['latex2mathml', 'mkdocs<2', 'mkdocs-material', 'mkdocstrings-python'],
-        'dev': ['hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'ruff', 'tensorboard'],
+        'dev': [
+            'build',
+            'hypothesis',
+            'mypy',
+            'pre-commit',
+            'pytest',
+            'pytest-xdist',
+            'ruff',
+            'tensorboard',
+        ],
     },
 )

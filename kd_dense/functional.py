@@ -17,11 +17,17 @@ __all__ = [
     'check_choice',
     'check_published_batch',
     'check_temperature',
+    'in_blocks',
     'mean_over_ranks',
     'published_sum',
     'soft_kl',
     'without_autocast',
 ]
+
+# How large a block is: in bytes where a few have to fit into a cache, in numbers where each number
+# is work for one of many threads.
+CPU_BLOCK_BYTES = 2**20
+GPU_BLOCK_NUMBERS = 2**24
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -133,6 +139,41 @@ def published_sum(total: Tensor, images: int, published_batch: int | None) -> Te
     return total if published_batch is None else total * (published_batch / images)
 
 
+def in_blocks(
+    *tensors: Tensor, dim: int, width: int, dtype: torch.dtype, least: int = 1
+) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors alike along one dimension, so that the work on a block is fast.
+
+    On a CPU a few blocks fit into its cache, so that the many passes over a block are not passes
+    over the memory. Elsewhere a block is large enough to keep the device busy.
+
+    Args:
+        tensors: Equally long along ``dim``.
+        dim: The dimension that is cut.
+        width: How many numbers the work makes of each position along ``dim``.
+        dtype: What these numbers are.
+        least: Positions of a block, even where they are more than fit.
+
+    Yields:
+        One block of each tensor.
+
+    Examples:
+        >>> maps = torch.zeros(2, 30_000)
+        >>> for x, y in in_blocks(maps, maps.long(), dim=1, width=20, dtype=maps.dtype):
+        ...     print(*x.shape, *y.shape)
+        2 13107 2 13107
+        2 13107 2 13107
+        2 3786 2 3786
+    """
+    on_cpu = tensors[0].device.type == 'cpu'
+    numbers = CPU_BLOCK_BYTES // dtype.itemsize if on_cpu else GPU_BLOCK_NUMBERS
+    size = max(numbers // width, least)
+    if size >= tensors[0].shape[dim]:
+        yield tensors
+    else:
+        yield from zip(*(x.split(size, dim) for x in tensors), strict=True)
+
+
 def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
     r"""Compare two softened distributions along one dimension.
 
@@ -188,7 +229,8 @@ class _SoftKL(torch.autograd.Function):
 
         constants = torch.float32 if student.device.type == 'mps' else torch.float64  # has none
         work = None  # as large as the first block, which is the largest
-        for s, t, g, v in _blocks(student.reshape(view), teacher.reshape(view), grad, value):
+        maps = (student.reshape(view), teacher.reshape(view), grad, value)
+        for s, t, g, v in _blocks(*maps, dtype=dtype):
             if work is None:
                 work = grad.new_empty(3, s.numel())
             scaled, log_ratio, p = work[:, : s.numel()].unflatten(1, s.shape)
@@ -225,17 +267,11 @@ class _SoftKL(torch.autograd.Function):
         return (grad * rows).to(ctx.dtype).view(ctx.shape), None, None, None
 
 
-def _blocks(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut maps ``(rows, bins)`` or ``(rows, bins, columns)`` alike, between distributions.
-
-    On a CPU a few blocks fit into its cache, so that the many passes over a block are not passes
-    over the memory. On a GPU a block is large enough to keep it busy.
-    """
-    size = 1 << 18 if maps[0].device.type == 'cpu' else 1 << 24
-    _, bins, *rest = maps[0].shape
-    rows, columns = max(1, size // (bins * math.prod(rest))), max(1, size // bins)
-    for block in zip(*(x.split(rows) for x in maps), strict=True):
-        if rest and rest[0] > columns:
-            yield from zip(*(x.split(columns, 2) for x in block), strict=True)
+def _blocks(*maps: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, ...]]:
+    """Cut maps ``(rows, bins)`` or ``(rows, bins, columns)`` alike, between distributions."""
+    _, bins, *columns = maps[0].shape
+    for rows in in_blocks(*maps, dim=0, width=bins * math.prod(columns), dtype=dtype):
+        if columns:  # one row may be more than a block
+            yield from in_blocks(*rows, dim=2, width=bins, dtype=dtype)
         else:
-            yield block
+            yield rows

@@ -17,13 +17,13 @@ DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='kd_dense',
-    locations=['kd_dense.mm.apolloscape'],
+    locations=['kd_dense.mm.stack.apolloscape'],
 )
 TRANSFORMS = Registry(
     'transform',
     parent=MMENGINE_TRANSFORMS,
     scope='kd_dense',
-    locations=['kd_dense.mm.apolloscape'],
+    locations=['kd_dense.mm.stack.apolloscape'],
 )
 
 # A new method is a new file in losses/, and nothing else has to name it.

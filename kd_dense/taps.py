@@ -225,7 +225,7 @@ class _Place:
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             output = self._original(*args, **kwargs)
-            self.calls.append(_Call(output, [(t, _version(t)) for t in _tensors(output)]))
+            self.calls.append(_Call(output, [(t, _version(t)) for t in tensors_in(output)]))
             if self._after is not None:
                 self._after()
             return output
@@ -330,16 +330,16 @@ def _names_near(model: nn.Module, owner: nn.Module, prefix: list[str]) -> list[s
     return [*modules, *methods] if prefix else modules
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors_in(output: Any) -> Iterator[Tensor]:
     """All tensors of a nested output, depth first."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
         for value in output.values():
-            yield from _tensors(value)
+            yield from tensors_in(value)
     elif isinstance(output, (list, tuple)):
         for value in output:
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
 def _version(tensor: Tensor) -> int | None:

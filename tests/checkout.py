@@ -27,14 +27,26 @@ import yaml
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from examples.quickstart.make_scenes import make_scenes
+from tests.launch import framework
 from tests.miniature import CITYSCAPES_SHRINK, COCO_SHRINK, ROOT, make_data, miniature
-from tests.tools.launch import framework
 
 # By a part of the path of the data: what sizes are divided by. Other data are used as they are.
 SHRINK = {'data/coco': COCO_SHRINK, 'data/cityscapes': CITYSCAPES_SHRINK,
           'data/apolloscape': CITYSCAPES_SHRINK}  # fmt: skip
-STAND_INS = ('python', 'python3', 'torchrun', 'srun', 'pip', 'git', 'tensorboard')
-NOT_COPIED = ('.*', '__pycache__', '*.egg-info', 'data', 'work_dirs', 'site', 'oracle')
+STAND_INS = ('kd_dense', 'python', 'python3', 'torchrun', 'srun', 'pip', 'git', 'tensorboard')
+NOT_COPIED = (
+    '.git',
+    '.venv*',
+    '.hypothesis',
+    '.*_cache',
+    '__pycache__',
+    '*.egg-info',
+    'data',
+    'work_dirs',
+    'site',
+    'oracle',
+)
 # Variables of bash, and what launchers are told of machines: there is one process in any case.
 NOT_KEPT = ('CALLS', 'PATH', 'PWD', 'OLDPWD', 'SHLVL', '_', 'NNODES', 'NODE_RANK', 'MASTER_ADDR',
             'PORT', 'GPUS', 'GPUS_PER_NODE', 'CPUS_PER_TASK', 'SRUN_ARGS')  # fmt: skip
@@ -52,12 +64,7 @@ class Call(NamedTuple):
 
 def make_checkout(root: Path) -> Path:
     """Copy the repository, and add data and stand-ins."""
-    sys.path.insert(0, str(ROOT / 'tools'))
-    try:
-        from make_scenes import make_scenes
-    finally:
-        sys.path.remove(str(ROOT / 'tools'))
-    shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    shutil.copytree(ROOT, root, symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
     make_data(root / 'data')
     make_scenes(root / 'data' / 'scenes', train=32, val=8, test=8)
     bin_ = root / '.bin'
@@ -111,10 +118,15 @@ def program(words: list[str]) -> list[str] | None:
     """
     if words[0] == 'srun':
         words = words[words.index('python') :]
+    if words[0] == 'kd_dense':
+        return ['-m', *words]
     if words[0] not in ('python', 'python3', 'torchrun'):
         return None
-    launched = words[0] == 'torchrun' or words[1:3] == ['-m', 'torch.distributed.run']
-    start = next(i for i, word in enumerate(words) if word.endswith('.py')) if launched else 1
+    if words[1:3] == ['-m', 'torch.distributed.run']:
+        words = ['torchrun', *words[3:]]
+    start = 1
+    if words[0] == 'torchrun':
+        start = next(i for i, word in enumerate(words) if word == '-m' or word.endswith('.py'))
     found = [word for word in words[start:] if word != '-u']
     if '--launcher' in found:  # one process, whatever it was
         at = found.index('--launcher')
@@ -139,7 +151,6 @@ def run(
         status: The exit status that is right beside 0.
     """
     before, path, here = dict(os.environ), [*sys.path], Path.cwd()
-    tools = {name: sys.modules.pop(name) for name in _tools()}
     try:
         os.chdir(folder)
         os.environ.update(environment)
@@ -161,21 +172,11 @@ def run(
         if error.code not in (None, 0, status):
             raise AssertionError(f'{" ".join(words)} ended with {error.code}') from error
     finally:
-        for name in _tools():
-            del sys.modules[name]
-        sys.modules.update(tools)
         os.chdir(here)
         os.environ.clear()
         os.environ.update(before)
         sys.path[:] = path
     _name_as_uncut(checkout, lengths)
-
-
-def _tools() -> list[str]:
-    """The imported programs of any tools/ folder: another copy of them is to be imported."""
-    files = {name: getattr(module, '__file__', None) for name, module in sys.modules.items()}
-    return [name for name, file in files.items() if file and Path(file).parent.name == 'tools'
-            and '.' not in name]  # fmt: skip
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 import mmcv
 import numpy as np
 
-from kd_dense.mm.apolloscape import CLASSES
+from kd_dense.mm.stack.apolloscape import CLASSES
 
 # 3384x2710 pixels become
 APOLLOSCAPE_SIZE = (212, 169)

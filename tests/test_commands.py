@@ -23,6 +23,7 @@ from tests.miniature import ROOT, recipes
 
 PAGES = [
     'README.md',
+    'CONTRIBUTING.md',
     *sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'docs').rglob('*.md')),
     *sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('*/README.md')),
 ]
@@ -57,7 +58,7 @@ model = dict(
 """
 # What would take long, or asks for a GPU, and what is run in its place.
 SMALLER = {
-    'python tools/benchmark.py': 'python tools/benchmark.py --size 64 96 --rounds 1',
+    'kd_dense benchmark': 'kd_dense benchmark --size 64 96 --rounds 1',
     'make_parts.py': 'make_parts.py --train 8 --val 4',
     '--device cuda --rounds 30': '--rounds 1',
     '--rounds 3': '--rounds 1',
@@ -67,40 +68,45 @@ SMALLER = {
     '--size 800 1216': '--size 64 96',
     # SyncBN of 8 processes with an image each is BN of two images.
     'train_dataloader.batch_size=1': 'train_dataloader.batch_size=2',
-    ' --amp': '',  # mmengine's asserts a GPU: tests/tools/test_train.py::TestOptions has it
+    ' --amp': '',  # mmengine's asserts a GPU: tests/cli/test_train.py::TestOptions has it
 }
-# The status that programs may end with beside 0: no teacher is good after two iterations.
-STATUS = {'tools/check.py': 1}
+# The status that verbs may end with beside 0: no teacher is good after two iterations.
+STATUS = {'check': 1}
 # What runs elsewhere, and the test that runs it.
 ELSEWHERE = {
-    'bash tools/quickstart.sh': 'tests/tools/test_quickstart.py::test_trains_compares_and_draws',
-    'bash tools/quickstart.sh --methods all --seeds 3':
-        'tests/tools/test_quickstart.py::test_trains_compares_and_draws',
+    'bash examples/quickstart/quickstart.sh':
+        'tests/examples/quickstart/test_quickstart.py::test_trains_compares_and_draws',
+    'bash examples/quickstart/quickstart.sh --methods all --seeds 3':
+        'tests/examples/quickstart/test_quickstart.py::test_trains_compares_and_draws',
     'bash tools/run_tests.sh': 'the suite itself',
     'bash tools/run_tests.sh --long': 'the suite itself',
+    'bash tools/run_tests.sh --stack openmmlab': 'the suite itself',
     'bash tools/run_tests.sh --long -k kill': 'the suite itself',
+    'python -m build --no-isolation':
+        'tests/test_package.py::test_an_sdist_builds_the_same_wheel',
     'python -m benchmarks.losses': 'tests/benchmarks/test_losses.py',
     'python -m benchmarks.losses --scaling': 'tests/benchmarks/test_losses.py',
     'python -m mkdocs build': 'tests/test_site.py',
     'python -m mkdocs serve': 'tests/test_site.py',
-    'python tools/zoo_sweep.py --output zoo.jsonl':
-        'tests/tools/test_zoo_sweep.py::test_families',
-    'python tools/zoo_sweep.py --table docs/zoo.md --results zoo.jsonl other.jsonl':
-        'tests/tools/test_zoo_sweep.py::test_the_page',
-    'torchrun --nproc_per_node 2 tools/communication.py'
+    'python -m benchmarks.zoo --output zoo.jsonl':
+        'tests/benchmarks/zoo/test_main.py::test_families',
+    'python -m benchmarks.zoo --table docs/zoo.md --results zoo.jsonl other.jsonl':
+        'tests/benchmarks/zoo/test_main.py::test_the_page',
+    'torchrun --nproc_per_node 2 benchmarks/communication.py'
     ' configs/cwd/cwd_pspnet-r18_from_pspnet-r101_80k_cityscapes-512x1024.py':
-        'tests/tools/test_communication.py::test_counts_what_the_page_says',
+        'tests/benchmarks/test_communication.py::test_counts_what_the_page_says',
 }  # fmt: skip
 # Commands with this take a minute each: --long runs them.
 LONG = '--json work_dirs/benchmark/'
 # These train recipes as they are, each for two iterations: tests/configs/test_recipes.py does.
-RECIPES = [['tools/train.py', str(path.relative_to(ROOT))] for path in recipes()]
+RECIPES = [['-m', 'kd_dense', 'train', str(path.relative_to(ROOT))] for path in recipes()]
 # Pages whose files must be imported: their commands have processes of their own.
 OWN_PROCESSES = ('docs/add-a-method.md',)
 
 SHELLS = ('bash', 'shell')
 FENCE = re.compile(r'^( *)```(\w*)([^\n]*)\n(.*?)^\1```', re.DOTALL | re.MULTILINE)
-INLINE = re.compile(r'`((?:[A-Z_]+=\S+ )*(?:python|bash|torchrun|pip|git) [^`\n]+)`')
+PROGRAM = r'(?:python|bash|torchrun|pip|git|kd_dense \w+)'
+INLINE = re.compile(rf'`((?:[A-Z_]+=\S+ )*{PROGRAM} [^`\n]+)`')
 
 
 def lines(block: str) -> Iterator[str]:
@@ -146,7 +152,7 @@ def checkout(tmp_path_factory):
     root = make_checkout(tmp_path_factory.mktemp('pages') / 'kd_dense')
     recipe = PLACEHOLDERS['RECIPE']
     for name in ('ALONE', 'DISTILLED', 'RUN'):
-        run(root, ['tools/train.py', recipe, '--work-dir', f'work_dirs/{name}'], root, {})
+        run(root, ['-m', 'kd_dense', 'train', recipe, '--work-dir', f'work_dirs/{name}'], root, {})
         for checkpoint in ('epoch_12.pth', 'iter_80000.pth'):
             (root / 'work_dirs' / name / checkpoint).symlink_to('iter_2.pth')
     (root / 'with_preset.py').write_text(WITH_PRESET)
@@ -191,11 +197,15 @@ def follow(page: str, checkout: Path, done: set[str], chosen: Callable[[str], bo
                 if page in OWN_PROCESSES:
                     in_a_process(checkout, words)
                 else:
-                    run(checkout, words, call.folder, call.environment, STATUS.get(words[0]))
+                    run(checkout, words, call.folder, call.environment, status(words))
+
+
+def status(words: list[str]) -> int | None:
+    return STATUS.get(words[2]) if words[:2] == ['-m', 'kd_dense'] else None
 
 
 def in_a_process(checkout: Path, words: list[str]) -> None:
-    start = [] if words[0] == '-m' else ['-m', 'tests.checkout']
+    start = [] if words[:2] == ['-m', 'pytest'] else ['-m', 'tests.checkout']
     started = subprocess.run(
         [sys.executable, *start, *words],
         cwd=checkout,
@@ -210,8 +220,8 @@ def in_a_process(checkout: Path, words: list[str]) -> None:
 def test_a_wrong_command_is_noticed(checkout):
     with pytest.raises(AssertionError, match='not found'):
         calls(checkout, 'no_such_program --help')
-    [call] = calls(checkout, 'python tools/train.py no_such_config.py')
-    with pytest.raises(AssertionError, match=r'ended with the config no_such_config.py'):
+    [call] = calls(checkout, 'kd_dense train no_such_config.py')
+    with pytest.raises(AssertionError, match=r'ended with .* config no_such_config\.py does not'):
         run(checkout, program(call.words), call.folder, call.environment)
 
 
@@ -237,7 +247,7 @@ def test_no_command_hides_in_a_block_without_a_language(page):
         if language not in (*SHELLS, 'python', 'yaml', 'toml'):
             # indented ones are what a program prints
             shown = textwrap.dedent(content)
-            assert not re.search(r'^(python|bash|pip|torchrun) ', shown, re.MULTILINE), shown
+            assert not re.search(f'^{PROGRAM} ', shown, re.MULTILINE), shown
         if language in SHELLS:
             for line in lines(content):
                 shlex.split(line)  # bash reads it as one line

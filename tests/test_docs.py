@@ -21,7 +21,7 @@ from kd_dense.registry import MODELS
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = sorted((ROOT / 'docs' / 'methods').glob('*.md'))
 PAGES = [
-    ROOT / 'README.md',
+    *(ROOT / f'{name}.md' for name in ('README', 'CHANGELOG', 'CONTRIBUTING', 'SECURITY')),
     *sorted((ROOT / 'docs').rglob('*.md')),
     *sorted((ROOT / 'configs').glob('*/README.md')),
 ]

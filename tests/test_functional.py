@@ -1,12 +1,29 @@
-"""The divergence of softened distributions, which is written out with its gradient."""
+"""Work in blocks, and the divergence of softened distributions with its gradient."""
 
 import pytest
 import torch
 
-from kd_dense.functional import soft_kl
+from kd_dense import functional
+from kd_dense.functional import CPU_BLOCK_BYTES, in_blocks, soft_kl
 from kd_dense.measure import peak_memory
 
-BLOCK = 1 << 18  # numbers, on a CPU
+BLOCK = CPU_BLOCK_BYTES // 4  # numbers in float32
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'device', 'least', 'sizes'),
+    [
+        (torch.float64, 'cpu', 1, [5, 5, 3]),
+        (torch.float32, 'cpu', 1, [10, 3]),
+        (torch.float64, 'cpu', 6, [6, 6, 1]),
+        (torch.float64, 'meta', 1, [13]),  # as on a GPU
+    ],
+)
+def test_blocks_are_as_large_as_the_device_likes(dtype, device, least, sizes, monkeypatch):
+    monkeypatch.setattr(functional, 'CPU_BLOCK_BYTES', 80)
+    tensors = torch.zeros(2, 13, device=device), torch.ones(4, 13, 1, device=device)
+    blocks = list(in_blocks(*tensors, dim=1, width=2, dtype=dtype, least=least))
+    assert [(a.shape, b.shape) for a, b in blocks] == [((2, n), (4, n, 1)) for n in sizes]
 
 
 def written_out(student, teacher, temperature, dim):

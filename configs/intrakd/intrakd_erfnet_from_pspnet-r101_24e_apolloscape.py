@@ -10,7 +10,7 @@ model = dict(
     type='kd_dense.Distilled',
     student=_base_.model,
     teacher=dict(
-        config='configs/intrakd/pspnet-r101_apolloscape.py',
+        config='kd_dense::intrakd/pspnet-r101_apolloscape.py',
         checkpoint='work_dirs/pspnet-r101_apolloscape/epoch_24.pth'),
     terms=dict(
         affinity=dict(tap=dict(student='backbone.encoder.15', teacher='decode_head.bottleneck'),

@@ -6,6 +6,6 @@ model = dict(
     type='kd_dense.Distilled',
     student=_base_.model,
     teacher=dict(
-        config='configs/quickstart/det_teacher.py',
-        checkpoint='configs/quickstart/checkpoints/det_teacher.pth'),
+        config='{{fileDirname}}/det_teacher.py',
+        checkpoint='{{fileDirname}}/checkpoints/det_teacher.pth'),
     terms=dict(fpn=dict(tap='neck', loss=dict(type='CWDLoss', weight=3.0, temperature=1.0))))

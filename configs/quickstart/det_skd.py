@@ -6,7 +6,7 @@ model = dict(
     type='kd_dense.Distilled',
     student=_base_.model,
     teacher=dict(
-        config='configs/quickstart/det_teacher.py',
-        checkpoint='configs/quickstart/checkpoints/det_teacher.pth'),
+        config='{{fileDirname}}/det_teacher.py',
+        checkpoint='{{fileDirname}}/checkpoints/det_teacher.pth'),
     terms=dict(
         pair=dict(tap='neck', loss=dict(type='PairWiseLoss', weight=0.5, scale=0.25))))

@@ -20,7 +20,7 @@ model = dict(
         init_cfg=dict(
             type='Pretrained',
             prefix='backbone.',
-            checkpoint='configs/quickstart/checkpoints/backbone_student.pth')),
+            checkpoint='{{fileDirname}}/checkpoints/backbone_student.pth')),
     neck=dict(
         type='FPN', in_channels=[8, 16, 32, 64], out_channels=64, start_level=1, num_outs=3),
     bbox_head=dict(

@@ -5,7 +5,8 @@ model = dict(
     backbone=dict(
         stem_channels=24,
         base_channels=24,
-        init_cfg=dict(checkpoint='work_dirs/quickstart/backbone_teacher/backbone_teacher.pth')),
+        # quickstart.sh --from-scratch trains it
+        init_cfg=dict(checkpoint='work_dirs/quickstart/checkpoints/backbone_teacher.pth')),
     neck=dict(in_channels=[24, 48, 96, 192]),
     bbox_head=dict(stacked_convs=2))
 

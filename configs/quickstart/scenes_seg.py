@@ -1,4 +1,4 @@
-"""Scenes for segmentation. `tools/make_scenes.py` writes the data."""
+"""Scenes for segmentation. `python -m examples.quickstart.make_scenes data/scenes` writes the data."""
 
 _base_ = 'schedule.py'
 default_scope = 'mmseg'

@@ -1,5 +1,6 @@
 """Schedule and run time of all trainings on Scenes."""
 
+_base_ = '../_base_/kd_dense.py'  # so the frameworks' own tools run them too
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=4e-3, weight_decay=1e-2),

@@ -10,8 +10,8 @@ model = dict(
     type='kd_dense.Distilled',
     student=_base_.model,
     teacher=dict(
-        config='configs/quickstart/seg_teacher.py',
-        checkpoint='configs/quickstart/checkpoints/seg_teacher.pth'),
+        config='{{fileDirname}}/seg_teacher.py',
+        checkpoint='{{fileDirname}}/checkpoints/seg_teacher.pth'),
     terms=dict(
         affinity=dict(
             tap='decode_head.convs', loss=dict(type='IntRALoss', kernel=9, weight=0.3)),

@@ -1,9 +1,10 @@
-"""Distillation losses, one file per method. They need torch and nothing else."""
+"""Distillation losses, a file for each method or family. They need torch and nothing else."""
 
+from kd_dense.losses.attention import AttentionMapLoss, attention_map_loss
 from kd_dense.losses.base import DistillLoss
 from kd_dense.losses.cwd import CWDLoss, cwd_loss
 from kd_dense.losses.fgd import FGDLoss, fgd_loss
-from kd_dense.losses.intrakd import AttentionMapLoss, IntRALoss, attention_map_loss, intra_loss
+from kd_dense.losses.intrakd import IntRALoss, intra_loss
 from kd_dense.losses.ld import HeadTargets, LDLoss, ld_loss
 from kd_dense.losses.ld_imitation import LDImitationLoss
 from kd_dense.losses.skd import (

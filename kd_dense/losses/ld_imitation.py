@@ -12,11 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kd_dense.functional import at_least_float32, check_choice, mean_over_ranks
+from kd_dense.functional import at_least_float32, check_choice, in_blocks, mean_over_ranks
 from kd_dense.losses.base import DistillLoss, check_same_shape
 from kd_dense.losses.ld import HeadTargets, by_prior, check_maps, mean_of_levels
 from kd_dense.losses.ld_regions import (
-    BLOCK,
     centers,
     fine_grained_region,
     inside_region,
@@ -144,8 +143,9 @@ def general_instances(
 def _blocks(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Blocks ``(N, C, P)`` of positions of maps, at least float32."""
     widest = max(x.shape[1] for x in maps)
-    size = max(BLOCK.get(maps[0].device.type, BLOCK['cpu']) // (len(maps[0]) * widest), 1)
-    for block in zip(*(x.flatten(2).split(size, 2) for x in maps), strict=True):
+    width = len(maps[0]) * widest
+    dtype = torch.promote_types(maps[0].dtype, torch.float32)
+    for block in in_blocks(*(x.flatten(2) for x in maps), dim=2, width=width, dtype=dtype):
         yield tuple(at_least_float32(x) for x in block)
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from kd_dense.functional import in_blocks
+
 __all__ = [
     'DIoU',
     'box_iou',
@@ -26,8 +28,6 @@ __all__ = [
 ]
 
 DIoU = Literal['paper', 'code']
-# Pairs of a prior and a box that are looked at together: on a CPU what stays in its cache.
-BLOCK = {'cpu': 2**18, 'cuda': 2**24}
 
 
 def pad_boxes(boxes: list[Tensor]) -> Tensor:
@@ -46,8 +46,9 @@ def _blocks(boxes: list[Tensor], priors: int) -> Iterator[Tensor]:
     """The boxes of [`pad_boxes`][], some of each image at a time."""
     padded = pad_boxes(boxes)
     images, count, _ = padded.shape
-    block = BLOCK.get(padded.device.type, BLOCK['cpu']) // (images * priors)
-    return iter(padded.split(max(block, 1), 1) if count else ())
+    if count:
+        for (some,) in in_blocks(padded, dim=1, width=images * priors, dtype=padded.dtype):
+            yield some
 
 
 def _join(priors: list[Tensor]) -> Tensor:

@@ -1,15 +1,16 @@
 """The edge that knows OpenMMLab: models, teachers, hooks, compatibility."""
 
-from kd_dense.mm import compat, mmcv_ops
+from kd_dense.mm.stack import checkpoints, install, packages
 
-compat.install()
-mmcv_ops.install()
+packages.find_configs()
+checkpoints.read_safely()
+install.install()
 
-from kd_dense.mm import heads  # noqa: E402, F401  (registers them)
-from kd_dense.mm.checkpoint_hook import SafeCheckpointHook  # noqa: E402
-from kd_dense.mm.critic_hook import CriticHook  # noqa: E402
-from kd_dense.mm.distilled import Distilled  # noqa: E402
-from kd_dense.mm.hooks import RandomStateHook  # noqa: E402
-from kd_dense.mm.picture_hook import PictureHook  # noqa: E402
+from kd_dense.mm.distil.distilled import Distilled  # noqa: E402
+from kd_dense.mm.hooks.checkpoint import SafeCheckpointHook  # noqa: E402
+from kd_dense.mm.hooks.critic import CriticHook  # noqa: E402
+from kd_dense.mm.hooks.random_state import RandomStateHook  # noqa: E402
+from kd_dense.mm.models import heads  # noqa: E402, F401  (registers them)
+from kd_dense.mm.pictures.hook import PictureHook  # noqa: E402
 
 __all__ = ['CriticHook', 'Distilled', 'PictureHook', 'RandomStateHook', 'SafeCheckpointHook']

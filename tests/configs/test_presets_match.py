@@ -12,8 +12,8 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
 
 import kd_dense.losses
-from kd_dense.mm.presets import choose_preset
-from tests.miniature import ROOT, recipes
+from kd_dense.mm.presets.choose import choose_preset
+from tests.miniature import recipes
 
 # A recipe whose name has a variant, as `ld-main`, is another setting; these have their own too.
 OTHERS = ('cwd_segformer-', 'intrakd_erfnet_')
@@ -42,7 +42,7 @@ def settings(terms):
 def test_recipe_equals_preset(recipe):
     config = Config.fromfile(recipe)
     named = config.model.teacher
-    teacher = get_config(named) if isinstance(named, str) else Config.fromfile(ROOT / named.config)
+    teacher = get_config(named if isinstance(named, str) else named.config)
     preset = choose_preset(
         recipe.parent.name,
         build(config.model.student, config.default_scope),

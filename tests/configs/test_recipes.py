@@ -123,7 +123,9 @@ def test_the_teacher_has_published_weights_or_says_how_to_train_it(recipe):
     if isinstance(teacher, str):
         assert re.fullmatch(r'https://\S+\.pth', get_config(teacher, pretrained=True).model_path)
         return
-    config = Path(teacher.config)
+    package, _, name = teacher.config.partition('::')
+    config = Path('configs') / name
+    assert package == 'kd_dense'
     assert (ROOT / config).is_file()
     assert Path(teacher.checkpoint).parent == Path('work_dirs') / config.stem
     assert f' {config}' in (recipe.parent / 'README.md').read_text()

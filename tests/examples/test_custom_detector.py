@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import kd_dense.mm  # noqa: F401  (before any config is read)
-from kd_dense.mm.presets import choose_preset
+from kd_dense.mm.presets.choose import choose_preset
 from tests.checkout import run
 from tests.examples.pages import blocks, link_checkout
 from tests.miniature import ROOT

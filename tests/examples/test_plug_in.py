@@ -14,8 +14,8 @@ from torch import nn
 from kd_dense.mm import Distilled
 from tests.checkout import cut_down, run
 from tests.examples.pages import blocks, link_checkout
+from tests.launch import losses
 from tests.miniature import ROOT
-from tests.tools.launch import losses
 
 PAGE = 'docs/plug-in.md'
 HOME = 'examples/plug_in'

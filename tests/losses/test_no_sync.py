@@ -21,8 +21,9 @@ from kd_dense.losses import (
     PairWiseLoss,
     PixelWiseLoss,
 )
+from tests.losses.ld_head import SHAPES, make_maps, make_targets
 from tests.losses.test_fgd import BATCH, BOXES, NO_BOXES
-from tests.losses.test_ld import SHAPES, VARIANTS, make_maps, make_targets
+from tests.losses.test_ld import VARIANTS
 
 
 class SyncError(AssertionError):

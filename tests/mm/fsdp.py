@@ -9,7 +9,7 @@ from torch import distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from tests.mm import methods, toy
-from tests.mm.test_scale import SGD, Losses
+from tests.mm.distil.test_scale import SGD, Losses
 
 BOTH = ('cwd', 'cwd-detector')
 UNITS = {  # names of classes that are sharded as units of their own

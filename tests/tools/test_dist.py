@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
+from tests.launch import SEGMENTER, free_port, losses, run
 from tests.miniature import ROOT, make_data, write_miniature
-from tests.tools.launch import SEGMENTER, free_port, losses, run
 
 TOOLS = ROOT / 'tools'
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
-from kd_dense.mm.loss_maps import Differences
-from kd_dense.mm.observe import Array, View
 from kd_dense.mm.pictures.canvas import (
     STYLE,
     WIDTH,
@@ -23,10 +22,39 @@ from kd_dense.mm.pictures.canvas import (
     panel,
     say_none,
 )
+from kd_dense.mm.pictures.observe import Array, Compared, View
+from kd_dense.mm.pictures.terms import pictures_of
 
-__all__ = ['draw_differences']
+__all__ = ['Differences', 'differences', 'draw_differences']
 
 SPOTS = 3  # worst places that are marked
+
+
+class Differences(NamedTuple):
+    """Where the loss of a term comes from.
+
+    Attributes:
+        value: The weighted loss.
+        maps: ``(H, W)`` for each map of the tap: what each position adds to the loss.
+        what: What is shown.
+    """
+
+    value: float
+    maps: list[Tensor]
+    what: str
+
+
+def differences(compared: Compared) -> Differences:
+    """Find out what each position adds to the loss of a term.
+
+    Together the positions make the loss, or the parts of it that ``what`` names. Of a loss that
+    is not known here, the difference of the mean activations is shown.
+
+    Args:
+        compared: What the term compares on a picture.
+    """
+    pictures = pictures_of(compared)
+    return Differences(compared.value, pictures.shares(compared), pictures.what)
 
 
 @matplotlib.rc_context(STYLE)

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from kd_dense.losses import HolisticLoss
-from kd_dense.mm.loss_maps import mean_activation
-from kd_dense.mm.observe import Compared, View
 from kd_dense.mm.pictures.canvas import begin, begin_row, frame, level_name, outline, paint, panel
+from kd_dense.mm.pictures.observe import Compared, View
 
-__all__ = ['draw_activations', 'draw_maps']
+__all__ = ['LossPictures', 'draw_activations', 'draw_maps']
 
 
-def draw_activations(view: View, compared: Compared) -> Any:
+class LossPictures(NamedTuple):
+    """The pictures of a loss.
+
+    Attributes:
+        draw: Draws what the loss looks at.
+        shares: What each position adds to the loss, ``(H, W)`` for each map of the tap. Together
+            the positions make the loss, or the parts of it that ``what`` names.
+        what: What these are, in words.
+    """
+
+    draw: Callable[[View, Compared], Any]
+    shares: Callable[[Compared], list[Tensor]]
+    what: str
+
+
+# The pictures of a loss, or what chooses them by its settings.
+Known = LossPictures | Callable[[Compared], LossPictures]
+
+
+def draw_activations(view: View, compared: Compared, note: str = '') -> Any:
     """Draw the mean activation of both, and their difference.
 
     Args:
         view: The picture.
         compared: What a term compares there.
+        note: What else to say of it.
     """
     loss = compared.loss(0)
     flat = [x for x in compared.student if x.dim() != 4]
@@ -31,15 +47,9 @@ def draw_activations(view: View, compared: Compared) -> Any:
         figure.text(0.5, 0.3, 'not a map (N, C, H, W): nothing to draw', ha='center')
         return figure
     text = f'{type(loss).__name__} compares these maps. Shown is the mean over their channels.'
-    if isinstance(loss, HolisticLoss):
-        scores = []
-        for x in (compared.teacher[0], compared.student[0]):
-            with torch.no_grad():
-                scores.append(float(copy.deepcopy(loss.critic).eval()(x)))
-        text += f' Score of the critic: teacher {scores[0]:.3g}, student {scores[1]:.3g}.'
-    rows = [mean_activation(compared, level) for level in range(len(compared.student))]
+    rows = [_mean_activation(compared, level) for level in range(len(compared.student))]
     title = 'Where are student and teacher active?'
-    return draw_maps(view, compared.teacher, rows, title, text, 'mean activation')
+    return draw_maps(view, compared.teacher, rows, title, text + note, 'mean activation')
 
 
 def draw_maps(
@@ -79,3 +89,18 @@ def draw_maps(
             image, ax=[*row[1:3]], location='bottom', shrink=0.7, aspect=20, label=unit
         )
     return figure
+
+
+def _mean_activation(compared: Compared, level: int) -> tuple[Tensor, Tensor]:
+    """Mean activation of student and teacher, ``(H, W)``."""
+    s, t = compared.student[level][0], compared.teacher[level][0]
+    return s.mean(0), t.mean(0)
+
+
+def _activation_shares(compared: Compared) -> list[Tensor]:
+    pairs = [_mean_activation(compared, i) for i, x in enumerate(compared.student) if x.dim() == 4]
+    return [(ours - theirs).abs() for ours, theirs in pairs if ours.shape == theirs.shape]
+
+
+# Of a loss that no file of methods/ knows.
+ANY = LossPictures(draw_activations, _activation_shares, 'difference of mean activation')

@@ -12,7 +12,6 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from kd_dense.losses.ld_regions import box_iou
-from kd_dense.mm.observe import UNLABELLED, Array, Prediction, View
 from kd_dense.mm.pictures.canvas import (
     COLORS,
     MARK,
@@ -35,6 +34,7 @@ from kd_dense.mm.pictures.canvas import (
     subplots,
     thinned,
 )
+from kd_dense.mm.pictures.observe import UNLABELLED, Array, Prediction, View
 
 __all__ = ['draw_predictions']
 

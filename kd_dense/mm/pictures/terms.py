@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import matplotlib
 
-from kd_dense.losses import (
-    AttentionMapLoss,
-    CWDLoss,
-    FGDLoss,
-    IntRALoss,
-    LDImitationLoss,
-    LDLoss,
-    PairWiseLoss,
-    PixelWiseLoss,
-)
-from kd_dense.mm.loss_maps import of_loss
-from kd_dense.mm.observe import Compared, View
+from kd_dense.mm.pictures import methods
 from kd_dense.mm.pictures.canvas import STYLE
-from kd_dense.mm.pictures.cwd import draw_cwd
-from kd_dense.mm.pictures.fgd import draw_fgd
-from kd_dense.mm.pictures.general import draw_activations
-from kd_dense.mm.pictures.intrakd import draw_affinity, draw_attention
-from kd_dense.mm.pictures.ld import draw_imitation, draw_ld
-from kd_dense.mm.pictures.skd import draw_pair_wise, draw_pixel_wise
+from kd_dense.mm.pictures.general import ANY, Known, LossPictures
+from kd_dense.mm.pictures.observe import Compared, View
 
-__all__ = ['draw_term']
+__all__ = ['draw_term', 'pictures_of']
 
-# A loss that derives from one of these is drawn as that one.
-DRAWINGS: dict[type, Callable[[View, Compared], Any]] = {
-    CWDLoss: draw_cwd,
-    PixelWiseLoss: draw_pixel_wise,
-    PairWiseLoss: draw_pair_wise,
-    FGDLoss: draw_fgd,
-    LDLoss: draw_ld,
-    LDImitationLoss: draw_imitation,
-    IntRALoss: draw_affinity,
-    AttentionMapLoss: draw_attention,
+# A loss that derives from one of these has its pictures.
+PICTURES: dict[type, Known] = {
+    loss: pictures
+    for file in iter_modules(methods.__path__)
+    for loss, pictures in import_module(f'{methods.__name__}.{file.name}').PICTURES.items()
 }
+
+
+def pictures_of(compared: Compared) -> LossPictures:
+    """The pictures of the loss of a term; of one that is not known here, those of any loss."""
+    kinds = type(compared.losses[0]).__mro__
+    known = next((PICTURES[kind] for kind in kinds if kind in PICTURES), ANY)
+    return known(compared) if callable(known) else known
 
 
 @matplotlib.rc_context(STYLE)
@@ -52,4 +40,4 @@ def draw_term(view: View, compared: Compared) -> Any:
         view: The picture.
         compared: What the term compares there.
     """
-    return of_loss(DRAWINGS, compared, draw_activations)(view, compared)
+    return pictures_of(compared).draw(view, compared)

@@ -1,0 +1,1 @@
+"""Which methods work on which models that mmdet and mmseg come with."""

@@ -1,0 +1,24 @@
+"""What is tried, and the file with what came of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+PLAIN = 'plain'  # training without a method
+METHODS = ('cwd', 'fgd', 'skd', 'intrakd', 'ld')
+NO_MODEL = 'no config with a model'
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The records of an output file; of a trial that was repeated, the last."""
+    if not path.exists():
+        return []
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return list({(r['family'], r['method']): r for r in records}.values())
+
+
+def described(error: BaseException) -> str:
+    """An error in one line."""
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:400]}'

@@ -1,0 +1,191 @@
+"""A trial: a method on a family of models, or training without one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import MessageHub
+from torch import Tensor, nn
+
+from benchmarks.zoo.data import Data, data_of, make_batch
+from benchmarks.zoo.families import choose, read
+from benchmarks.zoo.models import SEGMENTER_SIZES, SIZES, build, own_sizes, prepared
+from benchmarks.zoo.records import PLAIN, described
+from kd_dense.taps import TapError, Taps
+
+
+class Trial(NamedTuple):
+    """What is tried in a process of its own."""
+
+    family: str
+    method: str
+    files: Sequence[Path]
+    plain: Mapping[str, Any]  # the record of training without a method; empty before that
+
+
+def attempt(trial: Trial) -> dict[str, Any]:
+    """Do what a trial says.
+
+    Raises:
+        Exception: Whatever goes wrong with it.
+    """
+    package = trial.family.partition('/')[0]
+    if trial.method == PLAIN:
+        return train_plain(package == 'mmseg', choose(trial.files))
+    paths = {path.name: path for path in trial.files}
+    student, teacher = (read(paths[trial.plain[key]]) for key in ('student', 'teacher'))
+    assert student is not None
+    assert teacher is not None
+    height, width = trial.plain['size']
+    config, other = (prepared(one, (height, width)) for one in (student, teacher))
+    guest = build(other)
+    initialise(guest)  # without it some overflow
+    config.model = ConfigDict(
+        type='kd_dense.Distilled',
+        student=config.model,
+        teacher=guest,
+        preset=trial.method,
+        checks=False,  # they would run the untrained teacher once more, and complain
+    )
+    model, data = build(config), data_of(student, package == 'mmseg')
+    train_step(model, data, (height, width))
+    if trial.plain['predicts']:
+        predict(model, data, (height, width))
+    return dict(taps={name: term.student_tap for name, term in model.kd.items()})
+
+
+def train_plain(segments: bool, pairs: Sequence[tuple[Path, Path]]) -> dict[str, Any]:
+    """Train the first student that trains without a method."""
+    failed: list[dict[str, Any]] = []
+    for student, teacher in pairs:
+        record = train_student(segments, student, teacher)
+        if record.get('ok', True):
+            return record | dict(passed_over={r['student']: r['reason'] for r in failed})
+        failed.append(record)
+    return failed[0]
+
+
+def train_student(segments: bool, student: Path, teacher: Path) -> dict[str, Any]:
+    """Train a student without a method, at the smallest size that it takes."""
+    config = read(student)
+    assert config is not None
+    data = data_of(config, segments)
+    record: dict[str, Any] = dict(student=student.name, teacher=teacher.name)
+    problem = ''
+    for size in dict.fromkeys([*(SEGMENTER_SIZES if segments else SIZES), *own_sizes(config)]):
+        try:
+            model = build(prepared(config, size))
+            taps = Taps([*necks(model), *logits(model)])
+            with taps.on(model):
+                train_step(model, data, size)
+        except Exception as error:  # any layer may refuse a size
+            problem = described(error)
+            continue
+        record |= dict(size=size, applies=applicable(model, taps), predicts=True)
+        try:
+            predict(model, data, size)
+        except Exception as error:  # as that of a tracker without its package
+            record |= dict(predicts=False, note='prediction: ' + described(error))
+        return record
+    return record | dict(ok=False, reason=problem)
+
+
+def necks(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_modules() if name.rpartition('.')[2] == 'neck']
+
+
+def logits(model: nn.Module) -> list[str]:
+    """Where a segmenter may yield a map with a channel for each class."""
+    names = [name for name, _ in model.named_modules()]
+    heads = [name for name in names if name.rpartition('.')[2] in ('conv_seg', 'cls_seg')]
+    return [name for name in ('decode_head', *heads) if name in names and 'auxiliary' not in name]
+
+
+def applicable(model: nn.Module, taps: Taps) -> list[str]:
+    """The methods that a model has what they need for."""
+    found = ['cwd']
+    widths = [[x.shape[1] for x in _maps(taps, name)] for name in necks(model)]
+    if any(len(one) > 1 and len({*one}) == 1 for one in widths) and not logits(model):
+        found.append('fgd')
+    classes = {m.out_channels for m in model.modules() if hasattr(m, 'conv_seg')}
+    if any(x.shape[1] in classes for name in logits(model) for x in _maps(taps, name)):
+        found += ['skd', 'intrakd']
+    if any(isinstance(getattr(m, 'reg_max', None), int) for m in model.modules()):
+        found.append('ld')
+    return found
+
+
+def _maps(taps: Taps, name: str) -> list[Tensor]:
+    try:
+        return [x for x in taps[name] if x.dim() == 4]
+    except TapError:
+        return []
+
+
+def train_step(model: Any, data: Data, size: tuple[int, int]) -> None:
+    """Train for one step, and check what a method promises.
+
+    Raises:
+        ValueError: If a loss or a gradient is not finite, no gradient flows, or the teacher has
+            changed.
+        Exception: Whatever the model raises.
+    """
+    hub = MessageHub.get_current_instance()  # some losses ask it
+    hub.update_info_dict(dict(iter=0, epoch=0, max_iters=10, max_epochs=10))
+    initialise(model)
+    model.train()
+    teacher = model.kd_plan.teacher.model if hasattr(model, 'kd') else nn.Identity()
+    before = copy.deepcopy(teacher.state_dict())
+
+    batch = model.data_preprocessor(make_batch(model, data, size, True), True)
+    losses = model(**batch, mode='loss')
+    total, logged = model.parse_losses(losses)
+    infinite = [k for k, value in logged.items() if not torch.as_tensor(value).isfinite().all()]
+    if infinite:
+        raise ValueError(f'not finite: {", ".join(infinite)}')
+    if hasattr(model, 'kd'):
+        ours = sum(value for name, value in losses.items() if name.startswith('loss_kd_'))
+        own = [p for name, p in _trained(model).items() if not name.startswith('kd.')]
+        gradients = torch.autograd.grad(ours, own, retain_graph=True, allow_unused=True)
+        _check_gradients('from the terms into the student', gradients)
+    total.backward()
+    parameters = _trained(model).values()
+    _check_gradients('into the student', [parameter.grad for parameter in parameters])
+    torch.optim.SGD(parameters, lr=1e-4).step()
+    changed = [k for k, x in teacher.state_dict().items() if not torch.equal(x, before[k])]
+    if changed:
+        raise ValueError(f'the teacher has changed: {", ".join(changed)}')
+
+
+def initialise(model: Any) -> None:
+    """Give a model its first weights."""
+    try:
+        model.init_weights()
+    except AttributeError:  # SAN's, which can begin with those of CLIP alone
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02)
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _check_gradients(where: str, gradients: Sequence[Tensor | None]) -> None:
+    received = [gradient for gradient in gradients if gradient is not None]
+    if not any(gradient.any() for gradient in received):
+        raise ValueError(f'no gradient flows {where}')
+    if not all(gradient.isfinite().all() for gradient in received):
+        raise ValueError(f'the gradient {where} is not finite')
+
+
+@torch.no_grad()
+def predict(model: Any, data: Data, size: tuple[int, int]) -> None:
+    model.eval()
+    batch = model.data_preprocessor(make_batch(model, data, size, False), False)
+    model(**batch, mode='predict')

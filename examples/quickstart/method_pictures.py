@@ -1,0 +1,148 @@
+"""Draw what each method looks at: on a picture of Scenes, with the models of the quickstart.
+
+For each method one picture of teacher and student: which numbers of the two it compares, and with
+what weight. Teachers are the committed ones; students are those that the quickstart has trained
+alone, so run ``bash examples/quickstart/quickstart.sh`` first, then from the root of the
+repository::
+
+    python -m examples.quickstart.method_pictures
+
+What is shown is drawn as the test split of Scenes is, from its digits and photographs, but larger
+than the pictures of the data set: at those sizes the higher levels of a feature pyramid would
+have hardly a cell for each digit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData, PixelData
+from mmseg.structures import SegDataSample
+
+import kd_dense.mm  # noqa: F401
+from examples.quickstart.jobs import CHECKPOINTS, CONFIGS, ROOT, TASKS
+from examples.quickstart.scenes import CLASSES, Scene, draw_scene
+from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
+from kd_dense.mm.pictures.canvas import save
+from kd_dense.mm.pictures.observe import compare, look
+from kd_dense.mm.pictures.terms import draw_term
+
+SIZE = 96  # pixels: three cells of the coarsest level
+# The task of each method, and the term that is drawn.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    # as in configs/quickstart/seg_cwd.py
+    'cwd': ('seg', dict(tap='decode_head.conv_seg', loss=dict(type='CWDLoss', temperature=2.0))),
+    'skd': ('seg', dict(tap='backbone.layer4', loss=dict(type='PairWiseLoss', scale=0.25))),
+    'fgd': ('det', dict(tap='neck', loss=dict(type='FGDLoss'))),
+    'ld': ('det', dict(tap='bbox_head', loss=dict(type='LDLoss'))),
+    'intrakd': ('seg', dict(tap='backbone.layer4', loss=dict(type='IntRALoss'))),
+}
+
+
+def main() -> None:
+    """Run the command line."""
+    args = parse()
+    args.out.mkdir(parents=True, exist_ok=True)
+    MMLogger.get_instance('method_pictures', log_level='ERROR')
+    warnings.simplefilter('ignore')  # of the frameworks, about their own parts
+    scene = draw_scene('test', args.picture, SIZE)
+    for task, student in args.students.items():
+        terms = {m: METHODS[m][1] for m in args.methods if METHODS[m][0] == task}
+        model, data = load(task, student, terms), pack(task, scene)
+        names = (*CLASSES, 'background') if task == 'seg' else CLASSES
+        view = look(model, data, tuple(names))
+        compared, _ = compare(model, data, view)
+        for method, found in compared.items():
+            save(draw_term(view, found), args.out / f'{method}.png')
+            print(args.out / f'{method}.png')
+
+
+def parse() -> argparse.Namespace:
+    """Read the options, and find the students that are needed."""
+    parser = argparse.ArgumentParser(
+        prog='python -m examples.quickstart.method_pictures', description=__doc__
+    )
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/quickstart'),
+        help='of the quickstart that has trained the students (default: %(default)s)',
+    )  # fmt: skip
+    for task in TASKS:
+        parser.add_argument(
+            f'--student-{task}', type=Path, metavar='CHECKPOINT',
+            help=f'(default: {task}_student_seed0/iter_600.pth in the work directory)',
+        )  # fmt: skip
+    parser.add_argument('--out', type=Path, default=Path('docs/methods'))
+    parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        '--picture', type=int, default=40, help='number in the test split (default: %(default)s)'
+    )
+    args = parser.parse_args()
+    if args.picture < 0:
+        parser.error(f'--picture must be at least 0, got {args.picture}')
+    os.chdir(ROOT)
+    args.students = {}
+    for task in dict.fromkeys(METHODS[method][0] for method in args.methods):
+        named = getattr(args, f'student_{task}')
+        student = named or args.work_dir / f'{task}_student_seed0' / 'iter_600.pth'
+        if not student.is_file():
+            parser.error(
+                f'there is no student {student}: run bash examples/quickstart/quickstart.sh '
+                f'first, or name a checkpoint with --student-{task}'
+            )
+        args.students[task] = student
+    return args
+
+
+def load(task: str, checkpoint: Path, terms: dict[str, dict[str, Any]]) -> Any:
+    """Build the student of a task with its teacher, and load both."""
+    student = Config.fromfile(CONFIGS / f'{task}_student.py')
+    teacher = dict(
+        config=str(CONFIGS / f'{task}_teacher.py'),
+        checkpoint=str(CHECKPOINTS / f'{task}_teacher.pth'),
+    )
+    with DefaultScope.overwrite_default_scope(student.default_scope):
+        model: Any = MODELS.build(
+            dict(type='kd_dense.Distilled', student=student.model, teacher=teacher, terms=terms)
+        )
+    weights = read_checkpoint(str(checkpoint))
+    load_weights(model, {**_kd(model), **weights}, str(checkpoint))
+    return model.eval()
+
+
+def _kd(model: Any) -> dict[str, Any]:
+    """What a checkpoint of the student alone does not have."""
+    return {k: v for k, v in model.state_dict().items() if k.startswith('kd.')}
+
+
+def pack(task: str, scene: Scene) -> dict[str, Any]:
+    """A scene with its ground truth, as a batch of one."""
+    size = (SIZE, SIZE)  # nothing is padded
+    shape = dict(img_shape=size, ori_shape=size, pad_shape=size)
+    sample: Any
+    if task == 'seg':
+        labels = torch.from_numpy(scene.labels).long()
+        sample = SegDataSample(metainfo=shape, gt_sem_seg=PixelData(data=labels[None]))
+    else:
+        corners = [m.nonzero()[::-1] for m in scene.masks]
+        boxes = torch.tensor(
+            [[x.min(), y.min(), x.max() + 1, y.max() + 1] for x, y in corners],
+            dtype=torch.float32,
+        )
+        objects = InstanceData(bboxes=boxes, labels=torch.tensor(scene.digits))
+        sample = DetDataSample(metainfo=shape, gt_instances=objects)
+    image = torch.from_numpy(np.ascontiguousarray(scene.image[..., ::-1]))  # BGR
+    return dict(inputs=[image.permute(2, 0, 1)], data_samples=[sample])
+
+
+if __name__ == '__main__':
+    main()

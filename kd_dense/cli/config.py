@@ -1,0 +1,75 @@
+"""The options that several verbs share, and the config that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from mmengine.config import Config, DictAction
+
+from kd_dense.mm.presets.choose import PRESETS
+from kd_dense.mm.run.recipes import read_recipe, set_work_dir
+
+__all__ = ['add_config', 'add_distill_options', 'add_options', 'chosen_config']
+
+
+def add_config(parser: argparse.ArgumentParser, what: str = 'of a recipe or a model') -> None:
+    """Add the first argument, a config."""
+    parser.add_argument(
+        'config', help=f"config {what}: a path, or a name as 'mmdet::FOLDER/FILE.py'"
+    )
+
+
+def add_options(parser: argparse.ArgumentParser, launcher: bool = True) -> None:
+    """Add the options that change a config."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config, as in train_cfg.max_iters=100',
+    )
+    if launcher:
+        parser.add_argument(
+            '--launcher',
+            choices=['none', 'pytorch', 'slurm', 'mpi'],
+            default='none',
+            help='who starts the processes',
+        )
+        parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_distill_options(parser: argparse.ArgumentParser) -> Any:
+    """Add the options that take the place of a recipe; returns their group."""
+    group = parser.add_argument_group('to distil the model of a config without a recipe')
+    group.add_argument(
+        '--teacher', help="config of the teacher: a path, or a name as 'mmdet::FOLDER/FILE.py'"
+    )
+    group.add_argument(
+        '--teacher-checkpoint',
+        metavar='FILE',
+        help='its weights, a path or an address (default: those published with its config); '
+        "'none' for an untrained teacher, to try things out",
+    )
+    group.add_argument(
+        '--distill',
+        nargs='+',
+        action='extend',
+        choices=[*PRESETS],
+        metavar='METHOD',
+        help=f'one or several of {", ".join(PRESETS)}; docs/presets.md has their settings',
+    )
+    return group
+
+
+def chosen_config(args: argparse.Namespace) -> Config:
+    """Read the config that the options ask for, a recipe if they name a teacher."""
+    os.environ.setdefault('LOCAL_RANK', str(getattr(args, 'local_rank', 0)))
+    teacher, methods, checkpoint = (
+        getattr(args, name, None) for name in ('teacher', 'distill', 'teacher_checkpoint')
+    )
+    config = read_recipe(args.config, teacher, methods or (), checkpoint, args.cfg_options)
+    config.launcher = getattr(args, 'launcher', 'none')
+    set_work_dir(config, getattr(args, 'work_dir', None), args.config)
+    return config

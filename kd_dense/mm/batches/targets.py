@@ -1,0 +1,124 @@
+"""What losses need beside the maps of their tap, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kd_dense.mm.batches import head_targets
+from kd_dense.mm.batches.made_up import any_tensor, labelled_samples
+from kd_dense.taps import TapError, Taps
+
+__all__ = ['NEEDS', 'Need', 'Step', 'gather']
+
+
+class Step(NamedTuple):
+    """All that is known once the student's own loss has been computed."""
+
+    student: Any
+    inputs: Any
+    data_samples: Any
+    student_taps: Taps
+    teacher_taps: Taps | Mapping[str, Sequence[Tensor]]
+
+    @property
+    def labelled(self) -> Sequence[Any]:
+        """A sample for each image whose maps are compared with its labels."""
+        return labelled_samples(self.data_samples)
+
+
+class Need(NamedTuple):
+    """Something a loss may ask for by its name.
+
+    Attributes:
+        read: Reads it off a step.
+        taps: What must be recorded in both models for it.
+        loss_taps: What must be recorded while the student computes its own loss.
+        check: Called with student and teacher when the model is built; raises where they can
+            never provide it.
+    """
+
+    read: Callable[[Step], Any]
+    taps: tuple[str, ...] = ()
+    loss_taps: tuple[str, ...] = ()
+    check: Callable[[Any, Any], None] | None = None
+
+
+def _refuse(need: str, part: str) -> Callable[[Any, Any], None]:
+    """A check that the student lacks a part which tells that it is trained without a need."""
+
+    def check(student: Any, teacher: Any) -> None:
+        if hasattr(student, part):
+            raise ValueError(
+                f'a loss needs {need}, but the student {type(student).__name__} has a {part}: '
+                f'it is trained without {need}'
+            )
+
+    return check
+
+
+def _boxes(step: Step) -> list[Tensor]:
+    boxes = [_of(sample, 'gt_instances', 'boxes').bboxes for sample in step.labelled]
+    return [getattr(b, 'tensor', b) for b in boxes]
+
+
+def _segmentation(step: Step) -> Tensor:
+    maps = [_of(sample, 'gt_sem_seg', 'segmentation').data for sample in step.labelled]
+    return torch.stack([m.reshape(m.shape[-2:]) for m in maps]).long()
+
+
+def _of(sample: Any, field: str, need: str) -> Any:
+    if field not in sample:
+        raise ValueError(
+            f'a loss needs {need!r}, but the data samples have no {field}: is this a loss for '
+            'another kind of model, or does the data pipeline leave it out?'
+        )
+    return sample.get(field)
+
+
+def _batch_shape(step: Step) -> tuple[int, int]:
+    height, width = any_tensor(step.inputs).shape[-2:]
+    return height, width
+
+
+def _head_targets(step: Step) -> Any:
+    head, calls = step.student.bbox_head, step.student_taps.returned('bbox_head.get_targets')
+    if len(calls) != 1:
+        raise TapError(
+            f'a loss needs the targets of the student, whose head {type(head).__name__} was '
+            f'expected to compute them once in a step with get_targets, and did so {len(calls)} '
+            'times'
+        )
+    maps = step.student_taps['bbox_head']
+    return head_targets.read(head, calls[0], maps, step.labelled)
+
+
+NEEDS = {
+    'boxes': Need(  # per image (n, 4): x1, y1, x2, y2 in pixels of the batch
+        _boxes, check=_refuse('boxes', 'decode_head')
+    ),
+    'batch_shape': Need(_batch_shape),  # height and width of the padded batch
+    'image_shapes': Need(  # per image height and width, without padding
+        lambda step: [tuple(s.metainfo['img_shape'][:2]) for s in step.labelled]
+    ),
+    'segmentation': Need(  # label maps (N, H, W), ignored pixels as in the data
+        _segmentation, check=_refuse('label maps', 'bbox_head')
+    ),
+    'head_targets': Need(  # kd_dense.losses.HeadTargets
+        _head_targets,
+        loss_taps=('bbox_head.get_targets', 'bbox_head'),
+        check=head_targets.check,
+    ),
+    'head_outputs': Need(  # all maps of the dense head, of the student and of the teacher
+        lambda step: (step.student_taps['bbox_head'], step.teacher_taps['bbox_head']),
+        taps=('bbox_head',),
+    ),
+}
+
+
+def gather(names: Iterable[str], step: Step) -> dict[str, Any]:
+    """Read what the losses of a step need, each once."""
+    return {name: NEEDS[name].read(step) for name in dict.fromkeys(names)}

@@ -1,0 +1,63 @@
+"""The check of the cost: time and memory of a step, and of the whole training."""
+
+from __future__ import annotations
+
+from kd_dense.measure import peak_memory, spread, time_interleaved
+from kd_dense.mm.check.finding import OK, Subject
+from kd_dense.mm.cost.nested import bytes_of
+from kd_dense.mm.cost.steps import Trained, preprocessed
+from kd_dense.mm.distil.distilled import bare
+from kd_dense.mm.wording import duration
+
+__all__ = ['check_cost']
+
+
+def check_cost(subject: Subject) -> None:
+    """Take steps with and without distillation."""
+    steps, note = _steps(subject)
+    batch = subject.batches[0]
+    calls = {
+        name: lambda one=one: one.step(preprocessed(one.model, batch))
+        for name, one in steps.items()
+    }
+    seconds = time_interleaved(
+        calls,
+        rounds=2,
+        device=subject.device,
+        progress=lambda done, total: subject.tell(f'{done} of {total + 1}'),
+    )
+    ours, alone = (spread(seconds[name]).median for name in calls)
+    distilled = steps['distilled']
+    memory = {
+        'student and kd': bytes_of(distilled.model.state_dict()),
+        'teacher': bytes_of(subject.teacher.model.state_dict()),
+        'optimizer': bytes_of(distilled.optimizer.optimizer.state),
+        'a step': peak_memory(calls['distilled'], subject.device),
+    }
+    text = f'{ours:.2f} s a step on {subject.device}, {alone:.2f} s without distillation'
+    if subject.iterations:
+        workers = subject.config.train_dataloader.get('num_workers') or 1
+        whole = subject.iterations * max(ours, subject.loading / max(workers, 1))
+        text += f': {duration(whole)} for {subject.iterations} iterations, without validation'
+    parts = ', '.join(f'{name} {size / 2**20:.0f}' for name, size in memory.items())
+    subject.say(
+        OK,
+        f'{text}; {sum(memory.values()) / 2**20:.0f} MiB of memory ({parts}){note}',
+        seconds=ours,
+        seconds_alone=alone,
+        iterations=subject.iterations,
+        bytes=memory,
+    )
+
+
+def _steps(subject: Subject) -> tuple[dict[str, Trained], str]:
+    """The model ready to be trained, with distillation and without, and what is to be noted."""
+    model = subject.on_device()
+    both = {'distilled': model, 'alone': bare(model)}
+    device = subject.device
+    try:
+        config = subject.config.optim_wrapper
+        return {name: Trained(one, config, device) for name, one in both.items()}, ''
+    except Exception as error:  # mixed precision wants a GPU
+        note = f'; measured in float32 without the optimizer ({error})'
+        return {name: Trained(one, None, device) for name, one in both.items()}, note

@@ -1,0 +1,93 @@
+"""What a check has found, and what it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+__all__ = ['ERROR', 'OK', 'WARNING', 'Finding', 'Progress', 'Subject']
+
+OK = 'ok'
+WARNING = 'warning'
+ERROR = 'error'
+Progress = Callable[[str], None]
+
+
+class Finding(NamedTuple):
+    """What one check has found.
+
+    Attributes:
+        check: Its name, as ``'teacher checkpoint'``.
+        status: ``'ok'``, ``'warning'``, or ``'error'`` where the training would stop, or its
+            result be worth nothing.
+        message: What was found.
+        remedy: What to do next, if anything.
+        figures: What was measured.
+    """
+
+    check: str
+    status: str
+    message: str
+    remedy: str = ''
+    figures: Mapping[str, Any] = {}
+
+
+@dataclass
+class Subject:
+    """A recipe that is checked, and what has been found about it so far.
+
+    What is None is not known yet, or never, because the check that finds it has failed.
+
+    Attributes:
+        config: The recipe.
+        count: How many batches of training data the terms are weighed on.
+        images: How many validation pictures the models are scored on.
+        student: A checkpoint of a student trained alone, to score beside the teacher.
+        device: Where to compute.
+        progress: Is told what is going on.
+        check: Name of the check that runs.
+        findings: What was found.
+        model: The distilled student.
+        batches: A list of batches as they are loaded.
+        iterations: How many the training has.
+        loading: Seconds to load a batch in one process.
+        teacher_is_loaded: Whether the teacher has its weights.
+        student_is_trained: Whether the student starts with weights of its own.
+        reached: The set of the names of parameters that get a gradient.
+    """
+
+    config: Config
+    count: int = 4
+    images: int = 50
+    student: str | None = None
+    device: str = 'cpu'
+    progress: Progress = lambda text: None
+    check: str = ''
+    findings: list[Finding] = field(default_factory=list)
+    model: Any = None
+    batches: Any = None
+    iterations: int | None = None
+    loading: float = 0.0
+    teacher_is_loaded: bool = True
+    student_is_trained: bool = False
+    reached: Any = None
+
+    def say(self, status: str, message: str, remedy: str = '', **figures: Any) -> None:
+        """Add a finding of the check that runs."""
+        self.findings.append(Finding(self.check, status, message, remedy, figures))
+
+    def tell(self, text: str) -> None:
+        """Say how far the check that runs has come."""
+        self.progress(f'{self.check}: {text}')
+
+    @property
+    def teacher(self) -> Any:
+        """The [`kd_dense.mm.teachers.openmmlab.Teacher`][] of the model."""
+        return self.model.kd_plan.teacher
+
+    def on_device(self) -> Any:
+        """The model, moved to where it is computed."""
+        return self.model.to(self.device)

@@ -1,0 +1,261 @@
+"""A student that distils while it trains, and is otherwise itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import chain
+from typing import Any, cast
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import print_log
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import Tensor, nn
+
+from kd_dense.mm.batches.made_up import any_tensor
+from kd_dense.mm.batches.preprocessing import Repreprocess
+from kd_dense.mm.batches.targets import Step, gather
+from kd_dense.mm.distil.first_steps import FirstSteps
+from kd_dense.mm.distil.fitting import build_terms
+from kd_dense.mm.distil.term import Term
+from kd_dense.mm.finite import FiniteCheck
+from kd_dense.mm.models.inherit import check_inherit, inherit_parts
+from kd_dense.mm.models.probe import Probe
+from kd_dense.mm.presets.choose import choose_preset
+from kd_dense.mm.randomness import kept_random_state
+from kd_dense.mm.teachers.openmmlab import Teacher
+from kd_dense.registry import MODELS
+from kd_dense.taps import Taps
+
+__all__ = ['Distilled', 'bare', 'distilled', 'own_class']
+
+
+@MODELS.register_module()
+def Distilled(  # noqa: N802  (a type in configs)
+    student: Mapping[str, Any] | nn.Module,
+    teacher: str | Mapping[str, Any] | nn.Module,
+    terms: Mapping[str, Mapping[str, Any]] | None = None,
+    inherit: Sequence[str] = (),
+    preset: str | Sequence[str] | None = None,
+    data_preprocessor: Mapping[str, Any] | None = None,
+    checks: bool = True,
+) -> nn.Module:
+    """Build a student that learns from a teacher.
+
+    What comes back **is** the student, with the same parameter names, hooks, checkpoints and
+    validation; only its ``loss()`` has grown. All that distillation adds to it and that can
+    be trained lies in one child, ``kd``.
+
+    Args:
+        student: Config of an OpenMMLab model, or a model.
+        teacher: See [`kd_dense.mm.teachers.openmmlab.Teacher`][].
+        terms: Name and fields of each [`kd_dense.mm.distil.term.Term`][].
+        inherit: Parts of the student, as ``'neck'``, that start from the teacher's weights.
+        preset: Name of a method, as ``'cwd'``, or names, as ``['fgd', 'cwd']``, whose settings for
+            such models take the place of ``terms`` and ``inherit``. See ``docs/presets.md``.
+        data_preprocessor: For a student whose config has none. mmengine's Runner gives it to
+            the model where a config has one beside the model, as those of mmseg have.
+        checks: Whether the first iterations are watched, and warnings given where the teacher
+            has little to teach or a term is off scale. See
+            [`kd_dense.mm.distil.first_steps.FirstSteps`][].
+
+    Returns:
+        The student.
+
+    Raises:
+        ValueError: If anything does not fit: taps, losses, shapes, class counts,
+            preprocessing. Near names are proposed where a name is unknown.
+        FileNotFoundError: If the teacher's config does not exist.
+
+    Examples:
+        >>> model = dict(
+        ...     type='kd_dense.Distilled',
+        ...     student=dict(type='mmseg.EncoderDecoder'),  # the config of a student
+        ...     teacher='mmseg::pspnet/pspnet_r101-d8_4xb2-80k_cityscapes-512x1024.py',
+        ...     terms=dict(
+        ...         cwd=dict(
+        ...             tap='decode_head.conv_seg',
+        ...             loss=dict(type='CWDLoss', weight=3.0, temperature=4.0))))
+    """
+    if student is teacher:
+        raise ValueError('student and teacher are the same object; a model cannot teach itself')
+    if data_preprocessor is not None and isinstance(student, Mapping):
+        config = ConfigDict(student)
+        config.setdefault('data_preprocessor', data_preprocessor)
+        student = config
+    model: Any = student if isinstance(student, nn.Module) else ROOT_MODELS.build(student)
+    if not callable(getattr(model, 'loss', None)):
+        raise ValueError(
+            f'the student {type(model).__name__} has no loss(inputs, data_samples), as the '
+            'models of mmdet and mmseg have; in plain PyTorch use kd_dense.taps and '
+            'kd_dense.losses directly (see the README)'
+        )
+    if hasattr(model, 'kd'):
+        raise ValueError(
+            f'the student {type(model).__name__} has an attribute `kd` already: is it '
+            'distilled already? Its own may be renamed'
+        )
+    with kept_random_state():
+        guest = Teacher(teacher)
+        if preset is not None:
+            if terms or inherit:
+                raise ValueError('expected either preset, or terms and inherit, got both')
+            chosen = choose_preset(preset, model, guest.model)
+            terms, inherit = chosen.terms, chosen.inherit
+            print_log(
+                f'preset {preset!r} for {chosen}\n'
+                '  (kd_dense train --dump-config writes this as a recipe)',
+                logger='current',
+            )
+        distillation, found = build_terms(model, guest.model, {} if terms is None else terms)
+        guest.by_loss = found.by_loss
+        check_inherit(model, guest.model, inherit)
+        guest.check_taps(found.teacher)
+    student_taps = Taps(chain(*(term.student_taps for term in distillation.values())))
+    preprocess = Repreprocess(model.data_preprocessor, guest.model.data_preprocessor)
+
+    model.__class__ = distilled(type(model))  # type: ignore[arg-type]
+    model.kd = nn.ModuleDict(distillation)
+    model.kd_plan = _Plan(guest, student_taps, found, preprocess, tuple(inherit), checks)
+    return cast(nn.Module, model)
+
+
+class _Plan:
+    """What a distilled student keeps beside its parameters."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        student_taps: Taps,
+        found: Probe,
+        preprocess: Repreprocess,
+        inherit: tuple[str, ...],
+        checks: bool,
+    ) -> None:
+        self.teacher = teacher
+        self.student_taps = student_taps
+        self.student_by_loss = found.student_by_loss  # as `Teacher.by_loss`
+        self.teacher_taps = Taps(found.teacher)
+        self.teacher_calls = {tap: one.calls for tap, one in found.teacher.items()}
+        self.preprocess = preprocess
+        self.inherit = inherit
+        self.finite = FiniteCheck()
+        self.first_steps = FirstSteps() if checks else None
+
+
+class _Distilling:
+    """What is mixed into the class of a student."""
+
+    kd: Any  # terms by name
+    kd_plan: _Plan
+
+    def init_weights(self) -> None:
+        """Initialise the student as if it were alone; then teacher and inheritance."""
+        kd = self._modules.pop('kd')  # type: ignore[attr-defined]
+        try:
+            super().init_weights()  # type: ignore[misc]
+        finally:
+            self._modules['kd'] = kd  # type: ignore[attr-defined]
+        plan = self.kd_plan
+        plan.teacher.load()
+        inherit_parts(self, plan.teacher.model, plan.inherit)  # type: ignore[arg-type]
+
+    def loss(self, inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Any:
+        """The student's own losses, and one more for each term."""
+        plan = self.kd_plan
+        factors = _factors(self.kd)
+        active = [term for name, term in self.kd.items() if factors[name]]
+        if active:
+            # The teacher goes first: what it needs is free again before the student's graph
+            # grows.
+            _run_teacher(self, active, inputs, data_samples)
+            plan.student_taps.start(self, [*chain(*(term.student_taps for term in active))])
+        try:
+            losses = super().loss(inputs, data_samples, *args, **kwargs)  # type: ignore[misc]
+            plan.student_taps.stop()
+            losses.update(_distil(self, losses, factors, inputs, data_samples))
+        finally:
+            plan.student_taps.stop()
+            plan.student_taps.clear()
+            plan.teacher_taps.clear()
+        return losses
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self.kd_plan.first_steps is not None:
+            self.kd_plan.first_steps.student_is_trained = True
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _new, (own_class(type(self)),), self.__dict__
+
+
+@cache
+def distilled(cls: Any) -> type:
+    """The class of a distilled student, a subclass of its own class."""
+    return type(f'Distilled{cls.__name__}', (_Distilling, cls), {'__module__': __name__})
+
+
+def own_class(cls: type) -> Any:
+    """The class that a student had before it was distilled, from what [`distilled`][] returned."""
+    return cls.__mro__[2]
+
+
+def bare(model: Any) -> Any:
+    """The student without what distillation has added, of its own class.
+
+    Args:
+        model: A distilled student. It stays as it is, and shares its parameters and parts with
+            what is returned; copy that where it is to be a model of its own.
+    """
+    student = object.__new__(own_class(type(model)))
+    student.__dict__ = {name: value for name, value in vars(model).items() if name != 'kd_plan'}
+    student._modules = {name: part for name, part in model._modules.items() if name != 'kd'}
+    return student
+
+
+def _new(cls: type) -> Any:
+    return object.__new__(distilled(cls))
+
+
+@torch.compiler.disable
+def _factors(kd: Any) -> dict[str, float]:
+    return {name: term.factor() for name, term in kd.items()}
+
+
+@torch.compiler.disable
+def _run_teacher(model: Any, active: Sequence[Term], inputs: Tensor, samples: Any) -> None:
+    plan = model.kd_plan
+    calls = {tap: plan.teacher_calls[tap] for term in active for tap in term.teacher_taps}
+    plan.teacher.run(plan.teacher_taps, calls, plan.preprocess, inputs, samples)
+    if plan.first_steps is not None:
+        plan.first_steps.before(model, plan.teacher, plan.preprocess, inputs, samples)
+
+
+@torch.compiler.disable
+def _distil(
+    model: Any,
+    task: Mapping[str, Any],
+    factors: Mapping[str, float],
+    inputs: Tensor,
+    samples: Any,
+) -> dict[str, Tensor]:
+    plan = model.kd_plan
+    plan.teacher.wait(plan.teacher_taps)
+    losses: dict[str, Tensor] = {}
+    maps: dict[str, Sequence[Tensor]] = {}
+    wanted = chain(*(term.loss.needs for name, term in model.kd.items() if factors[name]))
+    step = Step(model, inputs, samples, plan.student_taps, plan.teacher_taps)
+    found = gather(wanted, step)
+    for name, term in model.kd.items():
+        if not factors[name]:
+            losses.update(term.idle(any_tensor(inputs)))
+            continue
+        student, teacher = plan.student_taps[term.student_tap], plan.teacher_taps[term.teacher_tap]
+        needs = {need: found[need] for need in term.loss.needs}
+        losses.update(term(student, teacher, factors[name], needs))
+        maps[term.teacher_tap] = teacher
+    plan.finite.check(losses, maps)
+    if plan.first_steps is not None:
+        plan.first_steps.after({**task, **losses}, model.kd, factors)
+    return losses

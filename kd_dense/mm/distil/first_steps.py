@@ -1,0 +1,190 @@
+"""Warnings in the first iterations: of a teacher that cannot teach, of a term off scale."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import MessageHub, print_log
+from torch import Tensor, nn
+
+from kd_dense.losses import HolisticLoss
+from kd_dense.mm.batches.preprocessing import Repreprocess
+from kd_dense.mm.distil.rehearsal import alone
+from kd_dense.mm.distil.term import Term
+from kd_dense.mm.randomness import kept_random_state
+from kd_dense.mm.teachers.openmmlab import Teacher
+
+__all__ = ['DROWNS', 'ITERATIONS', 'VANISHES', 'FirstSteps', 'split_losses']
+
+ITERATIONS = 5
+# Loss of a term over the task's. Terms that did well had 0.0035 to 54 (docs/check.md).
+DROWNS = 600.0
+VANISHES = 1e-4
+# A teacher whose loss is not below this share of what an untrained student's is has not learnt.
+LEARNT = 0.9
+
+
+class FirstSteps:
+    """Watches the first iterations, and then does nothing.
+
+    Nothing that trains is touched, nothing is drawn from the generators of random numbers, and
+    processes do not wait for each other. A training that is resumed is not watched.
+    """
+
+    def __init__(self) -> None:
+        self.student_is_trained = False  # set where weights are loaded into the whole student
+        self._seen = 0
+        self._teacher_loss: Tensor | None = None
+        self._shares: dict[str, list[Tensor]] = {}
+
+    def _is_on(self) -> bool:
+        """Whether this iteration is watched."""
+        if self._seen >= ITERATIONS or not torch.is_grad_enabled():
+            return False
+        if self._seen == 0 and MessageHub.get_current_instance().get_info('iter', 0):
+            self._seen = ITERATIONS  # resumed
+        return self._seen < ITERATIONS
+
+    def before(
+        self,
+        student: nn.Module,
+        teacher: Teacher,
+        preprocess: Repreprocess,
+        inputs: Tensor,
+        data_samples: Sequence[Any],
+    ) -> None:
+        """Compute the teacher's own loss on the first batch, where it can be compared.
+
+        This comes before the student runs, whose graph would need memory at the same time.
+
+        Args:
+            student: The student.
+            teacher: The teacher; it has run on this batch.
+            preprocess: From the student's preprocessing to the teacher's.
+            inputs: The student's batch, ``(N, C, H, W)``.
+            data_samples: Its samples.
+        """
+        if self._seen or self.student_is_trained or not self._is_on():
+            return
+        # Losses are not made for half precision; the others have their own time and place.
+        if teacher.precision != 'fp32' or teacher.compile or teacher.stream:
+            return
+        if not _comparable(student, teacher.model):
+            return
+        buffers = [(buffer, buffer.clone()) for buffer in teacher.model.buffers()]
+        try:
+            with torch.no_grad(), kept_random_state(), alone():
+                samples = copy.deepcopy(data_samples)
+                batch = preprocess(inputs, samples)
+                parameter = next(teacher.model.parameters(), None)
+                if parameter is not None:  # FSDP may have cast the student's
+                    batch = batch.to(parameter.dtype)
+                self._teacher_loss = split_losses(teacher.model.loss(batch, samples))[0]
+        except Exception as error:  # whatever a model raises whose loss is not made for this
+            print_log(
+                "the teacher's own loss cannot be computed, and is not compared with the "
+                f"student's ({type(error).__name__}: {error})",
+                logger='current',
+            )
+        finally:
+            for buffer, value in buffers:  # some losses count what they have seen
+                buffer.copy_(value)
+
+    def after(
+        self, losses: Mapping[str, Any], terms: Mapping[str, Any], factors: Mapping[str, float]
+    ) -> None:
+        """Look at the losses of a step.
+
+        Args:
+            losses: All losses by their names in the log.
+            terms: The terms by name.
+            factors: The schedules' factors by term.
+        """
+        if not self._is_on():
+            return
+        self._seen += 1
+        task, ours = split_losses(losses)
+        if self._seen == 1 and self._teacher_loss is not None:
+            self._compare(float(self._teacher_loss), float(task.detach()))
+            self._teacher_loss = None
+        for name, value in ours.items():
+            critic = isinstance(terms[name].loss, HolisticLoss)  # it has learnt nothing yet
+            if factors[name] and not critic:
+                share = value.detach().abs() / factors[name] / task.detach().abs()
+                self._shares.setdefault(name, []).append(share)
+        if self._seen == ITERATIONS:
+            for name, shares in self._shares.items():
+                _weigh(terms[name], float(torch.stack(shares).median()))
+            self._shares = {}
+
+    @staticmethod
+    def _compare(teacher: float, student: float) -> None:
+        if teacher < LEARNT * student:
+            return
+        print_log(
+            f'the loss of the teacher on the first batch, {teacher:.3g}, is not clearly below '
+            f'that of the student, {student:.3g}, which has not been trained yet: the teacher has '
+            'little to teach on this data. Is it trained, for these classes, and on pictures '
+            'preprocessed like these? kd_dense check CONFIG compares their scores',
+            logger='current',
+            level=30,
+        )
+
+
+def _weigh(term: Term, share: float) -> None:
+    if VANISHES <= share <= DROWNS or not math.isfinite(share):  # without losses of a task
+        return
+    print_log(
+        f'term {term.name!r} is {share:.2g} times the losses of the task in the first '
+        f'{ITERATIONS} iterations, and '
+        + ('leaves them no part in the training' if share > DROWNS else 'has no effect on it')
+        + ': check its weights. kd_dense check CONFIG says which would be in scale',
+        logger='current',
+        level=30,
+    )
+
+
+def split_losses(losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum up the losses of the task, and those of each term.
+
+    Args:
+        losses: What a model's ``loss()`` returns; what is not a loss by its name is left out.
+
+    Returns:
+        The sum of the task's losses, and the sums by term.
+    """
+    task: list[Tensor] = []
+    terms: dict[str, list[Tensor]] = {}
+    for name, value in losses.items():
+        if 'loss' not in name:
+            continue
+        values = value if isinstance(value, (list, tuple)) else [value]
+        total = torch.stack([x.mean() for x in values]).sum()
+        if name.startswith('loss_kd_'):
+            term = name.removeprefix('loss_kd_').partition('.')[0]
+            terms.setdefault(term, []).append(total)
+        else:
+            task.append(total)
+    return _sum(task), {k: _sum(v) for k, v in terms.items()}
+
+
+def _sum(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack([*values]).sum() if values else torch.zeros(())
+
+
+def _comparable(student: Any, teacher: Any) -> bool:
+    """Whether both compute their loss in the same way: by the same modules, equally weighted."""
+    ours, theirs = _loss_modules(student), _loss_modules(teacher)
+    return bool(ours) and ours == theirs and callable(getattr(teacher, 'loss', None))
+
+
+def _loss_modules(model: nn.Module) -> dict[str, tuple[str, Any]]:
+    return {
+        name: (type(module).__name__, getattr(module, 'loss_weight', None))
+        for name, module in model.named_modules()
+        if 'loss' in name.rpartition('.')[2] and not name.startswith('kd.')
+    }

@@ -1,0 +1,375 @@
+"""One summand of the distillation loss: tap, loss, adapters, schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import Parameter, signature
+from itertools import chain, cycle
+from typing import Any, cast
+
+import torch
+from mmengine.logging import MessageHub
+from torch import Tensor, nn
+
+from kd_dense.adapters import Adapter
+from kd_dense.functional import without_autocast
+from kd_dense.losses import DistillLoss
+from kd_dense.mm.arguments import check_arguments
+from kd_dense.mm.batches.targets import NEEDS
+from kd_dense.mm.models.probe import Yield
+from kd_dense.mm.wording import spelt
+from kd_dense.registry import MODELS
+from kd_dense.schedules import Schedule
+from kd_dense.taps import TapError, near_names
+
+__all__ = ['Term']
+
+FIELDS = ('tap', 'loss', 'adapter', 'schedule')
+
+
+class Term(nn.Module):
+    """A tap in both models and the loss that compares what they yield.
+
+    Args:
+        name: What the log calls it, as ``loss_kd_<name>``.
+        tap: A tap, or ``dict(student=..., teacher=...)`` where the names differ.
+        loss: Config of a loss, or a loss.
+        adapter: ``True`` adds an [`kd_dense.adapters.Adapter`][] to each map that needs
+            one, ``False`` makes a difference of shape an error, and a config builds another
+            module, which is given ``in_channels`` and ``out_channels``.
+        schedule: Arguments of [`kd_dense.schedules.Schedule`][].
+
+    Raises:
+        ValueError: If a field is missing, unknown or of the wrong kind.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        /,
+        tap: str | Mapping[str, str] | None = None,
+        loss: Mapping[str, Any] | DistillLoss | None = None,
+        adapter: bool | Mapping[str, Any] = True,
+        schedule: Mapping[str, Any] | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        unknown.pop('_scope_', None)
+        if unknown:
+            raise ValueError(
+                f'term {name!r}: unknown field {next(iter(unknown))!r}, '
+                f'{near_names(next(iter(unknown)), FIELDS)}; what belongs to the loss, as its '
+                "weight, is said in loss=dict(type='CWDLoss', ...)"
+            )
+        if not tap:
+            raise ValueError(f"term {name!r} has no tap: say tap='neck', for example")
+        if loss is None or loss == {}:
+            raise ValueError(
+                f"term {name!r} has no loss: say loss=dict(type='CWDLoss'), for example"
+            )
+        if not isinstance(adapter, (bool, Mapping)):
+            raise ValueError(
+                f'term {name!r}: expected adapter=True, False or the config of a module, '
+                f'got {adapter!r}'
+            )
+        self.student_tap, self.teacher_tap = _tap_names(name, tap)
+        self.losses = nn.ModuleList()  # one for all maps, or one for each
+        self.adapter = adapter
+        self.adapters = nn.ModuleList()
+        self._config = loss
+        self.schedule = _build_schedule(name, {} if schedule is None else schedule)
+
+    def build_losses(self, teacher: Yield, num_classes: int | None = None) -> None:
+        """Build the loss, or one for each map where it depends on their width.
+
+        Args:
+            teacher: What the tap yields in the teacher.
+            num_classes: What a loss is given that has an argument of that name.
+
+        Raises:
+            ValueError: If there is no such loss, or it refuses its arguments.
+        """
+        self.losses.extend(_build_losses(self.name, self._config, teacher.shapes, num_classes))
+        for need in self.loss.needs:
+            if need not in NEEDS:
+                raise ValueError(
+                    f'term {self.name!r}: {type(self.loss).__name__} needs {need!r}, which is '
+                    f'nothing that is known, {near_names(need, NEEDS)}'
+                )
+
+    def fit(self, student: Yield, teacher: Yield) -> None:
+        """Build an adapter for each pair of maps that needs one.
+
+        Args:
+            student: What the tap yields in the student.
+            teacher: What it yields in the teacher.
+
+        Raises:
+            ValueError: If the numbers of maps differ, or shapes differ and cannot be adapted.
+        """
+        if len(student.shapes) != len(teacher.shapes):
+            raise ValueError(
+                f'term {self.name!r}: tap {self.student_tap!r} yields {len(student.shapes)} '
+                f'maps {spelt(student.shapes)} in the student and tap {self.teacher_tap!r} '
+                f'{len(teacher.shapes)} maps {spelt(teacher.shapes)} in the teacher; choose among '
+                "them with an index, as in 'neck[:4]'"
+            )
+        for ours, theirs in zip(student.shapes, teacher.shapes, strict=True):
+            self.adapters.append(self._adapter(ours, theirs))
+        # A term that is switched off for good must not change training at all: a trainable
+        # adapter would take part in gradient clipping, if only with zeros.
+        if self.loss.weight == 0:
+            self.requires_grad_(False)
+
+    def _adapter(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
+        custom = isinstance(self.adapter, Mapping)
+        if self.loss.any_channels and not custom and len(student) == len(teacher) == 4:
+            teacher = (teacher[0], student[1], *teacher[2:])
+        if student == teacher and not custom:
+            return nn.Identity()
+        shapes = f'the student map has shape {student}, the teacher map {teacher}'
+        kind = type(self.loss).__name__
+        if not self.loss.adaptable and custom:
+            raise ValueError(f'term {self.name!r}: {kind} takes no adapter; leave it out')
+        if not self.loss.adaptable:
+            raise ValueError(
+                f'term {self.name!r}: {shapes}, and {kind} compares maps of one shape only: tap '
+                'the heads themselves, and give student and teacher heads of the same layout'
+            )
+        if not self.adapter:
+            raise ValueError(
+                f'term {self.name!r}: {shapes}, and adapter=False; remove it, or tap where '
+                'the shapes agree'
+            )
+        if len(student) != 4 or len(teacher) != 4:
+            raise ValueError(
+                f'term {self.name!r}: {shapes}; there is an adapter for maps (N, C, H, W) '
+                'only: tap where the shapes agree'
+            )
+        if not isinstance(self.adapter, Mapping):
+            return Adapter(student[1], teacher[1])
+        config = {'in_channels': student[1], 'out_channels': teacher[1], **self.adapter}
+        cls = _class_of(self.name, 'adapter', config)
+        return cast(nn.Module, _build(self.name, cls, config))
+
+    @property
+    def loss(self) -> DistillLoss:
+        """The loss, or that of the first map."""
+        return cast(DistillLoss, self.losses[0])
+
+    @property
+    def student_taps(self) -> list[str]:
+        """All that must be recorded in the student."""
+        needs = [NEEDS[need] for need in self.loss.needs]
+        return [self.student_tap, *chain(*(need.taps + need.loss_taps for need in needs))]
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        """All that must be recorded in the teacher."""
+        return [self.teacher_tap, *chain(*(NEEDS[need].taps for need in self.loss.needs))]
+
+    def factor(self) -> float:
+        """The schedule's factor now; 0 means that the term is off in this iteration."""
+        if self.loss.weight == 0:
+            return 0.0
+        if self.schedule.constant:
+            return 1.0
+        hub = MessageHub.get_current_instance()
+        now, end = (hub.get_info(key, None) for key in ('iter', 'max_iters'))
+        if now is None or end is None:
+            raise RuntimeError(
+                f'term {self.name!r} has a schedule, which needs to know the iteration: train '
+                "with mmengine's Runner, or keep 'iter' and 'max_iters' in its MessageHub"
+            )
+        if self.schedule.by_epoch:
+            epochs = hub.get_info('max_epochs', 1)
+            if epochs == 1:
+                raise ValueError(
+                    f'term {self.name!r}: schedule: by_epoch=True in a training that does not '
+                    'count epochs; give iterations'
+                )
+            now, end = now * epochs / end, epochs
+        return self.schedule.factor(now, end)
+
+    def forward(
+        self,
+        student: list[Tensor],
+        teacher: list[Tensor],
+        factor: float,
+        needs: Mapping[str, Any],
+    ) -> dict[str, Tensor]:
+        """Compare the maps of a step.
+
+        Args:
+            student: The student's maps.
+            teacher: The teacher's maps.
+            factor: The schedule's factor.
+            needs: What the loss needs beside them, by name.
+
+        Returns:
+            The weighted loss, or each of its parts, summed over the maps, by its name in the
+            log.
+
+        Raises:
+            TapError: If the maps are not those that the taps yielded when the model was built,
+                or no gradient flows back from those of the student.
+        """
+        if not len(student) == len(teacher) == len(self.adapters):
+            raise TapError(
+                f'term {self.name!r}: expected {len(self.adapters)} maps, got {len(student)} '
+                f'of the student and {len(teacher)} of the teacher: tap {self.student_tap!r} or '
+                f'{self.teacher_tap!r} yields other maps in training than in a forward pass; tap '
+                'another module, or choose maps with an index'
+            )
+        if torch.is_grad_enabled() and not all(x.requires_grad for x in student):
+            raise TapError(
+                f'term {self.name!r}: no gradient flows back from tap {self.student_tap!r} of the '
+                'student, which therefore learns nothing there: the layers up to it are '
+                'frozen, or it lies inside a block with activation checkpointing; tap a later '
+                'layer'
+            )
+        teacher = [_for_each_branch(t, len(x)) for x, t in zip(student, teacher, strict=True)]
+        adapted = self.adapted(student, teacher)
+        with without_autocast(student[0]):
+            if self.loss.all_maps:
+                results = [self.loss(adapted, teacher, **needs)]
+            else:
+                maps = zip(cycle(self.losses), adapted, teacher, strict=False)
+                results = [loss(x, t, **needs) for loss, x, t in maps]
+        if not self.loss.parts:
+            results = [{'': result} for result in results]
+        return {
+            self._key(part): factor * torch.stack([r[part] for r in results]).sum()
+            for part in self.loss.parts or ('',)
+        }
+
+    def adapted(self, student: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
+        """The student's maps as the loss is given them, behind their adapters."""
+        return [
+            x if isinstance(adapter, nn.Identity) else adapter(x, t.shape[-2:])
+            for adapter, x, t in zip(self.adapters, student, teacher, strict=True)
+        ]
+
+    def idle(self, like: Tensor) -> dict[str, Tensor]:
+        """What the term contributes while it is off: zero, in touch with its parameters.
+
+        A parameter without gradient would make DDP wait for it forever.
+        """
+        zero = like.new_zeros((), dtype=torch.float32)
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                zero = zero + 0 * parameter.sum()
+        return {self._key(part): zero for part in self.loss.parts or ('',)}
+
+    def _key(self, part: str) -> str:
+        return f'loss_kd_{self.name}.{part}' if part else f'loss_kd_{self.name}'
+
+
+def _for_each_branch(teacher: Tensor, images: int) -> Tensor:
+    """Repeat the teacher's map where the student sees each image in several branches.
+
+    TridentNet trains so: its maps hold all images of the first branch, then those of the next.
+    """
+    times, rest = divmod(images, len(teacher))
+    if times == 1 or rest:
+        return teacher
+    return teacher.repeat(times, *[1] * (teacher.dim() - 1))
+
+
+def _tap_names(name: str, tap: str | Mapping[str, str]) -> tuple[str, str]:
+    if isinstance(tap, str):
+        return tap, tap
+    names = {k: v for k, v in tap.items() if k != '_scope_'} if isinstance(tap, Mapping) else tap
+    if (
+        not isinstance(names, Mapping)
+        or names.keys() != {'student', 'teacher'}
+        or not all(isinstance(value, str) for value in names.values())
+    ):
+        raise ValueError(
+            f"term {name!r}: expected tap='NAME' or tap=dict(student='NAME', teacher='NAME'), "
+            f'got {names!r}'
+        )
+    return names['student'], names['teacher']
+
+
+def _build_schedule(name: str, config: Mapping[str, Any]) -> Schedule:
+    owner = f'term {name!r}: schedule'
+    if not isinstance(config, Mapping):
+        raise ValueError(f'{owner}: expected dict(warmup=..., stop=...), got {config!r}')
+    arguments = {k: v for k, v in config.items() if k != '_scope_'}
+    check_arguments(owner, Schedule, arguments)
+    try:
+        return Schedule(**arguments)
+    except ValueError as error:
+        raise ValueError(f'{owner}: {error}') from None
+
+
+def _build_losses(
+    name: str,
+    loss: Mapping[str, Any] | DistillLoss,
+    shapes: list[tuple[int, ...]],
+    num_classes: int | None,
+) -> list[DistillLoss]:
+    """The loss for all maps; or, where it is made for maps of a certain width, one for each."""
+    if isinstance(loss, DistillLoss):
+        return [loss]
+    if not isinstance(loss, Mapping):
+        raise ValueError(
+            f"term {name!r}: expected loss=dict(type='CWDLoss', ...) or a DistillLoss of "
+            f'kd_dense.losses, got {loss!r}'
+        )
+    cls = _class_of(name, 'loss', loss)
+    parameters = signature(cls).parameters
+    config = dict(loss)
+    if 'num_classes' in parameters and 'num_classes' not in loss:
+        if num_classes is not None:
+            config['num_classes'] = num_classes
+        elif parameters['num_classes'].default is Parameter.empty:
+            raise ValueError(
+                f'term {name!r}: {loss["type"]} takes num_classes from the decode_head of a '
+                'segmenter, and the student has none'
+            )
+    configs = [config]
+    if 'channels' in parameters and 'channels' not in loss:
+        flat = [shape for shape in shapes if len(shape) < 2]
+        if flat:
+            raise ValueError(
+                f'term {name!r}: {loss["type"]} is made for maps (N, C, H, W), and the teacher '
+                f'yields a tensor of shape {flat[0]}'
+            )
+        configs = [{**config, 'channels': shape[1]} for shape in shapes]
+    built = [_build(name, cls, one) for one in configs]
+    if not isinstance(built[0], DistillLoss):
+        raise ValueError(
+            f'term {name!r}: expected a subclass of kd_dense.losses.DistillLoss, '
+            f'got {type(built[0]).__name__}'
+        )
+    return built
+
+
+def _class_of(name: str, what: str, config: Mapping[str, Any]) -> Any:
+    """What the config of a loss or an adapter builds."""
+    kind = config.get('type')
+    if kind is None:
+        raise ValueError(f'term {name!r}: the {what} has no type: {dict(config)}')
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if cls is None:
+        known = [key for key in MODELS.module_dict if key.endswith('Loss') == (what == 'loss')]
+        raise ValueError(f'term {name!r}: there is no {what} {kind!r}, {near_names(kind, known)}')
+    if not callable(cls):
+        raise ValueError(
+            f'term {name!r}: expected the type of the {what} as a class or its name, got {kind!r}'
+        )
+    return cls
+
+
+def _build(name: str, cls: Any, config: Mapping[str, Any]) -> Any:
+    """Build a loss or an adapter, and say whose it is where that fails."""
+    arguments = {k: v for k, v in config.items() if k not in ('type', '_scope_')}
+    check_arguments(f'term {name!r}: {cls.__name__}', cls, arguments)
+    try:
+        return MODELS.build({'_scope_': 'kd_dense', **config})
+    except Exception as error:  # whatever a user's own class raises
+        kind = '' if isinstance(error, ValueError) else f'{cls.__name__}: {type(error).__name__}: '
+        raise ValueError(f'term {name!r}: {kind}{error}') from error

@@ -1,0 +1,210 @@
+"""One small forward pass that tells what the taps of a model yield."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from kd_dense.mm.batches.made_up import add_labels, blank_batch
+from kd_dense.taps import TapError, Taps
+
+__all__ = [
+    'LARGEST',
+    'Probe',
+    'Yield',
+    'forward',
+    'needs_features_only',
+    'probe',
+    'replicate',
+]
+
+FEATURES = ('backbone', 'neck')
+SIZES = tuple((size, size) for size in (64, 128, 256, 512))
+LARGEST = max(SIZES)[0]
+
+
+class Probe(NamedTuple):
+    """What the taps yield, by tap, in both models on images of one size (H, W).
+
+    ``by_loss`` says that the teacher runs no further than its backbone and neck unless it
+    computes its own loss; ``student_by_loss`` says so of the student.
+    """
+
+    student: dict[str, Yield]
+    teacher: dict[str, Yield]
+    size: tuple[int, int]
+    by_loss: bool
+    student_by_loss: bool
+
+
+class Yield(NamedTuple):
+    """What a tap yields: how often its place runs, and the shape of each map."""
+
+    calls: int
+    shapes: list[tuple[int, ...]]
+
+
+def needs_features_only(names: Iterable[str]) -> bool:
+    """Whether all taps lie in backbone and neck."""
+    return all(name.partition('.')[0].partition('[')[0] in FEATURES for name in names)
+
+
+def forward(
+    model: Any,
+    inputs: Any,
+    data_samples: Any,
+    features_only: bool,
+    by_loss: bool = False,
+) -> None:
+    """Run as much of an OpenMMLab model as taps may need.
+
+    Args:
+        model: The model.
+        inputs: Its batch.
+        data_samples: The samples of the batch.
+        features_only: Run backbone and neck alone, where the model can.
+        by_loss: Compute the model's own loss: trackers, semi-supervised detectors and some
+            others run in no other way on the batches of their training.
+    """
+    if by_loss:
+        model.loss(inputs, copy.deepcopy(data_samples))  # some models write into the samples
+    elif features_only and hasattr(model, 'extract_feat'):
+        model.extract_feat(inputs)
+    else:
+        model(inputs, data_samples, mode='tensor')
+
+
+def probe(
+    student: nn.Module,
+    student_taps: Sequence[str],
+    teacher: nn.Module,
+    teacher_taps: Sequence[str],
+    smallest: int = 0,
+) -> Probe:
+    """Find out what each tap yields in both models, on images of one size.
+
+    Args:
+        student: An OpenMMLab model; weights, mode and random state stay as they are.
+        student_taps: Its taps.
+        teacher: Another one.
+        teacher_taps: Its taps.
+        smallest: Try no smaller height or width.
+
+    Returns:
+        What each tap yields in the student and in the teacher, and on images of which size.
+
+    Raises:
+        TapError: If a tap does not exist, lies behind region proposals, or never runs.
+        RuntimeError: If the models run at none of the sizes that were tried.
+    """
+    both = (('student', student, student_taps), ('teacher', teacher, teacher_taps))
+    for whose, model, names in both:
+        try:
+            _check_names(model, names)
+        except TapError as error:
+            raise TapError(f'{whose}: {error}') from None
+    failures = {}
+    own = dict.fromkeys([*SIZES, *_own_sizes(student), *_own_sizes(teacher)])
+    sizes = [size for size in own if min(size) >= smallest]
+    for by_loss in (False, True):
+        for size in sizes:
+            try:
+                found = [_yields(*one, size, by_loss) for one in both]
+            except TapError:
+                raise
+            except Exception as error:  # any layer may refuse a size
+                what = ' in its loss' if by_loss else ''
+                failures[size, by_loss] = f'{size[0]}x{size[1]} pixels{what}: {error}'
+                if isinstance(error, NotImplementedError):  # at no size
+                    break
+            else:
+                (ours, ours_by_loss), (theirs, theirs_by_loss) = found
+                return Probe(ours, theirs, size, theirs_by_loss, ours_by_loss)
+    raise RuntimeError(
+        'student and teacher cannot be tried out on blank images of one size:\n'
+        + '\n'.join(failures.values())
+    )
+
+
+def _check_names(model: nn.Module, names: Sequence[str]) -> None:
+    taps = Taps(names)
+    with taps.on(model):
+        pass
+    for name in names:
+        if any(place.startswith('roi_head') for place in taps.places(name)):
+            raise TapError(
+                f'tap {name!r} lies behind region proposals, where student and teacher look '
+                'at different boxes: tap the backbone, the neck or the rpn_head instead'
+            )
+
+
+@torch.no_grad()
+def _yields(
+    whose: str, model: nn.Module, names: Sequence[str], size: tuple[int, int], by_loss: bool
+) -> tuple[dict[str, Yield], bool]:
+    """What the taps yield at a size, and whether the model had to compute its loss for that.
+
+    A copy without data runs on the ``meta`` device; where an operator has no kernel there, a
+    real copy on the CPU; and if ``by_loss``, at last one that computes its loss.
+    """
+    taps = Taps(names)
+    ways = [('meta', False), ('cpu', False), *([('cpu', True)] if by_loss else [])]
+    for way in ways:
+        device, in_loss = way
+        replica = replicate(model, device)
+        replica.eval()
+        inputs, samples = blank_batch(model, size, device)
+        if in_loss:
+            add_labels(model, samples, size)
+        try:
+            with torch.device(device), taps.on(replica):
+                forward(replica, inputs, samples, needs_features_only(names), in_loss)
+        except Exception:  # meta lacks many kernels; what fails at last is raised
+            if in_loss and all(taps.calls(name) for name in names):
+                break  # behind the taps, where it may: the teacher will run no further
+            if way == ways[-1]:
+                raise
+        else:
+            break
+    for name in names:
+        if not taps.calls(name):
+            raise TapError(
+                f'{whose}: tap {name!r} never runs in the forward pass of {type(model).__name__}; '
+                'perhaps it does in other parts of its training or testing'
+            )
+    try:
+        maps = {name: taps[name] for name in names}
+    except TapError as error:
+        raise TapError(f'{whose}: {error}') from None
+    found = {n: Yield(taps.calls(n), [tuple(m.shape) for m in maps[n]]) for n in names}
+    return found, in_loss
+
+
+def _own_sizes(model: Any) -> list[tuple[int, int]]:
+    """Image sizes that a model was made for: some run at no other."""
+    found = (
+        getattr(getattr(model, 'backbone', None), 'img_size', None),
+        getattr(getattr(model, 'data_preprocessor', None), 'size', None),
+        (getattr(model, 'test_cfg', None) or {}).get('crop_size'),
+    )
+    return [(x, x) if isinstance(x, int) else (x[0], x[1]) for x in found if x]
+
+
+def replicate(model: nn.Module, device: str) -> nn.Module:
+    """Copy a model to a device; on ``meta`` no weight is copied."""
+    memo: dict[int, Any] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        data = (
+            torch.empty_like(tensor, device='meta')
+            if device == 'meta'
+            else tensor.detach().to(device, copy=True)
+        )
+        memo[id(tensor)] = (
+            nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+        )
+    return copy.deepcopy(model, memo).to(device)

@@ -1,0 +1,108 @@
+"""Write a recipe: the settings that a preset chose, spelt out as a config to read and change."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill, indent
+from typing import Any
+
+from kd_dense.mm.presets.settings import Preset
+
+__all__ = ['recipe']
+
+# Comes before the other bases of a recipe; only the repository has it.
+BASE = Path(__file__).resolve().parents[3] / 'configs' / '_base_' / 'kd_dense.py'
+WIDTH = 99
+
+
+def recipe(
+    base: str,
+    teacher: str | Mapping[str, Any] | None,
+    names: Sequence[str],
+    chosen: Preset,
+    folder: Path,
+    hooks: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The text of a recipe that trains what a preset would.
+
+    Args:
+        base: Name (``'mmdet::...'``) or path of a config: that of the student; or, where
+            ``teacher`` is None, a recipe that names the preset.
+        teacher: What [`kd_dense.mm.teachers.openmmlab.Teacher`][] takes. Its path is one from the
+            folder that the training is started in.
+        names: The presets.
+        chosen: What [`kd_dense.mm.presets.choose.choose_preset`][] returned for them.
+        folder: Where the recipe will lie, which its bases are relative to.
+        hooks: ``custom_hooks`` of the base, which are kept where the recipe adds one.
+
+    Examples:
+        >>> pair = dict(tap='neck', loss=dict(type='PairWiseLoss', weight=0.5))
+        >>> chosen = Preset({'pair': pair}, (), source='ours', models='FCOS from FCOS')
+        >>> text = recipe('my/fcos.py', 'my/teacher.py', ['skd'], chosen, Path('my'))
+        >>> print(text[text.index('model') :])
+        model = dict(
+            _delete_=True,
+            type='kd_dense.Distilled',
+            student=_base_.model,
+            teacher='my/teacher.py',
+            terms=dict(pair=dict(tap='neck', loss=dict(type='PairWiseLoss', weight=0.5))))
+        <BLANKLINE>
+    """
+    bases = [base if '::' in base else _relative(Path(base), folder)]
+    which = 'preset' if len(names) == 1 else 'presets'
+    notes = [f'Chosen by the {which} {", ".join(names)}. Source: {chosen.source}.']
+    if BASE.is_file():
+        bases.insert(0, _relative(BASE, folder))
+    else:
+        notes.append(
+            "configs/_base_/kd_dense.py of kd_dense's repository was not found: train with its "
+            'kd_dense train, which imports kd_dense before it reads a config.'
+        )
+    critic = any(f['loss']['type'] == 'HolisticLoss' for f in chosen.terms.values())
+    added = ''
+    if critic and all(hook.get('type') != 'kd_dense.CriticHook' for hook in hooks):
+        kept = '*_base_.custom_hooks, ' if hooks else ''
+        added = f"custom_hooks = [{kept}dict(type='kd_dense.CriticHook')]\n"
+    source = '_base_.model' if teacher is not None else '_base_.model.student'
+    fields = [
+        '_delete_=True',
+        "type='kd_dense.Distilled'",
+        f'student={source}',
+        f'teacher={"_base_.model.teacher" if teacher is None else _spelt(teacher)}',
+        *([f'inherit={chosen.inherit!r}'] if chosen.inherit else []),
+        f'terms={_spelt(chosen.terms)}',
+    ]
+    joined = ',\n'.join(fields)
+    return (
+        f'"""{"+".join(names).upper()} for {Path(base).stem}.\n\n'
+        + '\n'.join(fill(note, WIDTH) for note in notes)
+        + f'\n"""\n_base_ = [{_listed([repr(one) for one in bases])}]\n{added}'
+        + f'model = dict(\n{indent(joined, " " * 4)})\n'
+    )
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def _spelt(value: Any) -> str:
+    """A nested value as a config writes it."""
+    if not isinstance(value, Mapping):
+        return repr(value)
+    return f'dict({_listed([f"{key}={_spelt(item)}" for key, item in value.items()])})'
+
+
+def _listed(items: Sequence[str]) -> str:
+    """Items with commas between them: on one line if they are short, else below."""
+    lines: list[str] = []
+    for item in items:
+        joined = f'{lines[-1]}, {item}' if lines else item
+        if lines and '\n' not in joined and len(joined) < WIDTH - 25:
+            lines[-1] = joined
+        else:
+            lines.append(item)
+    if len(lines) == 1 and '\n' not in lines[0]:
+        return lines[0]
+    return '\n' + indent(',\n'.join(lines), ' ' * 4)

@@ -1,0 +1,216 @@
+"""Find the places of two models that play one role, whatever these are called in each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import product
+from math import log
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from kd_dense.mm.models.inherit import fits
+from kd_dense.mm.models.probe import FEATURES, probe
+from kd_dense.taps import TapError, Taps
+
+__all__ = ['IMAGE', 'Map', 'Pair', 'Side']
+
+# Published weights of detectors belong to images of this size, in pixels.
+IMAGE = 800 * 1216
+# Smaller images have several maps of one cell, whose strides cannot be told apart.
+SMALLEST = 256
+
+Shape = tuple[int, ...]
+
+
+class Map(NamedTuple):
+    """The size of a map: its channels, and its positions on an image of 800x1216 pixels."""
+
+    channels: int
+    positions: float
+
+
+class Side:
+    """A student or a teacher, and the names of its parts.
+
+    Trackers have a detector and semi-supervised detectors a student, which is the model that is
+    meant; ``prefix`` is what its names begin with.
+    """
+
+    def __init__(self, whole: nn.Module) -> None:
+        self.whole = self.model = whole
+        self.prefix = ''
+        for name in ('detector', 'student'):
+            child = getattr(whole, name, None)
+            if isinstance(child, nn.Module) and not hasattr(whole, 'backbone'):
+                self.model, self.prefix = child, f'{name}.'
+        self.parts = dict(self.model.named_modules())
+
+    @property
+    def segments(self) -> bool:
+        """Whether this is a semantic segmenter."""
+        return 'decode_head' in self.parts
+
+    def has(self, part: str, kinds: Sequence[str] = ()) -> bool:
+        """Whether there is such a part, and its class or one of its bases is one of these."""
+        if part not in self.parts:
+            return False
+        names = {cls.__name__ for cls in type(self.parts[part]).__mro__}
+        return not kinds or not names.isdisjoint(kinds)
+
+    def spelt(self, path: str) -> str:
+        """Where this model has what a path of features stands for."""
+        # PIDNet yields three maps in training, of which this is the one that it always yields.
+        pidnet = path == 'backbone' and self.has('backbone', ['PIDNet'])
+        return 'backbone.dfm' if pidnet else path
+
+    def logits(self) -> str | None:
+        """Where a segmenter yields class logits ``(N, classes, H, W)``, if it does."""
+        if self.has('decode_head', ['IterativeDecodeHead']):  # K-Net: those of its last stage
+            return 'decode_head[-1]'
+        if self.has('decode_head', ['SegmenterMaskTransformerHead']):
+            return 'decode_head'
+        # Of several heads in a list, the last that classifies all positions of a map.
+        found = [n for n in self.parts if re.fullmatch(r'decode_head(\.\d+)?\.conv_seg', n)]
+        if not found:
+            return None
+        heads = self.parts['decode_head']
+        # In training all of them but the last head run again, for the one behind them.
+        again = (
+            isinstance(heads, nn.ModuleList)
+            and found[-1] != f'decode_head.{len(heads) - 1}.conv_seg'
+        )
+        return f'{found[-1]}[0]' if again else found[-1]
+
+    def class_maps(self, head: str) -> list[Map]:
+        """The maps of class logits of a dense head, or nothing where it does not say them."""
+        part: Any = self.parts.get(head)
+        strides = getattr(getattr(part, 'prior_generator', None), 'strides', ())
+        return [Map(part.num_classes, IMAGE / (width * height)) for width, height in strides]
+
+
+class _Features(NamedTuple):
+    """What a path in backbone or neck yields in a student and in a teacher."""
+
+    paths: tuple[str, str]
+    shapes: tuple[list[Shape], list[Shape]]
+    pixels: int  # of the images
+
+
+class Pair:
+    """A student and a teacher."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        self.student, self.teacher = Side(student), Side(teacher)
+        self._features: dict[str, _Features | None] = {}
+
+    def inherited(self, parts: Sequence[str]) -> tuple[str, ...]:
+        """Those of the parts that fit; none, if the models are of different classes."""
+        ours, theirs = self.student, self.teacher
+        if type(ours.model) is not type(theirs.model) or ours.prefix != theirs.prefix:
+            return ()
+        names = [ours.prefix + part for part in parts if ours.has(part)]
+        return tuple(name for name in names if fits(ours.whole, theirs.whole, name))
+
+    def places(self, tap: str) -> tuple[str, str, list[Map]] | None:
+        """Find a tap in both models.
+
+        Args:
+            tap: ``'logits'``, the name of a part, or a tap in backbone or neck: of its maps those
+                that both models have at the same strides, of which ``[:4]`` takes the first
+                four; ``[-1]`` is the last map of each.
+
+        Returns:
+            The student's tap, the teacher's, and the maps that are compared: of features those
+            that the teacher yields, of a dense head the class logits, of others none. Or None, if
+            one of the models has no such place.
+
+        Raises:
+            RuntimeError: If the models run at no size that could be tried.
+        """
+        path, _, index = tap.partition('[')
+        ours, theirs = self.student, self.teacher
+        names: Sequence[str | None]
+        maps: list[Map] = []
+        if tap == 'logits':
+            names = ours.logits(), theirs.logits()
+        elif path.partition('.')[0] in FEATURES:
+            if path not in self._features:
+                self._features[path] = self._probe(path)
+            found = self._features[path]
+            if found is None:
+                return None
+            names, maps = _aligned(found, index)
+        else:
+            names = [tap if side.has(path) else None for side in (ours, theirs)]
+            maps = ours.class_maps(path)
+        if names[0] is None or names[1] is None:
+            return None
+        return ours.prefix + names[0], theirs.prefix + names[1], maps
+
+    def _probe(self, path: str) -> _Features | None:
+        """Run both models; None, if one has no such path, or no maps there."""
+        if self.student.segments != self.teacher.segments:
+            return None  # features for different tasks are not compared unasked
+        ours, theirs = self.student.spelt(path), self.teacher.spelt(path)
+        models = self.student.model, self.teacher.model
+        try:
+            for model, name in zip(models, (ours, theirs), strict=True):
+                with Taps([name]).on(model):
+                    pass
+            found = probe(models[0], [ours], models[1], [theirs], SMALLEST)
+        except TapError:
+            return None
+        shapes = found.student[ours].shapes, found.teacher[theirs].shapes
+        if not all(any(len(shape) == 4 for shape in one) for one in shapes):
+            return None
+        return _Features((ours, theirs), shapes, found.size[0] * found.size[1])
+
+
+def _aligned(found: _Features, index: str) -> tuple[list[str], list[Map]]:
+    """Name the maps that are compared, in both models; and those of the teacher."""
+    both = [*zip(found.paths, found.shapes, strict=True)]
+    if index == '-1]':  # from the end, because some yield more maps in training
+        first, count = [max(i for i, x in enumerate(s) if len(x) == 4) for s in found.shapes], 1
+        names = [f'{path}[{at - len(s)}]' for at, (path, s) in zip(first, both, strict=True)]
+    else:
+        *first, count = _common_run(*found.shapes)
+        count = min(count, 4) if index == ':4]' else count
+        names = [
+            _spelt(path, at, count, len(s)) for at, (path, s) in zip(first, both, strict=True)
+        ]
+    compared = found.shapes[1][first[1] : first[1] + count]
+    return names, [Map(s[1], s[2] * s[3] * IMAGE / found.pixels) for s in compared]
+
+
+def _common_run(ours: Sequence[Shape], theirs: Sequence[Shape]) -> tuple[int, int, int]:
+    """Where the longest run of maps of the same sizes begins in both, and how long it is.
+
+    If no sizes agree, the two maps that differ least in size.
+    """
+    run = 0, 0, 0
+    for i, j in product(range(len(ours)), range(len(theirs))):
+        count = 0
+        for a, b in zip(ours[i:], theirs[j:], strict=False):
+            if not len(a) == len(b) == 4 or a[2:] != b[2:]:
+                break
+            count += 1
+        if count > run[2]:
+            run = i, j, count
+    if run[2]:
+        return run
+    maps = product(
+        *([(i, s[2] * s[3]) for i, s in enumerate(side) if len(s) == 4] for side in (ours, theirs))
+    )
+    (i, _), (j, _) = min(maps, key=lambda both: abs(log(both[0][1] / both[1][1])))
+    return i, j, 1
+
+
+def _spelt(path: str, first: int, count: int, total: int) -> str:
+    """The tap of some maps out of all that a path yields."""
+    if count == total:
+        return path
+    if count == 1:
+        return f'{path}[{first}]'
+    return f'{path}[{first or ""}:{first + count}]'

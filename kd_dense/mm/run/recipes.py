@@ -1,0 +1,160 @@
+"""From a student, a teacher and methods to a recipe: in memory, or as a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from kd_dense.mm.configs import RequestError, distils, read_config
+from kd_dense.mm.distil.distilled import Distilled
+from kd_dense.mm.presets.choose import choose_preset
+from kd_dense.mm.presets.recipe import recipe
+from kd_dense.mm.teachers.openmmlab import Teacher
+
+__all__ = ['add_teacher', 'read_recipe', 'set_work_dir', 'teacher_spec', 'write_recipe']
+
+
+def read_recipe(
+    config: str | os.PathLike[str],
+    teacher: str | os.PathLike[str] | None,
+    methods: Sequence[str],
+    teacher_checkpoint: str | os.PathLike[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Config:
+    """Read a recipe, or make one of the config of a student.
+
+    Args:
+        config: A recipe; or, with a teacher, the config of a student.
+        teacher: Config of the teacher.
+        methods: Names of presets.
+        teacher_checkpoint: See [`teacher_spec`][].
+        options: Settings to override.
+
+    Raises:
+        RequestError: If a config does not exist, or these do not go together.
+    """
+    if bool(teacher) != bool(methods) or (teacher_checkpoint and not teacher):
+        raise RequestError(
+            'a teacher and methods go together (--teacher, --distill), a checkpoint of the '
+            'teacher (--teacher-checkpoint) with them'
+        )
+    found = read_config(config, options)
+    if teacher:
+        add_teacher(found, teacher_spec(teacher, teacher_checkpoint), methods)
+    return found
+
+
+def set_work_dir(
+    config: Config, work_dir: str | os.PathLike[str] | None, source: str | os.PathLike[str]
+) -> None:
+    """Settle where a run writes: as asked for, as the config says, or by the config's name."""
+    if work_dir:
+        config.work_dir = os.fspath(work_dir)
+    elif not config.get('work_dir'):
+        config.work_dir = str(Path('work_dirs') / Path(source).stem)
+
+
+def teacher_spec(
+    name: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """What a recipe says of a teacher.
+
+    Args:
+        name: Name or path of its config.
+        checkpoint: Its weights, a path or an address; ``'none'`` for an untrained teacher; by
+            default those published with the config.
+
+    Raises:
+        RequestError: If there is no such config or checkpoint, or none is published.
+    """
+    name = os.fspath(name)
+    published = read_config(name, pretrained=True).get('model_path')
+    if checkpoint is None and published is None:
+        raise RequestError(
+            f'the teacher {name} comes without published weights: give --teacher-checkpoint FILE '
+            "(in Python teacher_checkpoint='FILE'), or 'none' for an untrained teacher"
+        )
+    if checkpoint is None:
+        return dict(config=name)
+    if checkpoint == 'none':
+        return dict(config=name, checkpoint=None)
+    checkpoint = os.fspath(checkpoint)
+    if '://' not in checkpoint and not Path(checkpoint).expanduser().is_file():
+        raise RequestError(
+            f"the teacher's checkpoint {checkpoint} does not exist (looked in {Path.cwd()})"
+        )
+    return dict(config=name, checkpoint=checkpoint)
+
+
+def add_teacher(config: Config, teacher: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """Make a recipe of the config of a student.
+
+    Args:
+        config: It is changed.
+        teacher: What [`teacher_spec`][] returned.
+        methods: Names of presets.
+
+    Raises:
+        RequestError: If it is a recipe already.
+    """
+    if distils(config):
+        raise RequestError(
+            f'{config.filename} is a recipe and has a teacher already: leave out the teacher and '
+            'the methods (--teacher, --distill), or give the config of its student'
+        )
+    config.model = dict(
+        type='kd_dense.Distilled', student=config.model, teacher=dict(teacher), preset=[*methods]
+    )
+
+
+def write_recipe(config: Config, base: str, with_teacher: bool, file: Path | None) -> str:
+    """Write what the presets choose as a recipe.
+
+    Args:
+        config: Of a distilled model that names a preset.
+        base: What the recipe builds on: name or path of the student's config; or, if that had
+            a teacher already, of the recipe that names the preset.
+        with_teacher: Whether the recipe names the teacher, because ``base`` has none.
+        file: Where to write; None for nowhere.
+
+    Returns:
+        The text.
+
+    Raises:
+        RequestError: If there is no preset, the file exists, is not a ``.py``, or cannot be
+            written.
+    """
+    model = config.model
+    if not distils(config) or not model.get('preset'):
+        raise RequestError(
+            '--dump-config writes what presets choose: say --teacher and --distill, or give a '
+            "recipe with preset='METHOD'"
+        )
+    if file is not None and file.exists():
+        raise RequestError(f'{file} exists already: choose another name, or remove it')
+    if file is not None and file.suffix != '.py':
+        raise RequestError(f'expected the name of a recipe to end in .py, got {file}')
+    names = [model.preset] if isinstance(model.preset, str) else model.preset
+    if 'data_preprocessor' in config:
+        model.student.setdefault('data_preprocessor', config.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(config.get('default_scope')):
+        student, guest = MODELS.build(model.student), Teacher(model.teacher).model
+        chosen = choose_preset(names, student, guest)
+        Distilled(student, guest, chosen.terms, chosen.inherit)  # all of it fits
+    teacher: Any = None
+    if with_teacher:
+        teacher = model.teacher if 'checkpoint' in model.teacher else model.teacher.config
+    folder = Path.cwd() if file is None else file.absolute().parent
+    text = recipe(base, teacher, names, chosen, folder, config.get('custom_hooks') or ())
+    if file is not None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        except OSError as error:
+            raise RequestError(f'cannot write {file}: {error.strerror}') from error
+    return text

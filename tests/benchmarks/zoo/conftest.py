@@ -1,0 +1,3 @@
+"""Mmdet can be imported without mmcv's operators once kd_dense.mm is."""
+
+import kd_dense.mm  # noqa: F401

@@ -1,0 +1,73 @@
+"""The pictures of the methods, with students that have learnt nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+import kd_dense.mm  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def draw(*arguments):
+    return subprocess.run(
+        [sys.executable, '-m', 'examples.quickstart.method_pictures', *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope='module')
+def work_dir(tmp_path_factory):
+    """What the quickstart leaves, untrained."""
+    folder = tmp_path_factory.mktemp('quickstart')
+    for task in ('seg', 'det'):
+        config = Config.fromfile(ROOT / f'configs/quickstart/{task}_student.py')
+        with DefaultScope.overwrite_default_scope(config.default_scope):
+            model = MODELS.build(config.model)
+        path = folder / f'{task}_student_seed0' / 'iter_600.pth'
+        path.parent.mkdir()
+        torch.save({'state_dict': model.state_dict()}, path)
+    return folder
+
+
+def test_draws_all_methods(work_dir, tmp_path):
+    done = draw('--work-dir', work_dir, '--out', tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pictures = {path.stem: path for path in tmp_path.iterdir()}
+    assert pictures.keys() == {'cwd', 'skd', 'fgd', 'ld', 'intrakd'}
+    for path in pictures.values():
+        assert path.read_bytes().startswith(b'\x89PNG')
+        assert 30_000 < path.stat().st_size < 300_000
+        assert str(path) in done.stdout
+
+
+def test_students_may_lie_elsewhere(work_dir, tmp_path):
+    """And a method needs the student of its own task alone; this picture shows one digit."""
+    student = work_dir / 'seg_student_seed0' / 'iter_600.pth'
+    where = ('--work-dir', tmp_path / 'nothing', '--out', tmp_path / 'pictures')
+    done = draw(*where, '--student-seg', student, '--methods', 'cwd', '--picture', 35)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in (tmp_path / 'pictures').iterdir()] == ['cwd.png']
+
+
+def test_says_what_to_run_first(tmp_path):
+    done = draw('--work-dir', tmp_path, '--out', tmp_path / 'pictures', '--methods', 'ld')
+    assert done.returncode == 2
+    missing = tmp_path / 'det_student_seed0' / 'iter_600.pth'
+    first = 'run bash examples/quickstart/quickstart.sh first'
+    assert f'there is no student {missing}: {first}' in done.stderr
+    assert '--student-det' in done.stderr
+    assert not (tmp_path / 'pictures').exists()
+
+
+def test_nonsense_is_refused():
+    done = draw('--picture', -1)
+    assert done.returncode == 2
+    assert '--picture must be at least 0, got -1' in done.stderr

@@ -1,0 +1,111 @@
+"""The quickstart from end to end, on a tiny data set and a few iterations."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples.quickstart.make_scenes import make_scenes
+from examples.quickstart.report import spread
+
+ROOT = Path(__file__).resolve().parents[3]
+METHODS = {
+    'seg': ['CWD', 'SKD', 'IntRA-KD'],
+    'det': ['CWD', 'SKD', 'FGD', 'LD'],
+}
+
+
+def quickstart(*arguments):
+    return subprocess.run(
+        [sys.executable, '-m', 'examples.quickstart', *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('scenes')
+    make_scenes(folder, train=32, val=8, test=8)
+    return folder
+
+
+def test_trains_compares_and_draws(data, tmp_path):
+    arguments = ('--data', data, '--work-dir', tmp_path, '--iterations', 4, '--methods', 'all')
+    done = quickstart(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / 'results.md').read_text()
+    assert table in done.stdout + '\n'
+    tables = dict(zip(METHODS, table.split('### ')[1:], strict=True))
+    for task, methods in METHODS.items():
+        rows = [line.split(' | ')[0].strip('| ') for line in tables[task].splitlines()[4:]]
+        expected = ['teacher', 'student alone']
+        for method in methods:
+            expected += [f'student + {method}', f'student alone, CPU time of {method}']
+        assert [row for row in rows if row] == expected
+    for picture in ('curves', 'predictions_seg', 'predictions_det'):
+        assert (tmp_path / f'{picture}.png').stat().st_size > 10_000
+
+    results = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob('*/result.json')}
+    assert len(results) == sum(2 + 2 * len(methods) for methods in METHODS.values())
+    for task in METHODS:
+        sizes = {r['parameters'] for n, r in results.items() if n.startswith(f'{task}_')}
+        assert len(sizes) == 2  # the teacher's, and that of all students
+        assert len(results[f'{task}_cwd_seed0']['curve']) == 4
+
+    again = quickstart(*arguments)  # nothing is trained twice
+    assert again.returncode == 0
+    assert 'done:' not in again.stdout
+    assert (tmp_path / 'results.md').read_text().splitlines()[:4] == table.splitlines()[:4]
+
+
+def test_several_seeds_have_a_spread():
+    assert spread([1.0, 2.0, 6.0]) == '3.0 ± 2.6'
+    assert spread([1.0]) == '1.0'
+
+
+def test_from_scratch_makes_what_is_committed(data, tmp_path):
+    where = ('--data', data, '--work-dir', tmp_path)
+    done = quickstart(*where, '--iterations', 2, '--tasks', 'det', '--from-scratch')
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ('det_teacher', 'backbone_student'):
+        ours, committed = (
+            torch.load(folder / f'{name}.pth', weights_only=True)['state_dict']
+            for folder in (tmp_path / 'checkpoints', ROOT / 'configs/quickstart/checkpoints')
+        )
+        assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {
+            k: (v.shape, v.dtype) for k, v in committed.items()
+        }
+    spec = json.loads((tmp_path / 'det_cwd_seed0' / 'result.json').read_text())['spec']
+    assert spec['options']['model.teacher.checkpoint'] == str(
+        tmp_path / 'checkpoints' / 'det_teacher.pth'
+    )
+
+
+def test_committed_checkpoints_are_small():
+    for path in (ROOT / 'configs/quickstart/checkpoints').iterdir():
+        assert path.stat().st_size < 4e6
+
+
+def test_a_run_that_fails_shows_its_log(data, tmp_path):
+    (data / 'coco' / 'annotations' / 'instances_train2017.json').rename(tmp_path / 'moved')
+    try:
+        done = quickstart(
+            '--data', data, '--work-dir', tmp_path, '--iterations', 2, '--tasks', 'det'
+        )
+    finally:
+        (tmp_path / 'moved').rename(data / 'coco' / 'annotations' / 'instances_train2017.json')
+    assert done.returncode != 0
+    assert 'detection: student, seed 0 failed' in done.stderr
+    assert 'instances_train2017.json' in done.stderr
+    assert 'log.txt' in done.stderr
+
+
+def test_nonsense_is_refused():
+    done = quickstart('--seeds', 0)
+    assert done.returncode == 2
+    assert '--seeds, --processes and --iterations must be at least 1' in done.stderr

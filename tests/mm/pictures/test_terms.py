@@ -1,0 +1,65 @@
+"""Each loss has its own pictures."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+import matplotlib
+import pytest
+
+from kd_dense import losses
+from kd_dense.mm.pictures import methods as files
+from kd_dense.mm.pictures.differences import differences, draw_differences
+from kd_dense.mm.pictures.terms import PICTURES, draw_term, pictures_of
+from tests.mm import methods
+from tests.mm.pictures.looking import drawn, see_method, texts
+
+BACKEND = matplotlib.rcParams['backend']
+
+
+@pytest.mark.parametrize('method', methods.METHODS)
+def test_every_term_is_drawn(method):
+    view, compared = see_method(method, 2)
+    titles = {
+        'features': 'CWD: where does each channel look?',
+        'logits': 'CWD: where does each class channel look?',
+        'fpn': 'CWD: where does each channel look?',
+        'classes': 'CWD: where does each channel look?',
+        'pixel': 'Which classes does each position get?',
+        'pair': 'SKD, pair-wise',
+        'holistic': 'Score of the critic: teacher',
+        'affinity': 'IntRA-KD: how alike are the classes',
+        'attention': 'attention maps: where is the activation?',
+        'fgd': 'FGD: which differences of the features count',
+        'ld': 'LD: which anchors count',
+        'imitation': "region 'finegrained'",
+        'general': "region 'gibox'",
+    }
+    for name, one in compared.items():
+        figure = draw_term(view, one)
+        assert titles[name] in texts(figure)
+        assert drawn(figure).shape[1] == 1125
+    last = differences(one)
+    figure = draw_differences(view, {'before': last, 'after': last})
+    assert f'after\nloss of the term: {last.value:.3g}' in texts(figure)
+    drawn(figure)
+    assert matplotlib.rcParams['backend'].lower() == BACKEND.lower()
+
+
+def test_every_loss_has_pictures_and_one_file_has_them():
+    found = [
+        loss
+        for file in iter_modules(files.__path__)
+        for loss in import_module(f'{files.__name__}.{file.name}').PICTURES
+    ]
+    ours = [x for x in vars(losses).values() if isinstance(x, type) and hasattr(x, 'needs')]
+    ours.remove(losses.DistillLoss)
+    assert sorted(found, key=str) == sorted(ours, key=str)
+
+
+def test_a_loss_that_derives_from_one_of_ours_has_its_pictures():
+    class OwnLoss(losses.FGDLoss):
+        pass
+
+    [one] = see_method('fgd')[1].values()
+    own = one._replace(losses=[OwnLoss(channels=4)])
+    assert pictures_of(own) == PICTURES[losses.FGDLoss]

@@ -1,0 +1,162 @@
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+
+import kd_dense.losses
+from kd_dense.mm.presets import choose, methods
+from kd_dense.mm.presets.choose import PRESETS
+from tests.mm import toy, toy_heads
+from tests.mm.presets.building import build, untrained
+
+PAGE = Path(__file__).resolve().parents[3] / 'docs' / 'presets.md'
+
+
+def published(model):
+    """A toy with a pyramid as wide as the published ones."""
+    model.neck.out_channels = model.bbox_head.in_channels = 256
+    return model
+
+
+class TestFamilies:
+    def test_a_segmenter_is_distilled_on_its_logits(self, log):
+        model = build(preset='cwd')
+        term = model.kd.cwd
+        assert (term.student_tap, term.loss.weight, term.loss.temperature) == (
+            'decode_head.conv_seg',
+            3.0,
+            4.0,
+        )
+        said = log()
+        assert "preset 'cwd' for EncoderDecoder from EncoderDecoder" in said
+        assert 'cwd: CWDLoss(weight=3.0, temperature=4.0) on decode_head.conv_seg' in said
+        assert 'cwd: authors, exp_cwd.sh' in said
+        assert '--dump-config' in said
+        assert toy.losses(model)['loss_kd_cwd'] > 0
+
+    def test_a_detector_is_distilled_on_its_pyramid(self):
+        model = build(preset='cwd', student=toy.detector())
+        assert (model.kd.cwd.student_tap, model.kd.cwd.loss.weight) == ('neck', 10.0)
+        assert toy.losses(model, toy.DetScenes())['loss_kd_cwd'] > 0
+
+    @pytest.mark.parametrize('head', toy_heads.HEADS)
+    def test_every_head_with_distributions_has_a_preset_of_ld(self, head):
+        teacher = untrained(toy_heads.detector(head, 16))
+        model = build(preset='ld', student=toy_heads.detector(head), teacher=teacher)
+        assert toy.losses(model, toy.DetScenes(), count=4)['loss_kd_ld.main'] > 0
+        assert model.kd.ld.loss.settings['kd_weight'] == 10 * 3 / 80  # 10 belongs to 80 classes
+
+    @pytest.mark.parametrize('preset', ['skd', 'intrakd'])
+    def test_segmenters_have_presets_of_several_terms(self, preset):
+        model = build(preset=preset)
+        losses = toy.losses(model)
+        assert len(model.kd) == 3
+        assert all(losses[f'loss_kd_{name}'] != 0 for name in model.kd)
+        assert {term.student_tap for term in model.kd.values()} == {
+            'backbone[-1]',
+            'decode_head.conv_seg',
+        }
+
+    def test_fgd_inherits_what_fits(self, log):
+        teacher = toy.detector(16)
+        teacher.neck.out_channels = teacher.bbox_head.in_channels = 16
+        model = build(preset='fgd', student=toy.detector(), teacher=untrained(teacher))
+        model.init_weights()
+        assert 'inherited 12 of 16 tensors of neck' in log()
+        assert toy.losses(model, toy.DetScenes())['loss_kd_fgd.foreground'] > 0
+
+    def test_settings_of_fgd_follow_the_kind_of_head(self):
+        loss = {}
+        for name, student in (
+            ('plain', toy.detector()),
+            ('fcos', toy_heads.detector('fcos')),
+        ):
+            student = published(student)
+            model = build(preset='fgd', student=student, teacher=untrained(student))
+            loss[name] = model.kd.fgd.loss
+        assert (loss['plain'].temperature, loss['fcos'].temperature) == (0.5, 0.8)
+        assert loss['plain'].weights['foreground'] == 1e-3
+        assert loss['fcos'].weights['foreground'] == 1.6e-3
+
+
+class TestSeveral:
+    def test_terms_and_inheritance_are_joined(self):
+        config = toy_heads.detector('gfl')
+        model = build(preset=['fgd', 'ld'], student=config, teacher=untrained(config))
+        assert [*model.kd] == ['fgd', 'ld']
+        assert model.kd_plan.inherit == ('neck', 'bbox_head')
+        losses = toy.losses(model, toy.DetScenes(), count=4)
+        assert losses['loss_kd_fgd.foreground'] > 0
+        assert losses['loss_kd_ld.main'] > 0
+
+    def test_a_name_that_is_taken_gets_its_method_in_front(self, monkeypatch):
+        monkeypatch.setitem(choose.PRESETS, 'other', PRESETS['cwd'])
+        model = build(preset=['cwd', 'other'])
+        assert [*model.kd] == ['cwd', 'other_cwd']
+
+
+class TestFiles:
+    def test_a_new_file_is_a_new_method_behind_the_others(self, tmp_path, monkeypatch):
+        (tmp_path / 'zzz.py').write_text('PRESETS, SUMS = (), {}')
+        monkeypatch.setattr(methods, '__path__', [*methods.__path__, str(tmp_path)])
+        found = choose._files()
+        del sys.modules[found['zzz'].__name__]
+        assert [*found] == [*PRESETS, 'zzz']
+        assert [*PRESETS][:5] == ['cwd', 'skd', 'fgd', 'ld', 'intrakd']
+
+    def test_one_file_has_the_rule_of_a_loss(self):
+        named = [loss for file in choose._files().values() for loss in file.SUMS]
+        assert sorted(named) == sorted(choose.SUMS)
+
+
+@pytest.mark.parametrize(
+    ('others', 'message'),
+    [
+        (dict(preset='cdw'), "no preset 'cdw', did you mean 'cwd'"),
+        (dict(preset=['cwd', 'cdw']), "no preset 'cdw', did you mean 'cwd'"),
+        (dict(preset=['cwd', 'cwd']), 'comes twice'),
+        (dict(preset=[]), 'expected preset as a name or a list of names'),
+        (dict(preset='cwd', inherit=['backbone']), 'either preset, or terms and inherit'),
+        (dict(preset='cwd', teacher=untrained(toy.detector())),
+         'none of these fits a student EncoderDecoder with a teacher RetinaNet'),
+        (dict(preset='ld', student=toy.detector()), 'has settings for GFL, ATSS with'),
+        ({}, 'terms is empty'),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_an_error(others, message):
+    with pytest.raises(ValueError, match=message):
+        build(**others)
+
+
+def table(method):
+    """The table of a method as docs/presets.md has it."""
+    lines = ['| student | tap | loss | inherits | source |', '|-|-|-|-|-|']
+    for preset in PRESETS[method]:
+        groups = {}
+        for name, fields in preset.terms.items():
+            arguments = {k: v for k, v in fields['loss'].items() if k != 'type'}
+            said = ', '.join(f'{k}={v!r}' for k, v in arguments.items())
+            groups.setdefault(fields['tap'], []).append(
+                f'{name}: `{fields["loss"]["type"]}({said})`'
+            )
+        taps = '<br>'.join(f'`{tap}`' for tap in groups)
+        losses = '<br>'.join('; '.join(said) for said in groups.values())
+        inherits = ', '.join(f'`{part}`' for part in preset.inherit)
+        cells = [preset.models, taps, losses, inherits, preset.source]
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+@pytest.mark.parametrize('method', PRESETS)
+def test_the_page_has_the_table(method):
+    assert table(method) in PAGE.read_text(), f'docs/presets.md lacks:\n\n{table(method)}'
+
+
+def test_every_weight_in_the_table_is_one_of_its_loss():
+    for rows in PRESETS.values():
+        for preset in rows:
+            for fields in preset.terms.values():
+                loss = dict(fields['loss'])
+                takes = inspect.signature(getattr(kd_dense.losses, loss.pop('type'))).parameters
+                assert loss.keys() <= takes.keys()

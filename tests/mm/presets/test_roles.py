@@ -1,0 +1,121 @@
+import pytest
+from torch import nn
+
+from kd_dense.mm.presets.choose import choose_preset
+from kd_dense.mm.presets.roles import Pair, Side
+from tests.mm import toy, toy_heads
+from tests.mm.presets.building import build, untrained
+
+
+class TestRoles:
+    def test_maps_of_a_pyramid_are_paired_by_stride(self, log):
+        # A pyramid from stride 4 on beside one from stride 8 on: RetinaNet from Faster R-CNN.
+        lower = toy.detector(16)
+        lower.neck.start_level = 0
+        lower.bbox_head.anchor_generator.strides = [4, 8, 16, 32, 64]
+        model = build(preset='cwd', student=toy.detector(), teacher=untrained(lower))
+        term = model.kd.cwd
+        assert (term.student_tap, term.teacher_tap) == ('neck[:4]', 'neck[1:5]')
+        assert term.loss.weight == 12.5  # 10 belongs to five maps
+        said = log()
+        assert 'on neck[:4] (teacher: neck[1:5])' in said
+        assert 'weights scaled to these maps' in said
+        assert toy.losses(model, toy.DetScenes())['loss_kd_cwd'] > 0
+
+    def test_nothing_is_inherited_from_another_kind_of_model(self):
+        student = toy.detector()
+        teacher = toy_heads.detector('fcos')
+        preset = build(preset='fgd', student=student, teacher=untrained(teacher)).kd_plan
+        assert preset.inherit == ()
+        same = build(preset='fgd', student=student, teacher=untrained(student)).kd_plan
+        assert same.inherit == ('neck', 'bbox_head')
+
+    @pytest.mark.parametrize(
+        ('ours', 'theirs', 'expected'),
+        [
+            ([8, 4, 2], [8, 4, 2], ('neck', 'neck')),
+            ([8, 4, 2], [16, 8, 4], ('neck[:2]', 'neck[1:3]')),
+            ([2], [8, 4, 2], ('neck', 'neck[2]')),
+            ([4, 4], [4, 4], ('neck', 'neck')),
+            ([3], [16, 8, 2], ('neck', 'neck[2]')),  # the nearest, which is resized
+        ],
+    )
+    def test_which_maps_are_compared(self, ours, theirs, expected):
+        assert Pair(*map(pyramid, (ours, theirs))).places('neck')[:2] == expected
+
+    def test_the_last_map_is_found_among_other_tensors(self):
+        class Tokens(nn.Module):
+            def forward(self, x):
+                return [(x, x.mean((2, 3))), (x, x.mean((2, 3)))]
+
+        model = pyramid([4])
+        model.neck = Tokens()
+        places = Pair(model, pyramid([4])).places('neck[-1]')
+        assert places[:2] == ('neck[-2]', 'neck[-1]')
+
+    def test_the_map_that_pidnet_yields_in_training_too_is_taken(self):
+        model = nn.Module()
+        model.backbone = type('PIDNet', (nn.Module,), {})()
+        assert Side(model).spelt('backbone') == 'backbone.dfm'
+        assert Side(model).spelt('neck') == 'neck'
+        assert Side(pyramid([4])).spelt('backbone') == 'backbone'
+
+    def test_of_two_stage_detectors_the_first_four_maps_are_compared(self):
+        five = pyramid([16, 8, 4, 2, 1])
+        assert Pair(five, five).places('neck[:4]')[0] == 'neck[:4]'
+        four = pyramid([16, 8, 4, 2])
+        assert Pair(four, five).places('neck[:4]')[:2] == ('neck', 'neck[:4]')
+
+    def test_the_model_in_a_tracker_is_meant(self):
+        tracker = nn.Module()
+        tracker.detector = pyramid([8, 4])
+        assert Pair(tracker, pyramid([8, 4])).places('neck')[:2] == ('detector.neck', 'neck')
+        chosen = choose_preset('cwd', tracker, pyramid([8, 4]))
+        assert chosen.terms['cwd']['tap'] == dict(student='detector.neck', teacher='neck')
+
+    @pytest.mark.parametrize(
+        ('heads', 'expected'),
+        [
+            ([], None),
+            ([['conv_seg']], 'decode_head.conv_seg'),
+            ([['conv_seg'], ['conv_seg']], 'decode_head.1.conv_seg'),
+            ([['conv_seg'], ['fc_seg']], 'decode_head.0.conv_seg[0]'),
+            ([['cls_embed']], None),
+        ],
+    )
+    def test_where_logits_are(self, heads, expected):
+        modules = [nn.ModuleDict({name: nn.Conv2d(1, 1, 1) for name in names}) for names in heads]
+        model = nn.Module()
+        if modules:
+            model.decode_head = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
+        assert Side(model).logits() == expected
+
+    @pytest.mark.parametrize(
+        ('kind', 'expected'),
+        [
+            ('IterativeDecodeHead', 'decode_head[-1]'),
+            ('SegmenterMaskTransformerHead', 'decode_head'),
+        ],
+    )
+    def test_heads_whose_output_is_their_logits(self, kind, expected):
+        model = nn.Module()
+        model.decode_head = type(kind, (nn.Module,), {})()
+        assert Side(model).logits() == expected
+
+
+def pyramid(sizes):
+    """A model whose neck yields maps of 8 channels and these sizes, of images of 256x256."""
+
+    class Neck(nn.Module):
+        def forward(self, x):
+            return tuple(x.new_zeros(len(x), 8, size, size) for size in sizes)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.neck = nn.Identity(), Neck()
+
+        def extract_feat(self, x):
+            return self.neck(self.backbone(x))
+
+    return Model()
