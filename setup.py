@@ -54,6 +54,7 @@ setup(
             'ftfy',
             'regex',
         ],
+        'safetensors': ['safetensors'],
         'quickstart': ['matplotlib', 'rich', 'scikit-learn>=1.5'],
         'docs': ['latex2mathml', 'mkdocs<2', 'mkdocs-material', 'mkdocstrings-python'],
         'dev': [

@@ -21,6 +21,7 @@ __all__ = [
     'mean_over_ranks',
     'published_sum',
     'soft_kl',
+    'two_class_logits',
     'without_autocast',
 ]
 
@@ -172,6 +173,34 @@ def in_blocks(
         yield tensors
     else:
         yield from zip(*(x.split(size, dim) for x in tensors), strict=True)
+
+
+def two_class_logits(logits: Tensor) -> Tensor:
+    r"""Spell out the logit of one class as those of two, so that a softmax says what it means.
+
+    A head with one channel, as for binary segmentation, yields a Bernoulli logit $z$, and
+    $\mathrm{sigmoid}(z)$ is the softmax of the two logits $(0, z)$. Of one channel alone a softmax
+    is 1 whatever $z$ is, and a loss of it 0 without gradient.
+
+    Args:
+        logits: ``(N, C, ...)``.
+
+    Returns:
+        ``(N, 2, ...)`` where C is 1, else the logits as they are.
+
+    Examples:
+        >>> z = torch.tensor([[0.0], [2.0]])
+        >>> two_class_logits(z)
+        tensor([[0., 0.],
+                [0., 2.]])
+        >>> torch.equal(two_class_logits(z).softmax(1)[:, 1:], z.sigmoid())
+        True
+        >>> two_class_logits(torch.zeros(2, 3)).shape
+        torch.Size([2, 3])
+    """
+    if logits.shape[1] != 1:
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], 1)
 
 
 def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:

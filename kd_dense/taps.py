@@ -162,6 +162,20 @@ class Taps:
         """What the place of a tap returned, call by call, whatever it is."""
         return [call.output for call in self._calls(name)]
 
+    def check_can_run(self, name: str) -> None:
+        """Make sure that a tap, as it was last found, names something that may run.
+
+        Raises:
+            TapError: If it names what nobody calls, as a list of modules.
+        """
+        path = self._parsed[name][0]
+        hollow = [place.hollow for place in self._found.get(path, [])]
+        if hollow and all(hollow):
+            raise TapError(
+                f'tap {name!r} can never run: a {hollow[0]} has no forward() of its own; say '
+                f"'{path}.*' for all that it holds, or name one of them"
+            )
+
     def _calls(self, name: str) -> list[_Call]:
         places = self._found.get(self._parsed[name][0], [])
         return [call for place in places for call in place.calls]
@@ -176,6 +190,7 @@ class Taps:
         path, index = self._parsed[name]
         calls = self._calls(name)
         if not calls:
+            self.check_can_run(name)
             raise TapError(f'tap {name!r} did not run')
         recorded = [pair for call in calls for pair in call.maps]
         if not recorded:
@@ -217,6 +232,7 @@ class _Place:
     def __init__(self, path: str) -> None:
         self.path = path
         self.calls: list[_Call] = []
+        self.hollow = ''  # the class of a module without a forward of its own
         self._owner: nn.Module | None = None
         self._method = ''
         self._previous: Any = None
@@ -236,6 +252,8 @@ class _Place:
         owner, self._method = _find(model, self.path)
         self._previous = owner.__dict__.get(self._method)
         original = getattr(owner, self._method)
+        idle = self._previous is None and type(owner).forward is nn.Module.forward
+        self.hollow = type(owner).__name__ if idle and self._method == 'forward' else ''
         if self._original != original:  # keep the object: compiled code is guarded by it
             self._original = original
         self._after = after

@@ -1,5 +1,7 @@
 """What every test run begins and ends with, side by side or not."""
 
+import os
+
 from yapf.yapflib import yapf_api
 
 format_code = yapf_api.FormatCode
@@ -16,11 +18,24 @@ def format_once(text, **options):
 yapf_api.FormatCode = format_once
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        '--gpu-dry-run',
+        action='store_true',
+        help='run what needs a GPU on the CPU, without the calls that only CUDA has',
+    )
+
+
+def pytest_configure(config):
+    if config.getoption('gpu_dry_run'):
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+
 def pytest_terminal_summary(terminalreporter):
     for report in terminalreporter.getreports('passed') + terminalreporter.getreports('failed'):
         for name, value in report.user_properties:
-            if name == 'oracle' and report.when == 'call':
-                terminalreporter.write_line(f'oracle: {value}')
+            if name in ('oracle', 'gpu') and report.when == 'call':
+                terminalreporter.write_line(f'{name}: {value}')
 
 
 def pytest_collection_modifyitems(items):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kd_dense import functional
-from kd_dense.functional import CPU_BLOCK_BYTES, in_blocks, soft_kl
+from kd_dense.functional import CPU_BLOCK_BYTES, in_blocks, soft_kl, two_class_logits
 from kd_dense.measure import peak_memory
 
 BLOCK = CPU_BLOCK_BYTES // 4  # numbers in float32
@@ -164,3 +164,14 @@ def test_two_maps_and_some_blocks_are_all_that_is_held(shape, dim):
     call()
     maps = 2 * student.numel()  # the gradient, and what it is made of
     assert peak_memory(call) <= 4 * (maps + 5 * BLOCK)
+
+
+def test_the_logit_of_one_class_becomes_those_of_two():
+    z, _ = logits(3, 1, 4, 5)
+    two = two_class_logits(z)
+    assert two.shape == (3, 2, 4, 5)
+    assert torch.equal(two[:, 1:], z)
+    assert not two[:, :1].any()
+    torch.testing.assert_close(two.softmax(1)[:, 1:], z.sigmoid())
+    several = torch.zeros(2, 3, 4, 5)
+    assert two_class_logits(several) is several

@@ -106,7 +106,7 @@ def test_no_folder_is_crowded_and_no_file_is_long():
 
 def test_the_tests_mirror_the_rooms():
     """A folder of tests is called like a folder of the package, of benchmarks or of examples."""
-    beside = {'', 'oracle', 'oracle/data', 'configs', 'tools', 'examples', 'benchmarks'}
+    beside = {'', 'oracle', 'oracle/data', 'configs', 'gpu', 'tools', 'examples', 'benchmarks'}
     for folder in {path.parent for path in (ROOT / 'tests').rglob('*.py')}:
         name = folder.relative_to(ROOT / 'tests').as_posix().removesuffix('.')
         known = name in beside or any((home / name).is_dir() for home in (PACKAGE, ROOT))

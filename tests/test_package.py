@@ -115,7 +115,10 @@ def elsewhere(wheel, tmp_path_factory):
     python = folder / 'venv' / 'bin' / 'python'
     pip('--python', python, 'install', '--no-index', '--no-deps', wheel)
     [packages] = (folder / 'venv').glob('lib/*/site-packages')
-    (packages / 'others.pth').write_text(sysconfig.get_path('purelib') + '\n')
+    others = Path(sysconfig.get_path('purelib'))
+    # since Python 3.12, distutils, which mmengine asks for, is setuptools'
+    distutils = (others / 'distutils-precedence.pth').read_text()
+    (packages / 'others.pth').write_text(f'{others}\n{distutils}')
     work = folder / 'work'
     work.mkdir()
     where = run(python, '-c', 'import kd_dense; print(kd_dense.__file__)', cwd=work)

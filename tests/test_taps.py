@@ -1,6 +1,7 @@
 import copy
 import gc
 import io
+import re
 import weakref
 
 import pytest
@@ -99,6 +100,33 @@ def test_changes_nothing_and_leaves_nothing_behind(model, image):
     for name, module in model.named_modules():
         assert vars(module).keys() == before[name].keys()
         assert 'forward' not in vars(module)
+
+
+@pytest.mark.parametrize(('tap', 'remedy'), [('blocks', 'blocks.*'), ('named[0]', 'named.*')])
+def test_what_has_no_forward_of_its_own_proposes_what_it_holds(model, image, tap, remedy):
+    model.blocks = nn.ModuleList([model.backbone])
+    model.named = nn.ModuleDict({'a': model.backbone})
+    taps = Taps([tap, remedy])
+    with taps.on(model):
+        model(image)
+    kind = 'ModuleList' if tap == 'blocks' else 'ModuleDict'
+    message = rf"'{re.escape(tap)}' can never run: a {kind} .* '{re.escape(remedy)}'"
+    with pytest.raises(TapError, match=message):
+        taps[tap]
+    assert len(taps[remedy]) == 1
+
+
+def test_a_forward_of_the_instance_may_run(model, image):
+    model.blocks = nn.ModuleList([model.backbone])
+    model.blocks.forward = model.backbone.forward
+    taps = Taps(['blocks'])
+    with taps.on(model):
+        model(image)
+    with pytest.raises(TapError, match="'blocks' did not run"):
+        taps['blocks']
+    with taps.on(model):
+        model.blocks(image)
+    assert len(taps['blocks']) == 1
 
 
 def test_is_taken_off_when_the_model_fails(model):

@@ -1,26 +1,34 @@
 # Source this: makes the virtual environment of a stack if it is missing, and activates it.
 #   source tools/environment.sh [onedl|openmmlab]
+# It is .venv, or .venv-openmmlab, of python3. With PYTHON=/path/to/python3.12 it is of that Python
+# and has the version in its name, .venv-3.12, so that several live side by side.
 stack="${1:-onedl}"
 requirements="requirements/$stack.txt"
 if [ ! -f "$requirements" ]; then
     echo "unknown stack '$stack': expected onedl or openmmlab" >&2
-    exit 2
+    return 2
 fi
 if [ "$stack" = onedl ]; then venv=.venv; else venv=".venv-$stack"; fi
+if [ -n "${PYTHON:-}" ]; then
+    version="$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" || {
+        echo "PYTHON=$PYTHON does not run: expected the path of a python3" >&2
+        return 2
+    }
+    venv="$venv-$version"
+fi
 stamp="$venv/kd_dense-installed"
 wanted="$(cat setup.py requirements/base.txt "$requirements" | cksum)"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    python="${PYTHON:-python3}"
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
         echo "kd_dense needs Python >= 3.10; set PYTHON=/path/to/python3" >&2
-        exit 2
+        return 2
     }
     echo "Setting up $venv with $requirements ..."
-    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv" || return
     "$venv/bin/python" -m pip install --disable-pip-version-check --quiet \
-        --requirement "$requirements" || exit
+        --requirement "$requirements" || return
     "$venv/bin/python" -m pip install --disable-pip-version-check --quiet \
-        --no-build-isolation --no-deps --editable . || exit
+        --no-build-isolation --no-deps --editable . || return
     echo "$wanted" > "$stamp"
 fi
 . "$venv/bin/activate"

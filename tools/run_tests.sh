@@ -1,27 +1,85 @@
 #!/usr/bin/env bash
 # Linter, type checker, doctests and tests; sets up the environment if it is missing.
-#   bash tools/run_tests.sh                      everything, on the default stack
-#   bash tools/run_tests.sh --stack openmmlab    the core and one training per framework
-#   bash tools/run_tests.sh --long [-k kill]     the long tests alone: kills, fuzz, properties
+#   bash tools/run_tests.sh                           all, on the default stack
+#   bash tools/run_tests.sh --stack openmmlab         most of them, on the original packages
+#   bash tools/run_tests.sh --core                    minutes: losses, promises, the wheel,
+#                                                     a training of each framework
+#   bash tools/run_tests.sh --long [-k kill]          the long tests: kills, fuzz, properties
+#   bash tools/run_tests.sh --gpu [--wheels FOLDER]   what needs CUDA, within 8 minutes; with the
+#                                                     wheels of tools/wheelhouse.sh in FOLDER on
+#                                                     this machine's own python3, torch and numpy
+# --stack goes with --core, --long and --gpu. PYTHON=/path/to/python3.12 in front takes that Python.
+# The first word that is no such option, or --, begins what is handed to pytest: -k WORD, a file.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-stack=onedl
-if [ "${1:-}" = --stack ]; then
-    stack="${2:?--stack needs a name: onedl or openmmlab}"
-    shift 2
-fi
-source tools/environment.sh "$stack"
+
+usage() {
+    sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' tools/run_tests.sh
+}
+
+fail() {
+    echo "$1" >&2
+    usage >&2
+    exit 2
+}
+
+stack=onedl lane=all wheels=
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --stack) stack="${2:-}" && shift 2 || fail '--stack needs a name: onedl or openmmlab' ;;
+        --wheels) wheels="${2:-}" && shift 2 || fail '--wheels needs a folder' ;;
+        --core | --gpu | --long)
+            [ $lane = all ] || fail "one lane at a time: got --$lane and $1"
+            lane="${1#--}"
+            shift
+            ;;
+        --help) usage && exit ;;
+        --) shift && break ;;
+        --*) fail "unknown option $1; options of pytest come behind --" ;;
+        *) break ;;
+    esac
+done
+[ -z "$wheels" ] || [ $lane = gpu ] || fail '--wheels goes with --gpu'
 export OMP_NUM_THREADS=1 PYTHONPATH=
 
-if [ "${1:-}" = --long ]; then
-    shift
-    exec python -m pytest --numprocesses 2 -m long tests "$@"  # -rP shows what they print
-fi
+# A private folder of wheels in front of what this machine's own Python has.
+use_wheels() {
+    python="${PYTHON:-python3}"
+    site="$(mktemp -d)"
+    trap 'rm -rf "$site"' EXIT
+    "$python" -m pip install --disable-pip-version-check --quiet --no-index --no-deps \
+        --no-compile --target "$site" "$1"/*.whl
+    # as in site-packages: distutils, which mmengine asks for, comes by setuptools' .pth
+    echo "import site; site.addsitedir('$site')" > "$site/sitecustomize.py"
+    export PYTHONPATH="$PWD:$site"
+    "$python" -c 'import distutils, kd_dense.mm, mmdet.models, mmseg.models, pytest' || {
+        echo "the wheels in $1 and what $python has are not enough: see tools/wheelhouse.sh" >&2
+        exit 2
+    }
+}
+
+python=python
+if [ -n "$wheels" ]; then use_wheels "$wheels"; else source tools/environment.sh "$stack"; fi
+# Of the recipes, those that are marked as the lane's: one training of each framework.
+few_recipes=(-k 'not test_recipes or lane')
+case $lane in
+    gpu)
+        # SIGINT: pytest still ends with its summary
+        timeout --signal=INT --kill-after=15 450 "$python" -m pytest -m gpu tests/gpu "$@"
+        exit
+        ;;
+    long)
+        exec python -m pytest --numprocesses 2 -m long tests "$@" # -rP shows what they print
+        ;;
+    core)
+        exec python -m pytest --numprocesses 2 tests/losses tests/oracle \
+            tests/mm/distil/test_promises.py tests/configs/test_recipes.py tests/test_imports.py \
+            tests/test_package.py "${few_recipes[@]}" "$@"
+        ;;
+esac
 if [ "$stack" != onedl ]; then
-    # of the recipes, those that are marked: one training per framework
     exec python -m pytest --numprocesses 2 kd_dense tests/losses tests/oracle tests/mm \
-        tests/configs tests/test_*.py --ignore tests/test_commands.py \
-        -k 'not test_recipes or lane' "$@"
+        tests/configs tests/test_*.py --ignore tests/test_commands.py "${few_recipes[@]}" "$@"
 fi
 ruff check .
 ruff format --check .

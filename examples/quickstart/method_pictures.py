@@ -34,8 +34,9 @@ from examples.quickstart.jobs import CHECKPOINTS, CONFIGS, ROOT, TASKS
 from examples.quickstart.scenes import CLASSES, Scene, draw_scene
 from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
 from kd_dense.mm.pictures.canvas import save
-from kd_dense.mm.pictures.observe import compare, look
+from kd_dense.mm.pictures.observe import compare
 from kd_dense.mm.pictures.terms import draw_term
+from kd_dense.mm.pictures.views import look
 
 SIZE = 96  # pixels: three cells of the coarsest level
 # The task of each method, and the term that is drawn.

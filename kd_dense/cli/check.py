@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import indent
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         )
     failed = any(found.status == ERROR for found in findings)
     if args.json:
-        fields = [found._asdict() for found in findings]
+        fields = [for_machines(found._asdict()) for found in findings]
         print(json.dumps({'config': args.config, 'ok': not failed, 'findings': fields}))
     else:
         report(findings)
@@ -84,6 +85,15 @@ def shown_progress(quiet: bool) -> Iterator[Callable[[str], None]]:
         return
     with console.status('checking') as status:
         yield lambda text: status.update(f'checking {text}')
+
+
+def for_machines(value: Any) -> Any:
+    """The same without what JSON has no word for: nan and infinity."""
+    if isinstance(value, Mapping):
+        return {key: for_machines(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [for_machines(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def report(findings: Sequence[Finding]) -> None:

@@ -13,7 +13,7 @@ import argparse
 import kd_dense.mm  # noqa: F401
 from kd_dense.cli.config import add_config, add_options, chosen_config
 from kd_dense.mm.run.processes import leave_group
-from kd_dense.mm.run.test import show, test, use_test_time_augmentation
+from kd_dense.mm.run.test import show, test
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,5 @@ def run(args: argparse.Namespace) -> None:
     config = chosen_config(args)
     if args.show or args.show_dir:
         show(config, args.show, args.wait_time, args.show_dir)
-    if args.tta:
-        use_test_time_augmentation(config)
-    test(config, args.checkpoint, args.out)
+    test(config, args.checkpoint, args.out, args.tta)
     leave_group()

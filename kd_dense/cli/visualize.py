@@ -24,13 +24,14 @@ from torch import nn
 # This comes before any config is read.
 import kd_dense.mm  # noqa: F401
 from kd_dense.cli.config import add_config, add_options, chosen_config
-from kd_dense.mm.configs import RequestError, build_model, distils
+from kd_dense.mm.configs import RequestError, build_model, distils, type_name
 from kd_dense.mm.files.checkpoint import load_weights, read_file, weights_of
 from kd_dense.mm.pictures.canvas import save
 from kd_dense.mm.pictures.differences import differences, draw_differences
-from kd_dense.mm.pictures.observe import Compared, View, class_names, compare, load, look, predict
+from kd_dense.mm.pictures.observe import Compared, compare, predict
 from kd_dense.mm.pictures.predictions import draw_predictions
 from kd_dense.mm.pictures.terms import draw_term
+from kd_dense.mm.pictures.views import View, class_names, load, look
 
 ALONE, DISTILLED, UNTRAINED = 'student alone', 'distilled student', 'untrained student'
 FIRST = 4  # pictures, if none are chosen
@@ -169,7 +170,7 @@ def read_pictures(
             raise RequestError(f'there is no picture {missing[0]} (looked in {Path.cwd()})')
         dataset = build_dataset({**loader.dataset, 'lazy_init': True})
         steps = find_pipeline(loader.dataset)
-        read = Compose([step for step in steps if 'Annotations' not in step['type']])
+        read = Compose(without_annotations(steps))
         shown = []
         for number, file in enumerate(images):
             data = pseudo_collate([read(dict(img_path=file, img_id=number))])
@@ -209,11 +210,16 @@ def build_dataset(config: Mapping[str, Any]) -> Any:
 
 
 def find_pipeline(config: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The steps that read a picture, in a data set or in the one that it wraps."""
-    while 'pipeline' not in config and 'dataset' in config:
-        config = config['dataset']
+    """The steps that read a picture, in a data set or in the first that it wraps."""
+    while 'pipeline' not in config and ('dataset' in config or 'datasets' in config):
+        config = config['dataset'] if 'dataset' in config else config['datasets'][0]
     steps: Sequence[Mapping[str, Any]] = config['pipeline']
     return steps
+
+
+def without_annotations(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The steps that a mere file can take."""
+    return [step for step in steps if 'Annotations' not in type_name(step)]
 
 
 # ---- the page
@@ -304,7 +310,7 @@ def run(args: argparse.Namespace) -> None:
     if not distils(config):
         raise RequestError(
             f'{config.filename} is no recipe: expected model=dict(type="kd_dense.Distilled", '
-            f'student=..., teacher=..., terms=...), got the model {config.model.get("type")}'
+            f'student=..., teacher=..., terms=...), got the model {type_name(config.get("model"))}'
         )
     out = args.out or Path(config.work_dir) / 'visualize'
     alone = args.student_checkpoint or config.get('load_from')

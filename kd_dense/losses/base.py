@@ -17,10 +17,12 @@ class DistillLoss(nn.Module):
     scalar tensor, at least float32, or a dict with one such scalar for each of its ``parts``.
     It detaches the teacher itself.
 
-    A loss whose constructor takes ``channels`` is given the width of the teacher's map.
+    A loss whose constructor takes ``channels`` is given the width of the teacher's map, and one
+    that takes ``num_classes`` or ``ignore_index`` those of the student's head.
 
     Attributes:
-        needs: What else it compares with, as ``'boxes'``; ``kd_dense/mm/targets.py`` lists all.
+        needs: What else it compares with, as ``'boxes'``; all are listed in
+            ``kd_dense/mm/batches/targets.py``.
         parts: The names of its parts in the log; none, if it returns a scalar.
         all_maps: Whether it takes the lists of all maps of a tap, rather than one map a call.
         any_channels: Whether student and teacher maps may differ in width.

@@ -10,7 +10,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from kd_dense.functional import at_least_float32, check_choice, check_temperature, soft_kl
+from kd_dense.functional import (
+    at_least_float32,
+    check_choice,
+    check_temperature,
+    soft_kl,
+    two_class_logits,
+)
 from kd_dense.losses.base import DistillLoss, check_same_shape
 
 __all__ = ['CWDLoss', 'cwd_loss']
@@ -47,7 +53,9 @@ def cwd_loss(
     | ``none`` | the maps themselves | N H W | ``mse`` |
 
     ``kl`` is multiplied by $T^2$; ``mse`` sums squared differences and takes no
-    temperature. ``channel_mean`` with ``kl`` treats raw means as if they were
+    temperature. ``spatial`` takes a single channel for the logit $z$ of one class against none,
+    which is two channels $(0, z)$: see [`kd_dense.functional.two_class_logits`][].
+    ``channel_mean`` with ``kl`` treats raw means as if they were
     probabilities: it is defined for positive means only and may be negative.
 
     Args:
@@ -87,6 +95,8 @@ def cwd_loss(
         student, teacher, dim = student.flatten(2), teacher.flatten(2), 2
     else:
         dim = 1
+    if norm == 'spatial':
+        student, teacher = two_class_logits(student), two_class_logits(teacher)
     if divergence == 'kl' and norm != 'channel_mean':
         return soft_kl(student, teacher, temperature, dim).sum() / count
 

@@ -41,7 +41,7 @@ def intra_loss(
     normaliser: Normaliser = 'present',
     eps: float | None = None,
     cos_eps: float = 1e-12,
-    ignore_label: int = 255,
+    ignore_index: int = 255,
 ) -> Tensor:
     r"""Match how similar the classes of an image look to each other.
 
@@ -61,7 +61,7 @@ def intra_loss(
             into it.
         segmentation: Class of every pixel, ``(N, H', W')``, of any resolution, integers.
         num_classes: Classes are ``0 .. num_classes - 1``; other labels belong to no region.
-        regions: See [`region_masks`][], as ``kernel`` and ``ignore_label``.
+        regions: See [`region_masks`][], as ``kernel`` and ``ignore_index``.
         kernel: Side of the square around a pixel, odd, in pixels of the segmentation.
         pixels: See [`region_moments`][], as ``third_denominator`` and ``eps``.
         third_denominator: ``'std'`` or ``'var'``.
@@ -69,7 +69,7 @@ def intra_loss(
             the image, or ``'all'`` classes. Absent classes are left out of the sum in both.
         eps: ``> 0``; ``None`` is 1e-6 with ``'dilate'`` and 1e-10 with ``'smooth'``.
         cos_eps: See [`region_affinities`][].
-        ignore_label: Label of pixels that belong to no region, even if it is a class.
+        ignore_index: Label of pixels that belong to no region, even if it is a class.
 
     Returns:
         Scalar, at least float32. An image without any region contributes 0.
@@ -111,7 +111,7 @@ def intra_loss(
             'take the index of the class, not its probability'
         )
     masks = region_masks(
-        segmentation, student.shape[-2:], num_classes, regions, kernel, ignore_label
+        segmentation, student.shape[-2:], num_classes, regions, kernel, ignore_index
     )
     if eps is None:
         eps = 1e-6 if regions == 'dilate' else 1e-10
@@ -212,7 +212,7 @@ class IntRALoss(DistillLoss):
         normaliser: Normaliser = 'present',
         eps: float | None = None,
         cos_eps: float = 1e-12,
-        ignore_label: int = 255,
+        ignore_index: int = 255,
     ) -> None:
         super().__init__(weight)
         _check_choices(
@@ -234,7 +234,7 @@ class IntRALoss(DistillLoss):
         self.normaliser: Normaliser = normaliser
         self.eps = eps
         self.cos_eps = cos_eps
-        self.ignore_label = ignore_label
+        self.ignore_index = ignore_index
 
     def forward(self, student: Tensor, teacher: Tensor, segmentation: Tensor) -> Tensor:
         return self.weight * intra_loss(
@@ -249,5 +249,5 @@ class IntRALoss(DistillLoss):
             self.normaliser,
             self.eps,
             self.cos_eps,
-            self.ignore_label,
+            self.ignore_index,
         )

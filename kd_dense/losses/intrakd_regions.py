@@ -16,9 +16,12 @@ Regions = Literal['dilate', 'smooth']
 Pixels = Literal['inside', 'literal']
 ThirdDenominator = Literal['std', 'var']
 
-# Where the variance is below this share of the mean square, the third moment is lost to
-# rounding: it is cubed cancellation, (2**-52)**(2/3), with some margin.
-FLAT = 1e-10
+# Shares of the squares that a variance is left over from. Below the first it is what rounding
+# leaves of constant values (1e-14), with a margin: 0. Below the second the third moment is lost to
+# rounding: it is cubed cancellation, (2**-52)**(2/3), with a margin.
+CONSTANT, FLAT = 1e-12, 1e-10
+# The means of smooth regions are rounded: by less than sqrt(CONSTANT) times this share of a value.
+ROUNDED = 1e-6
 # Classes in a word of 64 bits, away from the sign.
 BITS = 62
 
@@ -29,7 +32,7 @@ def region_masks(
     num_classes: int,
     regions: Regions = 'dilate',
     kernel: int = 11,
-    ignore_label: int = 255,
+    ignore_index: int = 255,
 ) -> Tensor:
     """Say how much each position of a feature map belongs to the region of each class.
 
@@ -50,7 +53,7 @@ def region_masks(
         num_classes: Classes are ``0 .. num_classes - 1``; other labels belong to no region.
         regions: See the table.
         kernel: Side of the square, odd, in pixels of the segmentation.
-        ignore_label: Label of pixels that belong to no region, even if it is a class.
+        ignore_index: Label of pixels that belong to no region, even if it is a class.
 
     Returns:
         Masks, ``(N, num_classes, H * W)``, float64, between 0 and 1.
@@ -73,7 +76,7 @@ def region_masks(
             f'over a whole image of {tuple(whole)} pixels: choose a smaller kernel'
         )
     no_class = (segmentation < 0) | (segmentation >= num_classes)
-    no_class |= segmentation == ignore_label
+    no_class |= segmentation == ignore_index
     labels = segmentation.long().masked_fill(no_class, num_classes)
     make = _smoothed if smooth else _dilated
     return make(labels, size, num_classes, kernel)
@@ -182,9 +185,10 @@ def region_moments(
         eps: $\epsilon$, ``> 0``.
 
     Returns:
-        Moments, ``(N, 3, K, C)``, float64; 0 for empty regions. The third is 0 where a
-        channel varies in a region by less than 1e-5 of its root mean square, measured from
-        the mean of the image: its value would be rounding error.
+        Moments, ``(N, 3, K, C)``, float64; 0 for empty regions. The second and third are exactly
+        0 where what they add up is 0, as in a region of one pixel or of constant values. So is
+        the second where a channel varies by less than 1e-6, and the third by less than 1e-5, of
+        its root mean square, measured from the mean of the image: they would be rounding error.
 
     Examples:
         >>> import torch
@@ -205,16 +209,15 @@ def region_moments(
     positions = masks.shape[-1]
     count = area.clamp(min=1) if regions == 'dilate' else torch.full_like(area, positions)
     origin = origin.transpose(1, 2)
-    mean = (first + area * origin) / count
-    centre = mean - origin
+    centre = first / count + (area / count - 1) * origin  # the mean, measured from the origin
     zeroth = torch.full_like(area, positions) if literal else area
+    square = (second + (centre.square() + (ROUNDED * origin).square()) * zeroth) / count
     variance = (second - 2 * centre * first + centre.square() * zeroth) / count
-    variance = variance.clamp(min=0)
+    variance = torch.where(variance <= CONSTANT * square, 0.0, variance)
     skew = third - 3 * centre * second + 3 * centre.square() * first - centre**3 * zeroth
     sigma = (variance + eps).sqrt() if third_denominator == 'std' else variance + eps
-    flat = variance <= FLAT * (second / count + centre.square())
-    skew = torch.where(flat, 0.0, skew / count / sigma**3)
-    return torch.stack([mean, variance, skew], dim=1)
+    skew = torch.where(variance <= FLAT * square, 0.0, skew / count / sigma**3)
+    return torch.stack([origin + centre, variance, skew], dim=1)
 
 
 class _PowerSums(torch.autograd.Function):

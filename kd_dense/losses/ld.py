@@ -141,8 +141,8 @@ def ld_loss(
         head_targets: What the student's head computed for its own loss.
         main_weight: Factor on ``main``. A part of weight 0 costs nothing.
         vlr_weight: Factor on ``vlr``.
-        kd_weight: Factor on ``kd``, which compares a softmax over the classes: 0 for a single
-            class.
+        kd_weight: Factor on ``kd``. It compares a softmax over the classes, which says nothing of
+            a single class: there this must be 0, and ``kd_vlr_weight`` too.
         kd_vlr_weight: Factor on ``kd_vlr``. The authors use it on PASCAL VOC; their code for
             COCO multiplies it by 0.
         temperature: T of ``main`` and ``vlr``, ``> 0``.
@@ -178,7 +178,8 @@ def ld_loss(
         ... )
         >>> maps = [torch.zeros(1, 1, 1, 2), torch.zeros(1, 4 * 3, 1, 2)]
         >>> taught = [maps[0], torch.arange(24.0).view(1, 12, 1, 2)]
-        >>> {name: round(part.item(), 3) for name, part in ld_loss(maps, taught, targets).items()}
+        >>> parts = ld_loss(maps, taught, targets, kd_weight=0)
+        >>> {name: round(part.item(), 3) for name, part in parts.items()}
         {'main': 0.11, 'vlr': 0.088, 'kd': 0.0, 'kd_vlr': 0.0}
     """
     _check_arguments(
@@ -196,6 +197,12 @@ def ld_loss(
         topk=topk,
         diou=diou,
     )
+    if head_targets.num_classes == 1 and (kd_weight > 0 or kd_vlr_weight > 0):
+        raise ValueError(
+            'ld_loss: kd compares a softmax over the classes, which is 1 for a single class '
+            f'whatever its logit; got kd_weight={kd_weight} and kd_vlr_weight={kd_vlr_weight}: '
+            'set both to 0'
+        )
     anchors = check_maps(student, teacher, head_targets)
     levels, images = len(anchors), len(head_targets.boxes)
     classes, taught_classes = student[:levels], teacher[:levels]
@@ -277,7 +284,12 @@ def by_prior(maps: Tensor) -> Tensor:
 
 
 def mean_of_levels(values: Tensor, members: Tensor, sizes: list[int]) -> Tensor:
-    """Sum over the levels of the mean over the members, 0 for a level without any.
+    """Sum over the levels of what [`level_means`][] says."""
+    return level_means(values, members, sizes).sum()
+
+
+def level_means(values: Tensor, members: Tensor, sizes: list[int]) -> Tensor:
+    """The mean over the members of each level, 0 for a level without any, ``(L,)``.
 
     Args:
         values: ``(N, A)``.
@@ -287,7 +299,7 @@ def mean_of_levels(values: Tensor, members: Tensor, sizes: list[int]) -> Tensor:
     totals = torch.stack([x.sum() for x in (values * members).split(sizes, 1)])
     counts = torch.stack([x.sum() for x in members.split(sizes, 1)])
     counts = mean_over_ranks(counts.to(totals.dtype))
-    return (totals / torch.where(counts > 0, counts, 1)).sum()
+    return totals / torch.where(counts > 0, counts, 1)
 
 
 class LDLoss(DistillLoss):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from kd_dense.functional import at_least_float32, check_choice, in_blocks, mean_over_ranks
-from kd_dense.losses.base import DistillLoss, check_same_shape
-from kd_dense.losses.ld import HeadTargets, by_prior, check_maps, mean_of_levels
+from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
+from kd_dense.losses.ld import HeadTargets, by_prior, check_maps, level_means
 from kd_dense.losses.ld_regions import (
     centers,
     fine_grained_region,
@@ -24,25 +24,31 @@ from kd_dense.losses.ld_regions import (
 
 __all__ = ['LDImitationLoss', 'general_instances', 'imitation_loss']
 
-Region = Literal['main', 'inside', 'finegrained', 'gibox']
+Region = Literal['main', 'inside', 'finegrained', 'gibox', 'all', 'decoupled']
 
 
 def imitation_loss(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], regions: Sequence[Tensor]
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    regions: Sequence[Tensor],
+    background_weight: float = 0.0,
 ) -> Tensor:
     r"""Mean squared difference of features over the positions of a region, summed over levels.
 
     $$
-    \sum_\mathrm{levels} \frac{1}{|R| C} \sum_{i \in R} \lVert s_i - t_i \rVert^2
+    \sum_\mathrm{levels} \biggl(
+        \frac{1}{|R| C} \sum_{i \in R} \lVert s_i - t_i \rVert^2
+        + \frac{w}{|\bar R| C} \sum_{i \notin R} \lVert s_i - t_i \rVert^2 \biggr)
     $$
 
-    A level without a position in the region adds 0.
+    with the positions $\bar R$ of a level outside the region $R$. A mean over no position is 0.
 
     Args:
         student: One map ``(N, C, H, W)`` for each level, any float dtype.
         teacher: Same shapes. No gradient flows into it.
         regions: Members of each level, ``(N, H * W * K)``, bool: a position belongs to the
             region if one of its K anchors does.
+        background_weight: $w$. The authors' code has 2 in ``decouple``, else 0.
 
     Returns:
         Scalar, at least float32.
@@ -55,13 +61,25 @@ def imitation_loss(
         >>> teacher = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
         >>> imitation_loss([student], [teacher], [torch.tensor([[True, False]])])
         tensor(5.)
+        >>> imitation_loss([student], [teacher], [torch.tensor([[True, False]])], 2.0)
+        tensor(25.)
     """
+    return _losses_of_levels(student, teacher, regions, background_weight).sum()
+
+
+def _losses_of_levels(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    regions: Sequence[Tensor],
+    background_weight: float,
+) -> Tensor:
+    """What each level adds to [`imitation_loss`][], ``(L,)``."""
     if not len(student) == len(teacher) == len(regions):
         raise ValueError(
             f'imitation_loss expects as many maps as levels of the head, got {len(student)} of '
             f'the student, {len(teacher)} of the teacher and {len(regions)} levels'
         )
-    squares, members = [], []
+    differences, members = [], []
     for s, t, region in zip(student, teacher, regions, strict=True):
         check_same_shape('imitation_loss', s, t)
         positions = s.shape[2] * s.shape[3]
@@ -71,10 +89,14 @@ def imitation_loss(
                 f'{tuple(region.shape)} does not fit the map {tuple(s.shape)}'
             )
         difference = at_least_float32(s) - at_least_float32(t.detach())
-        squares.append(difference.square().mean(1).flatten(1))
+        differences.append(difference.square().mean(1).flatten(1))
         members.append(region.unflatten(1, (positions, -1)).any(2))
     sizes = [member.shape[1] for member in members]
-    return mean_of_levels(torch.cat(squares, 1), torch.cat(members, 1), sizes)
+    squares, inside = torch.cat(differences, 1), torch.cat(members, 1)
+    losses = level_means(squares, inside, sizes)
+    if background_weight > 0:
+        losses = losses + background_weight * level_means(squares, ~inside, sizes)
+    return losses
 
 
 @torch.no_grad()
@@ -159,19 +181,26 @@ def _expected(distributions: Tensor, stride: float) -> tuple[Tensor, ...]:
 class LDImitationLoss(DistillLoss):
     """Feature imitation in one of the regions that the paper compares; its tap is the neck.
 
-    | ``region`` | positions of |
-    |-|-|
-    | ``main`` | the positives |
-    | ``inside`` | the priors with their centre in a box |
-    | ``finegrained`` | the anchors that overlap a box more than half as well as its best |
-    | ``gibox`` | the general instances |
+    | ``region`` | positions of | the authors' |
+    |-|-|-|
+    | ``main`` | the positives | |
+    | ``inside`` | the priors with their centre in a box | ``fitnet``, as their code is |
+    | ``finegrained`` | the anchors that overlap a box more than half as well as its best | same |
+    | ``gibox`` | the general instances | same |
+    | ``all`` | the whole maps (FitNets) | ``fitnet``, as their README has it |
+    | ``decoupled`` | ``inside``, and the rest, a mean of each (DeFeat) | ``decouple``, as meant |
 
     General instances are where the class scores of student and teacher differ most: at most 10
     of each level of an image, whose boxes (of the model that is surer) do not overlap by an IoU
-    above 0.3.
+    above 0.3. ``all`` and ``decoupled`` count positions in the padding too.
+
+    The authors' ``decouple`` compares the student's background with the teacher's objects, which
+    are not as many, and cannot run. This is what was meant: background with background.
 
     The authors' weights for GFL are 2 for a ResNet-50 student and 0.2 for a ResNet-18.
 
+    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015.
+    Guo et al., "Distilling Object Detectors via Decoupled Features", CVPR 2021.
     Dai et al., "General Instance Distillation for Object Detection", CVPR 2021.
 
     Args:
@@ -181,9 +210,10 @@ class LDImitationLoss(DistillLoss):
             region, as the authors' code does.
         mix_images: Choose the general instances of all images of a batch together, where boxes
             of different images suppress each other, as the authors' code does.
+        background_weight: Factor on the rest with ``region='decoupled'``, else without effect.
 
     Raises:
-        ValueError: If there is no such region.
+        ValueError: If there is no such region, or a weight is negative or not finite.
 
     Examples:
         >>> LDImitationLoss(weight=2.0, region='gibox').needs
@@ -198,10 +228,13 @@ class LDImitationLoss(DistillLoss):
         region: Region = 'gibox',
         positive_levels_only: bool = False,
         mix_images: bool = False,
+        background_weight: float = 2.0,
     ) -> None:
         super().__init__(weight)
         check_choice('LDImitationLoss', 'region', region, Region)
+        check_weight('LDImitationLoss', 'background_weight', background_weight)
         self.region: Region = region
+        self.background_weight = background_weight if region == 'decoupled' else 0.0
         self.positive_levels_only = positive_levels_only
         self.mix_images = mix_images
         self.needs = ('head_targets', 'head_outputs') if region == 'gibox' else ('head_targets',)
@@ -214,28 +247,30 @@ class LDImitationLoss(DistillLoss):
         head_outputs: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     ) -> Tensor:
         regions = self.regions(head_targets, head_outputs)
+        losses = _losses_of_levels(student, teacher, regions, self.background_weight)
         if self.positive_levels_only:
             positives = [x.sum() for x in head_targets.positive.split(head_targets.sizes, 1)]
-            counts = mean_over_ranks(torch.stack(positives).float())
-            regions = [region & (n > 0) for region, n in zip(regions, counts, strict=True)]
-        return self.weight * imitation_loss(student, teacher, regions)
+            losses = losses * (mean_over_ranks(torch.stack(positives).float()) > 0)
+        return self.weight * losses.sum()
 
     def regions(
         self,
         head_targets: HeadTargets,
         head_outputs: tuple[Sequence[Tensor], Sequence[Tensor]] | None,
     ) -> list[Tensor]:
-        """The members of each level, ``(N, A)``, bool."""
+        """The members of each level, ``(N, A)``, bool; of the decoupled region, the objects."""
         if self.region == 'gibox':
             if head_outputs is None:
                 raise TypeError("LDImitationLoss with region='gibox' expects head_outputs")
             return general_instances(*head_outputs, head_targets, self.mix_images)
         priors, boxes = head_targets.priors, head_targets.boxes
         valid = torch.cat(head_targets.valid, 1)
-        if self.region == 'main':
+        if self.region == 'all':
+            region = torch.ones_like(valid)
+        elif self.region == 'main':
             region = head_targets.positive
-        elif self.region == 'inside':
-            region = inside_region(priors, valid, boxes)
-        else:
+        elif self.region == 'finegrained':
             region = fine_grained_region(priors, valid, boxes)
+        else:
+            region = inside_region(priors, valid, boxes)
         return list(region.split(head_targets.sizes, 1))

@@ -22,6 +22,7 @@ from kd_dense.functional import (
     check_temperature,
     published_sum,
     soft_kl,
+    two_class_logits,
     without_autocast,
 )
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_same_size, check_weight
@@ -53,7 +54,9 @@ def pixel_wise_loss(
 
     The authors divide the sum by H W and not by the number of images, so that their weight of
     10 belongs to their batch of $B = 8$ images. ``divergence='kl'`` subtracts the
-    teacher's entropy: the gradient stays, and the value is 0 where the two agree.
+    teacher's entropy: the gradient stays, and the value is 0 where the two agree. A single channel
+    is the logit $z$ of one class against none, which is two channels $(0, z)$: see
+    [`kd_dense.functional.two_class_logits`][].
 
     Args:
         student: Logits, ``(N, C, H, W)``, any float dtype.
@@ -81,6 +84,7 @@ def pixel_wise_loss(
     check_choice('pixel_wise_loss', 'divergence', divergence, Divergence)
     check_published_batch('pixel_wise_loss', published_batch)
     images, _, height, width = student.shape
+    student, teacher = two_class_logits(student), two_class_logits(teacher)
     if divergence == 'kl':
         total = soft_kl(student, teacher, temperature, dim=1).sum()
     else:

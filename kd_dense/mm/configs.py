@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mmengine import registry as mmengine_registry
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import HOOKS, MODELS, DefaultScope, Registry
 from mmengine.utils import get_installed_path
 
 __all__ = [
     'NotFoundError',
     'RequestError',
+    'alone',
     'build_model',
     'dicts_in',
     'distils',
+    'framework',
+    'has_hook',
+    'is_pure',
     'near_configs',
     'read_config',
+    'type_name',
+    'type_of',
 ]
 
+ROOTS = [one for one in vars(mmengine_registry).values() if isinstance(one, Registry)]
 SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 
 
@@ -71,6 +81,8 @@ def read_config(
         raise RequestError(f'expected a config (.py), got {source}')
     else:
         config = Config.fromfile(source)
+    if is_pure(config):
+        _name_types(config)
     if options:
         config.merge_from_dict(dict(options))
     return config
@@ -93,6 +105,36 @@ def _read_by_name(source: str, pretrained: bool) -> Config:
         raise NotFoundError(f'the config {source} does not exist{near_configs(source)}') from error
 
 
+def _name_types(config: Config) -> None:
+    """Put registered names where a config in the pure Python style has classes.
+
+    mmengine writes a class as the path to it, by which it does not always find it again:
+    ``mmdet.models.losses.smooth_l1_loss`` is a module and a function.
+    """
+    parts = [part for part in dicts_in(config._cfg_dict) if callable(part.get('type'))]
+    bare = not config.get('default_scope')  # or a framework may know another thing by the name
+    names = {kind: name for root in ROOTS for kind, name in _registered(root, bare)}
+    for part in parts:
+        if part['type'] in names:
+            part['type'] = names[part['type']]
+
+
+def _registered(root: Registry, bare: bool) -> Iterator[tuple[Any, str]]:
+    """What a registry and its children know by its own name, and that name with its scope.
+
+    Where ``bare``, names of the root that no child has are without.
+    """
+    family = [root]
+    for one in family:
+        family += one.children.values()
+    counts = Counter(name for one in family for name in one.module_dict)
+    for one in family:
+        for name, kind in one.module_dict.items():
+            if _name_of(kind) == name:
+                plain = bare and one is root and counts[name] == 1
+                yield kind, name if plain else f'{one.scope}.{name}'
+
+
 def near_configs(source: str) -> str:
     """Name the config files of a package that are spelt nearly like the one asked for."""
     package, _, wanted = source.partition('::')
@@ -111,18 +153,97 @@ def build_model(config: Config) -> Any:
         return MODELS.build(model)
 
 
+def type_name(part: Mapping[str, Any] | None) -> str:
+    """The last part of a type's name, however a config spells it.
+
+    ``'X'``, ``'scope.X'``, ``'package.module.X'`` and, in mmengine's pure Python style, ``X``
+    itself come to the same.
+    """
+    kind = (part or {}).get('type')
+    return (kind if isinstance(kind, str) else _name_of(kind)).rpartition('.')[2]
+
+
+def _name_of(kind: Any) -> str:
+    return getattr(kind, '__name__', '')
+
+
+def type_of(part: Any, registry: Registry, scope: str | None = None) -> Any:
+    """What a part of a config is built by: a class or function, however a config spells it.
+
+    Args:
+        part: The part, or an object that was built already.
+        registry: Where names are looked up.
+        scope: ``default_scope`` of the config.
+
+    Returns:
+        The class or function; None if there is none of the name.
+    """
+    if not isinstance(part, Mapping):
+        return type(part)
+    kind = part.get('type')
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(part.get('_scope_') or scope) as there:
+        return there.get(kind)
+
+
+def has_hook(config: Config, kind: type) -> bool:
+    """Whether a config names a hook of a class, or of one derived from it."""
+    scope = config.get('default_scope')
+    named = [*(config.get('custom_hooks') or []), *(config.get('default_hooks') or {}).values()]
+    found = (type_of(hook, HOOKS, scope) for hook in named if hook)
+    return any(isinstance(one, type) and issubclass(one, kind) for one in found)
+
+
 def distils(config: Config) -> bool:
     """Whether a config is a recipe: its model is a distilled student."""
-    kind = (config.get('model') or {}).get('type')
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.rpartition('.')[2] == 'Distilled'
+    return type_name(config.get('model')) == 'Distilled'
+
+
+def is_pure(config: Config) -> bool:
+    """Whether a config was read from a file in mmengine's pure Python style."""
+    file: str | None = config.filename
+    return file is not None and bool(Config._is_lazy_import(file))
+
+
+def framework(config: Config) -> str:
+    """The package that a model comes from or builds on: 'mmdet', 'mmseg', or the default scope."""
+    model = config.model.student if distils(config) else config.model
+    kind = type_of(model, MODELS, config.get('default_scope'))
+    packages = [cls.__module__.partition('.')[0] for cls in getattr(kind, '__mro__', ())]
+    found = (name for name in packages if name in ('mmdet', 'mmseg'))
+    return next(found, config.get('default_scope') or '')
+
+
+def alone(config: Config) -> Config:
+    """The config of the student of a recipe, without all that distils.
+
+    Args:
+        config: A recipe; another config comes back as it is.
+    """
+    if not distils(config):
+        return config
+    config = deepcopy(config)
+    config.model = config.model.student
+    hooks = config.get('custom_hooks') or []
+    config.custom_hooks = [hook for hook in hooks if not _is_ours(hook)]
+    checkpoint = (config.get('default_hooks') or {}).get('checkpoint') or {}
+    if type_name(checkpoint) == 'SafeCheckpointHook':
+        checkpoint['type'] = 'CheckpointHook'
+    return config
+
+
+def _is_ours(hook: Any) -> bool:
+    # By its name: the config may come out of a checkpoint, which has no say in what is imported.
+    kind = hook.get('type') if isinstance(hook, Mapping) else type(hook)
+    return (kind if isinstance(kind, str) else str(kind.__module__)).startswith('kd_dense.')
 
 
 def dicts_in(value: Any) -> Iterator[Any]:
     """All dicts of a nested value."""
     if isinstance(value, dict):
         yield value
-        value = list(value.values())
+        value = list(dict.values(value))  # a ConfigDict's own imports what a class is named by
     if isinstance(value, (list, tuple)):
         for item in value:
             yield from dicts_in(item)

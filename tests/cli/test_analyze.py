@@ -96,6 +96,69 @@ def test_terms_below_zero_are_drawn_as_such(tmp_path):
     assert axis.get_yscale() == 'log'
 
 
+class TestTheLowerTheBetter:
+    """Errors, as of depth: the best epoch is the one with the lowest, and less is a gain."""
+
+    @pytest.fixture
+    def runs(self, tmp_path):
+        alone, kd = (
+            write(
+                tmp_path / name, *(score(i + 1, value, 'rmse') for i, value in enumerate(values))
+            )
+            for name, values in (('alone', (0.9, 0.5, 0.6)), ('kd', (0.8, 0.6, 0.4125)))
+        )
+        return alone, kd
+
+    def test_table(self, runs, tmp_path):
+        call('analyze', *runs, '--teacher', 0.3, '--out', tmp_path)
+        header, _, first, second = (tmp_path / 'analysis.md').read_text().splitlines()
+        assert header.startswith('| run | best rmse (lower is better) | at | last | gain | of the')
+        assert first.startswith('| alone | 0.500 | 2 | 0.600 |  |  |')
+        assert second.startswith('| kd | 0.412 | 3 | 0.412 | +0.088 | 44% |')
+
+    def test_no_gap(self, runs):
+        found = [analyze.read_run(run) for run in runs]
+        rows = analyze.summarise(found, 'rmse', 0.55, lower=True)[1]
+        assert rows[1][5] == 'no gap'
+
+    def test_picture(self, runs, tmp_path):
+        found = [analyze.read_run(run) for run in runs]
+        _, axis = plt.subplots()
+        analyze._draw_scores(axis, found, 'rmse', None, lower=True)
+        plt.close(axis.figure)
+        assert axis.get_ylabel() == 'rmse (lower is better)'
+
+    @pytest.mark.parametrize(
+        'said',
+        [
+            "default_hooks = dict(checkpoint=dict(type='X', save_best='off', rule='less'))",
+            "custom_hooks = [dict(monitor='off', rule='less', type='EarlyStoppingHook')]",
+            "default_hooks = {'checkpoint': {'save_best': 'off', 'rule': 'less', 'x': print()}}",
+        ],
+    )
+    def test_what_the_config_of_a_run_says(self, said, tmp_path, capsys):
+        """It is read, and never run."""
+        run = write(tmp_path / 'run', score(1, 0.9, 'off'), score(2, 0.5, 'off'), score(3, 0.7))
+        (run / '20260101_000000/vis_data/config.py').write_text(f'raise SystemExit\n{said}\n')
+        call('analyze', run, '--out', tmp_path)
+        # Of two scores it is the one that the training watches.
+        text = (tmp_path / 'analysis.md').read_text()
+        assert '| best off (lower is better) |' in text
+        assert '| run | 0.500 | 2 | 0.500 |' in text
+
+    @pytest.mark.parametrize('text', ['this is no python', '', 'default_hooks = dict(**other)'])
+    def test_a_config_that_says_nothing(self, text, tmp_path):
+        run = write(tmp_path / 'run', score(1, 0.9, 'off'), score(2, 0.5, 'off'))
+        (run / '20260101_000000/vis_data/config.py').write_text(text)
+        call('analyze', run, '--out', tmp_path)
+        assert '| run | 0.900 | 1 | 0.500 |' in (tmp_path / 'analysis.md').read_text()
+
+    def test_what_the_user_says(self, tmp_path):
+        run = write(tmp_path / 'run', score(1, 0.9, 'off'), score(2, 0.5, 'off'))
+        call('analyze', run, '--lower-is-better', '--out', tmp_path)
+        assert '| run | 0.500 | 2 | 0.500 |' in (tmp_path / 'analysis.md').read_text()
+
+
 def test_runs_that_were_never_evaluated(tmp_path):
     run = analyze.read_run(write(tmp_path / 'run', train(50)))
     assert analyze.choose_score([run], None) is None

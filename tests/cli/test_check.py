@@ -1,4 +1,5 @@
 import json
+import math
 from argparse import Namespace
 
 import pytest
@@ -107,6 +108,12 @@ def test_a_recipe_of_mmdet_for_machines(run, data, tmp_path):
     names = {finding['check'] for finding in found['findings']}
     assert names >= {'model', 'data', 'taps', 'preprocessing', 'scores', 'terms', 'cost'}
     assert not (tmp_path / 'run').exists()
+
+
+def test_what_is_no_number_is_null_for_machines():
+    """An untrained model of depth may score nan, which JSON has no word for."""
+    figures = dict(a=math.nan, b=[1.5, -math.inf], c=(2, {'d': math.inf}), e='x')
+    assert check.for_machines(figures) == dict(a=None, b=[1.5, None], c=[2, {'d': None}], e='x')
 
 
 def test_what_cannot_be_built(run, data, tmp_path):

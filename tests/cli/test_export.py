@@ -23,6 +23,25 @@ def metrics(work_dir):
     return {k: v for k, v in scores.items() if 'mAP' in k or k in ('mIoU', 'mAcc', 'aAcc')}
 
 
+def predicted(package, config, checkpoint, picture):
+    """The models of the framework's functions and classes for inference, after one picture."""
+    if package == 'mmdet':
+        from mmdet.apis import DetInferencer, inference_detector, init_detector
+
+        model = init_detector(config, str(checkpoint), device='cpu')
+        assert len(inference_detector(model, str(picture)).pred_instances)
+        inferencer = DetInferencer(weights=str(checkpoint), device='cpu')  # its config is inside
+        assert inferencer(str(picture))['predictions'][0]['labels']
+        return model, inferencer.model
+    from mmseg.apis import MMSegInferencer, inference_model, init_model
+
+    model = init_model(config, str(checkpoint), device='cpu')
+    assert inference_model(model, str(picture)).pred_sem_seg.data.ndim == 3
+    inferencer = MMSegInferencer(str(config), str(checkpoint), device='cpu')
+    assert inferencer(str(picture))['predictions'].ndim == 2
+    return model, inferencer.model
+
+
 @pytest.mark.parametrize(
     ('recipe', 'options'),
     [
@@ -39,11 +58,10 @@ def test_the_student_gets_out(recipe, options, tmp_path, monkeypatch, capsys):
     run_here(monkeypatch, TOOLS / 'train.py', config, **options)
     [checkpoint] = [*work_dir.glob('iter_2.pth'), *work_dir.glob('epoch_1.pth')]
 
-    # tools/test.py needs neither the teacher's weights nor the export
-    def teacher_weights(*_):
-        raise AssertionError('the teacher was loaded')
-
-    monkeypatch.setattr('kd_dense.mm.teachers.openmmlab.Teacher.load', teacher_weights)
+    # tools/test.py needs neither the teacher's files nor the export
+    gone = Config.fromfile(config)
+    gone.model.teacher = dict(config='gone.py', checkpoint='gone.pth')
+    config.write_text(gone.pretty_text)
     pictures, out = tmp_path / 'pictures', tmp_path / 'out.pkl'
     run_here(monkeypatch, TOOLS / 'test.py', config, checkpoint, '--work-dir', tmp_path / 'tested',
              '--out', out, '--show-dir', pictures, **options)  # fmt: skip
@@ -58,7 +76,7 @@ def test_the_student_gets_out(recipe, options, tmp_path, monkeypatch, capsys):
 
     capsys.readouterr()
     student = tmp_path / 'exported' / 'student.pth'
-    call('export', checkpoint, student)
+    call('export', checkpoint, student, '--config', tmp_path / 'student.py')
     # mmengine reads like this
     trained = CheckpointLoader.load_checkpoint(str(checkpoint))['state_dict']
     exported = torch.load(student, weights_only=True)['state_dict']
@@ -76,6 +94,16 @@ def test_the_student_gets_out(recipe, options, tmp_path, monkeypatch, capsys):
     run_here(monkeypatch, framework(package) / 'tools' / 'test.py', stock, student)
     assert metrics(tmp_path / 'stock') == tested
 
+    # the config that was exported, for what takes no recipe
+    mine = tmp_path / 'student.py'
+    run_here(monkeypatch, framework(package) / 'tools' / 'test.py', mine, student, '--work-dir',
+             tmp_path / 'mine')  # fmt: skip
+    assert metrics(tmp_path / 'mine') == tested
+    assert 'kd_dense' not in mine.read_text()
+    picture = next((data / ('cityscapes' if package == 'mmseg' else 'coco')).rglob('*0001*.[jp]*'))
+    for shown in predicted(package, mine, student, picture):
+        assert type(shown) is type(bare)
+
     shutil.rmtree(tmp_path)
 
 
@@ -87,6 +115,73 @@ def test_the_export_lies_beside_the_checkpoint(tmp_path, capsys):
     assert found['state_dict'].keys() == {'backbone.w'}
     assert found['meta'] == {'iter': 4}
     assert 'student.pth: 1 tensors' in capsys.readouterr().out
+
+
+class TestConfig:
+    """The config of the student, which comes out of a file that is not trusted."""
+
+    RECIPE = """
+custom_hooks = [dict(type='kd_dense.CriticHook'), dict(type='EMAHook')]
+default_scope = 'mmdet'
+model = dict(type='kd_dense.Distilled', student=dict(type='FCOS', a=[(1, -2.5), {'b c': None}]),
+             teacher='gone.py', terms=dict())
+"""
+
+    @pytest.fixture
+    def export_of(self, tmp_path):
+        def export_of(text, *options):
+            meta = dict(cfg=text, iter=4)
+            torch.save({'state_dict': {'a': torch.zeros(1)}, 'meta': meta}, tmp_path / 'x.pth')
+            call('export', tmp_path / 'x.pth', *options)
+            return torch.load(tmp_path / 'student.pth')['meta']
+
+        return export_of
+
+    def test_is_that_of_the_student(self, export_of, tmp_path):
+        meta = export_of(self.RECIPE)
+        config = Config.fromstring(meta['cfg'], '.py')
+        assert config.to_dict() == dict(
+            custom_hooks=[dict(type='EMAHook')],
+            default_scope='mmdet',
+            model=dict(type='FCOS', a=[(1, -2.5), {'b c': None}]),
+        )
+        assert meta['iter'] == 4
+
+    @pytest.mark.parametrize(
+        'text',
+        [
+            "__import__('os').mkdir('{0}')\n{1}",
+            "x = __import__('os').mkdir('{0}')\n{1}",
+            "x = dict(a=__import__('os').mkdir('{0}'))\n{1}",
+            "import os\nx = dict(**os.mkdir('{0}'))\n{1}",
+            "(x := __import__('os').mkdir('{0}'))\n{1}",
+            '(' * 100_000,
+            '-' * 100_000 + '1',
+            "model = dict(type='FCOS')",  # what is no recipe is left as it is
+        ],
+    )
+    def test_what_is_more_than_values_is_left_as_it_is(self, text, export_of, tmp_path):
+        text = text.format(tmp_path / 'executed', self.RECIPE)
+        assert export_of(text)['cfg'] == text
+        with pytest.raises(SystemExit, match='holds no config of a recipe, or none that can be'):
+            export_of(text, '--config', tmp_path / 'student.py')
+        assert sorted(path.name for path in tmp_path.iterdir()) == ['student.pth', 'x.pth']
+
+    def test_its_hooks_import_nothing(self, export_of, tmp_path, monkeypatch):
+        (tmp_path / 'mine_to_run.py').write_text('raise SystemError')
+        monkeypatch.syspath_prepend(str(tmp_path))
+        text = self.RECIPE.replace('EMAHook', 'mine_to_run.Hook')
+        assert 'mine_to_run.Hook' in export_of(text)['cfg']
+
+    def test_where_it_is_written(self, export_of, tmp_path):
+        export_of(self.RECIPE, '--config', tmp_path / 'new' / 'student.py')
+        assert Config.fromfile(tmp_path / 'new' / 'student.py').model.type == 'FCOS'
+        with pytest.raises(SystemExit, match=r'student\.py exists already'):
+            export_of(self.RECIPE, '--config', tmp_path / 'new' / 'student.py')
+        with pytest.raises(SystemExit, match=r'end in \.py, got .*student\.txt'):
+            export_of(self.RECIPE, '--config', tmp_path / 'student.txt')
+        with pytest.raises(SystemExit, match=r'cannot write .*x\.pth/student\.py'):
+            export_of(self.RECIPE, '--config', tmp_path / 'x.pth' / 'student.py')
 
 
 def test_what_cannot_be_read_or_written(tmp_path):

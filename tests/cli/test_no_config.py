@@ -1,10 +1,12 @@
 """Distil without a recipe: what the options do, and the recipe that stands for them."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
+from kd_dense.mm.configs import RequestError
 from kd_dense.mm.presets import recipe as recipe_module
 from kd_dense.mm.presets.recipe import recipe
 from kd_dense.mm.presets.settings import Preset
@@ -99,10 +101,38 @@ def test_a_recipe_that_names_a_preset_is_spelt_out(program, tmp_path):
 def test_a_critic_gets_its_hook_beside_those_of_the_base(tmp_path):
     term = dict(tap='x', loss=dict(type='HolisticLoss', weight=0.1))
     chosen = Preset({'holistic': term}, (), 'ours')
-    text = recipe('a.py', 't.py', ['skd'], chosen, tmp_path, [dict(type='Mine')])
+    made = partial(recipe, 'a.py', 't.py', ['skd'], chosen, tmp_path)
+    text = made(hooks=True)
     assert "custom_hooks = [*_base_.custom_hooks, dict(type='kd_dense.CriticHook')]" in text
-    own = [dict(type='kd_dense.CriticHook')]
-    assert 'custom_hooks' not in recipe('a.py', 't.py', ['skd'], chosen, tmp_path, own)
+    assert 'custom_hooks = [*custom_hooks, dict(type=CriticHook)]' in made(hooks=True, pure=True)
+    assert "custom_hooks = [dict(type='kd_dense.CriticHook')]" in made()
+    assert 'custom_hooks' not in made(hooks=True, critic=False)
+
+
+@pytest.mark.parametrize(
+    ('base', 'folder', 'expected'),
+    [('x/a.py', 'x', '.a'), ('x/y/a.py', 'x', '.y.a'), ('a.py', 'x/y', '...a'),
+     ('x/z/a.py', 'x/y', '..z.a')],
+)  # fmt: skip
+def test_a_base_in_the_pure_style_is_imported(base, folder, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    term = dict(tap='x', loss=dict(type='CWDLoss'))
+    chosen = Preset({'cwd': term}, (), 'ours')
+    text = recipe(base, 't.py', ['cwd'], chosen, Path(folder), pure=True)
+    assert f'with read_base():\n    from {expected} import *\n' in text
+    Path(base).parent.mkdir(parents=True, exist_ok=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(base).write_text("model = dict(type='FCOS')\n")
+    Path(folder, 'recipe.py').write_text(text)
+    model = Config.fromfile(Path(folder, 'recipe.py')).model
+    assert (model.student, model.terms) == (dict(type='FCOS'), dict(cwd=term))
+
+
+@pytest.mark.parametrize('name', ['my-student', 'my.student', '4x', 'class'])
+def test_a_base_in_the_pure_style_that_cannot_be_imported(name, tmp_path):
+    chosen = Preset({}, (), 'ours')
+    with pytest.raises(RequestError, match=rf'{name} cannot be imported: give it a name of'):
+        recipe(str(tmp_path / f'{name}.py'), 't.py', ['cwd'], chosen, tmp_path, pure=True)
 
 
 def test_without_the_repository_a_recipe_says_how_it_can_be_trained(tmp_path, monkeypatch):

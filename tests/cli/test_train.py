@@ -70,7 +70,7 @@ def built(monkeypatch):
 
     def from_cfg(config):
         seen.config = config
-        return SimpleNamespace(train=lambda: None)
+        return SimpleNamespace(train=lambda: None, register_hook=lambda hook: None)
 
     monkeypatch.setattr(Runner, 'from_cfg', from_cfg)
     return seen

@@ -6,7 +6,9 @@ import cv2
 import pytest
 import torch
 from mmengine.config import Config
+from mmseg.datasets.transforms import LoadAnnotations
 
+from kd_dense.cli import visualize
 from kd_dense.mm.configs import build_model
 from tests.launch import DETECTOR, SEGMENTER, call
 from tests.miniature import ROOT, make_data, write_miniature
@@ -91,6 +93,33 @@ def test_a_segmenter_and_files_without_ground_truth(run, data, tmp_path):
     assert 'Not shown: it needs segmentation: the picture has no ground truth.' in page
     assert not [file for file in files if 'affinity' in file]
     assert 'untrained student' in page
+
+
+def test_a_detector_and_files(run, data, tmp_path):
+    """mmdet packs objects without boxes for them."""
+    recipe = ROOT / 'configs/fgd/fgd_retinanet-r50_from_retinanet-x101-64x4d_2x_coco.py'
+    config = write_miniature(
+        recipe, data, tmp_path / 'run',
+        model__teacher=dict(
+            config='mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', checkpoint=None
+        ),
+    )  # fmt: skip
+    [picture, *_] = (data / 'coco').rglob('*.jpg')
+    run(config, '--images', picture, '--out', tmp_path / 'out')
+    page, files = check_page(tmp_path / 'out')
+    assert files == [f'0-{picture.stem}_predictions.png']
+    assert 'Not shown: it needs boxes: the picture has no ground truth.' in page
+
+
+@pytest.mark.parametrize('kind', ['classes', 'concatenated'])
+def test_steps_of_the_pipeline(kind):
+    """However they are spelt, and wherever the data sets that are concatenated have them."""
+    steps = [dict(type='LoadImageFromFile'), dict(type=LoadAnnotations), dict(type='X')]
+    config = dict(type='A', pipeline=steps)
+    if kind == 'concatenated':
+        config = dict(dataset=dict(datasets=[config, dict(type='B', pipeline=[])]))
+    assert visualize.find_pipeline(config) == steps
+    assert visualize.without_annotations(steps) == [steps[0], steps[2]]
 
 
 def test_maps_behind_an_adapter_that_was_not_trained_are_left_out(run, data, tmp_path):

@@ -102,3 +102,40 @@ class LossContract:
     def test_rejects_a_weight_that_is_negative_or_not_finite(self, weight):
         with pytest.raises(ValueError, match='finite weight >= 0'):
             type(self.loss)(weight=weight)
+
+
+class OneChannelContract(LossContract):
+    """For a loss of class distributions: one channel is the logit of a class against none.
+
+    It is worth what the logits (0, z) of two classes are, and teaches the same.
+    """
+
+    def example(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        student, teacher = (x.detach()[:, :1].clone() for x in super().example(dtype))
+        return student.requires_grad_(), teacher.requires_grad_()
+
+    def test_names_both_shapes_when_they_differ(self):
+        student, teacher = self.example()
+        for other in (teacher[..., :5], torch.cat([teacher, teacher], 1)):
+            with pytest.raises(ValueError, match=r'\(3, 1, 5, 6\).*\(3, [12], 5, [56]\)'):
+                self.value(student, other)
+
+    @pytest.mark.parametrize('scale', [1e-4, 1.0, 30.0, 6e4])
+    @pytest.mark.parametrize(
+        'dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+    )
+    def test_is_that_of_two_classes_of_which_one_has_logit_0(self, dtype, scale):
+        pair = [
+            (scale * x.detach() / x.detach().abs().max()).to(dtype).requires_grad_()
+            for x in self.example()
+        ]
+        two = [torch.cat([torch.zeros_like(x), x], 1).detach().requires_grad_() for x in pair]
+        value, expected = self.value(*pair), self.value(*two)
+        assert torch.equal(value, expected)
+        assert value > 0
+        (grad,) = torch.autograd.grad(value, pair[0])
+        (expected_grad,) = torch.autograd.grad(expected, two[0])
+        assert torch.equal(grad, expected_grad[:, 1:])
+        assert grad.isfinite().all()
+        if scale < 100:  # probabilities that are exactly 0 and 1 have a square without gradient
+            assert grad.abs().sum() > 0

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from kd_dense.losses import CWDLoss, cwd_loss
-from tests.losses.contract import LossContract
+from tests.losses.contract import LossContract, OneChannelContract
 
 
 class TestCWD(LossContract):
@@ -60,6 +60,30 @@ class TestCWDSpatial(LossContract):
         )
         value = cwd_loss(student, teacher, 2.0, norm='spatial')
         assert torch.allclose(value, 4 * expected.sum(1).mean())
+
+
+class TestCWDSpatialOneChannel(OneChannelContract):
+    loss = CWDLoss(weight=2.0, temperature=2.0, norm='spatial')
+    function = staticmethod(lambda s, t: cwd_loss(s, t, 2.0, norm='spatial'))
+
+    def test_is_the_divergence_of_two_bernoulli_distributions(self):
+        student, teacher = self.example()
+        total = 0.0
+        for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True):
+            q, p = (1 / (1 + math.exp(-z / 2)) for z in (s, t))
+            total += p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+        value = cwd_loss(student, teacher, 2.0, norm='spatial')
+        assert value.item() == pytest.approx(4 * total / student.numel(), rel=1e-12)
+
+
+class TestCWDSpatialMseOneChannel(OneChannelContract):
+    loss = CWDLoss(weight=2.0, norm='spatial', divergence='mse')
+    function = staticmethod(lambda s, t: cwd_loss(s, t, norm='spatial', divergence='mse'))
+
+    def test_is_the_squared_difference_of_both_probabilities(self):
+        student, teacher = self.example()
+        expected = 2 * F.mse_loss(student.sigmoid(), teacher.sigmoid())
+        assert torch.allclose(self.loss(student, teacher), 2 * expected, rtol=1e-12)
 
 
 class TestCWDChannelMean(LossContract):

@@ -32,13 +32,13 @@ def slow_loss(
     normaliser,
     eps,
     cos_eps=1e-12,
-    ignore_label=255,
+    ignore_index=255,
 ):
     """The definition with loops over everything, image by image."""
     per_image = []
     for image in range(len(student)):
         size = student.shape[2:]
-        masks = slow_masks(labels[image], size, num_classes, regions, kernel, ignore_label)
+        masks = slow_masks(labels[image], size, num_classes, regions, kernel, ignore_index)
         present = [c for c in range(num_classes) if masks[c].any()]
         student_moments, teacher_moments = (
             [
@@ -100,12 +100,12 @@ class TestIntRASmooth(SegmentationContract):
 
 class TestIntRALiteral(SegmentationContract):
     arguments = dict(kernel=5, pixels='literal', third_denominator='var', eps=1e-3, cos_eps=1e-9)
-    loss = IntRALoss(num_classes=4, weight=2.0, ignore_label=3, **arguments)
+    loss = IntRALoss(num_classes=4, weight=2.0, ignore_index=3, **arguments)
 
     @staticmethod
     def function(student, teacher, segmentation):
         return intra_loss(
-            student, teacher, segmentation, 4, ignore_label=3, **TestIntRALiteral.arguments
+            student, teacher, segmentation, 4, ignore_index=3, **TestIntRALiteral.arguments
         )
 
 

@@ -9,12 +9,12 @@ from kd_dense import functional
 from kd_dense.losses.intrakd_regions import region_masks, region_moments
 
 
-def slow_masks(label, size, num_classes, regions, kernel, ignore_label=255):
+def slow_masks(label, size, num_classes, regions, kernel, ignore_index=255):
     """Pixel by pixel, for one image."""
     whole, half = label.shape, kernel // 2
     masks = np.zeros((num_classes, *size))
     for c in range(num_classes):
-        one_hot = ((label == c) & (label != ignore_label)).astype(float)
+        one_hot = ((label == c) & (label != ignore_index)).astype(float)
         padded = np.pad(one_hot, half, mode='reflect' if regions == 'smooth' else 'constant')
         mean = np.zeros(whole)
         for i, j in np.ndindex(whole):
@@ -105,7 +105,7 @@ def test_labels_that_are_no_class_belong_to_no_region():
     assert torch.equal(masks, region_masks(as_ignored, (5, 6), 4))
     assert torch.equal(masks, region_masks(negative, (5, 6), 4))
     assert torch.equal(masks, region_masks(labels.byte(), (5, 6), 4))
-    assert region_masks(labels, (5, 6), 4, ignore_label=2)[:, 2].sum() == 0
+    assert region_masks(labels, (5, 6), 4, ignore_index=2)[:, 2].sum() == 0
 
 
 @pytest.mark.parametrize('pixels', ['inside', 'literal'])
@@ -133,14 +133,56 @@ def test_moments_do_not_depend_on_how_many_positions_are_taken_at_a_time(
     )
 
 
-def test_a_region_of_one_pixel_has_a_mean_and_nothing_else():
-    maps = 50 * torch.randn(1, 300, 4, 4, generator=torch.Generator().manual_seed(0))
-    labels = torch.full((1, 4, 4), 255)
-    labels[0, 2, 1] = 0
-    mean, variance, skew = region_moments(maps, region_masks(labels, (4, 4), 1, kernel=1))[0]
-    assert torch.allclose(mean[0].float(), maps[0, :, 2, 1])
-    assert variance.max() < 1e-10
-    assert (skew == 0).all()
+EXACT = pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
+
+
+@EXACT
+@pytest.mark.parametrize('third_denominator', ['std', 'var'])
+@pytest.mark.parametrize('positions', [1, 3, 40, 280])
+@pytest.mark.parametrize(('scale', 'offset'), [(1e-4, 0), (1, 0), (50, 0), (1, 1e3), (1e4, 0)])
+def test_a_region_without_variety_has_a_mean_and_nothing_else(
+    scale, offset, positions, third_denominator, dtype
+):
+    """One position, or several of one value: of a part of the image, or of all of it."""
+    maps = scale * torch.randn(2, 60, 14, 20, generator=torch.Generator().manual_seed(0)) + offset
+    maps = maps.to(dtype).flatten(2)
+    maps[:, :, :positions] = maps[:, :, :1]
+    masks = (torch.arange(280) < positions).double().expand(2, 1, -1)
+    maps = maps.unflatten(2, (14, 20)).requires_grad_()
+    moments = region_moments(maps, masks, third_denominator=third_denominator, eps=1e-10)
+    torch.testing.assert_close(moments[:, 0, 0], maps[:, :, 0, 0].double(), rtol=1e-13, atol=0)
+    assert (moments[:, 1:] == 0).all()
+    (grad,) = torch.autograd.grad(moments.sum(), maps)
+    expected = (masks / positions).to(dtype).expand(2, 60, -1)  # that of the mean
+    torch.testing.assert_close(grad.flatten(2), expected, rtol=1e-12, atol=0)
+
+
+@EXACT
+@pytest.mark.parametrize('pixels', ['inside', 'literal'])
+@pytest.mark.parametrize('third_denominator', ['std', 'var'])
+@pytest.mark.parametrize('kernel', [1, 11])
+@pytest.mark.parametrize('regions', ['dilate', 'smooth'])
+def test_an_image_of_one_class_and_one_value_has_a_mean_and_nothing_else(
+    regions, kernel, third_denominator, pixels, dtype
+):
+    """Smooth regions are not quite 1 there, so that the mean is not quite the value."""
+    value = torch.randn(50, generator=torch.Generator().manual_seed(0)).mul(200).to(dtype)
+    maps = value[None, :, None, None].expand(1, -1, 24, 30)
+    masks = region_masks(torch.zeros(1, 96, 120, dtype=torch.long), (24, 30), 2, regions, kernel)
+    moments = region_moments(maps, masks, regions, pixels, third_denominator, eps=1e-10)
+    torch.testing.assert_close(moments[0, 0, 0], value.double(), rtol=1e-12, atol=0)
+    assert (moments[0, 1:] == 0).all()
+    assert (moments[0, :, 1] == 0).all()  # the other class
+
+
+def test_a_variety_that_float32_can_tell_is_not_taken_for_rounding():
+    """A part of the image is far from the rest, and nearly of one value."""
+    maps = torch.zeros(1, 1, 8, 8)
+    maps[..., :4, :] = 1000
+    maps[..., :2, :] += 2**-7  # float32 has steps of 2**-14 there
+    masks = (torch.arange(64) < 32).double().expand(1, 1, -1)
+    variance = region_moments(maps, masks)[0, 1].item()
+    assert variance == pytest.approx(2.0**-16, rel=1e-3)
 
 
 def test_rounding_makes_no_variance_negative():

@@ -321,6 +321,25 @@ def test_rejects_arguments_that_make_no_sense(arguments, message):
         ld_loss(make_maps(), make_maps(), make_targets(), **arguments)
 
 
+def test_a_single_class_has_no_distribution_over_the_classes():
+    student, teacher = (
+        [x[:, :1] if i < 2 else x.requires_grad_() for i, x in enumerate(make_maps(seed=seed))]
+        for seed in (0, 1)
+    )
+    targets = make_targets()
+    labels = [(x == CLASSES).long() for x in targets.labels]  # 0, or 1 for background
+    targets = targets._replace(labels=labels, num_classes=1)
+    for weights in ({}, dict(kd_weight=0, kd_vlr_weight=1.0), dict(main_weight=0, vlr_weight=0)):
+        with pytest.raises(ValueError, match=r'which is 1 for a single class .* set both to 0'):
+            ld_loss(student, teacher, targets, **weights)
+        with pytest.raises(ValueError, match=r'which is 1 for a single class .* set both to 0'):
+            LDLoss(**weights)(student, teacher, targets)
+    parts = ld_loss(student, teacher, targets, kd_weight=0)
+    assert parts['main'] > 0
+    assert parts['vlr'] > 0
+    assert parts['kd'] == parts['kd_vlr'] == 0
+
+
 def test_rejects_maps_that_do_not_fit_the_targets():
     student, targets = make_maps(), make_targets()
     with pytest.raises(ValueError, match='student yields 3 maps, expected 2 of class logits'):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kd_dense import functional
 from kd_dense.losses import LDImitationLoss
@@ -53,17 +54,17 @@ class TestImitation(Packed):
         with pytest.raises(ValueError, match=r'\(3, 2, 3, 4\).*\(3, 1, 3, 4\)'):
             self.loss(student, teacher, make_targets())
 
-    @pytest.mark.parametrize('region', ['main', 'inside', 'finegrained'])
+    @pytest.mark.parametrize('region', ['main', 'inside', 'finegrained', 'all'])
     def test_matches_the_equation_position_by_position(self, region):
         student, teacher = make_features(), make_features(seed=1)
         targets = make_targets()
-        valid = torch.cat(targets.valid, 1)
-        rule = {'inside': inside_region, 'finegrained': fine_grained_region}
-        members = (
-            targets.positive
-            if region == 'main'
-            else rule[region](targets.priors, valid, targets.boxes)
-        )
+        arguments = targets.priors, torch.cat(targets.valid, 1), targets.boxes
+        members = {
+            'main': targets.positive,
+            'inside': inside_region(*arguments),
+            'finegrained': fine_grained_region(*arguments),
+            'all': torch.ones_like(targets.positive),  # in the padding too
+        }[region]
         expected = slow_imitation(student, teacher, members.split(targets.sizes, 1))
         value = LDImitationLoss(2.0, region)(student, teacher, targets)
         assert value.item() == pytest.approx(2 * expected, rel=1e-12)
@@ -89,6 +90,12 @@ class TestImitation(Packed):
         torch.testing.assert_close(fewer(student, teacher, targets), expected)
         assert every(student, teacher, targets) > expected
 
+    def test_all_positions_are_the_mean_squared_difference_of_the_maps(self):
+        student, teacher = make_features(), make_features(seed=1)
+        value = LDImitationLoss(region='all')(student, teacher, make_targets(per_position=3))
+        expected = sum(F.mse_loss(s, t) for s, t in zip(student, teacher, strict=True))
+        torch.testing.assert_close(value, expected)
+
     @pytest.mark.parametrize('region', ['main', 'inside', 'finegrained'])
     def test_images_without_boxes_give_zero_in_touch_with_the_graph(self, region):
         student = [x.requires_grad_() for x in make_features(2)]
@@ -97,6 +104,74 @@ class TestImitation(Packed):
         assert value == 0
         value.backward()
         assert all(x.grad is not None and not x.grad.any() for x in student)
+
+
+class TestDecoupled(Packed):
+    loss = LDImitationLoss(weight=2.0, region='decoupled')
+    maps = staticmethod(make_features)
+
+    def function(self, student, teacher):
+        return self.call(LDImitationLoss(region='decoupled'), student, teacher)
+
+    def test_names_both_shapes_when_they_differ(self):
+        with pytest.raises(ValueError, match=r'does not fit the map \(2, 2, 6, 7\)'):
+            self.loss(make_features(2), make_features(2), make_targets())
+
+    @pytest.mark.parametrize('per_position', [1, 3])
+    def test_matches_the_rule_of_the_authors_position_by_position(self, per_position):
+        """Objects of both are compared, and backgrounds of both, which their code mixes up."""
+        student, teacher = make_features(), make_features(seed=1)
+        targets = make_targets(per_position=per_position)
+        region = inside_region(targets.priors, torch.cat(targets.valid, 1), targets.boxes)
+        expected = 0.0
+        for level, members in enumerate(region.split(targets.sizes, 1)):
+            in_box = members.reshape(-1, per_position).any(1)
+            s, t = (x[level].permute(0, 2, 3, 1).reshape(-1, 2) for x in (student, teacher))
+            assert 0 < in_box.sum() < len(in_box)
+            expected += F.mse_loss(s[in_box], t[in_box]) + 2 * F.mse_loss(s[~in_box], t[~in_box])
+        value = LDImitationLoss(region='decoupled')(student, teacher, targets)
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+        found = imitation_loss(student, teacher, region.split(targets.sizes, 1), 2.0)
+        torch.testing.assert_close(value, found, rtol=1e-12, atol=0)
+
+    def test_without_a_background_it_is_the_region_inside_boxes(self):
+        maps = make_features(), make_features(seed=1), make_targets()
+        value = LDImitationLoss(region='decoupled', background_weight=0.0)(*maps)
+        assert torch.equal(value, LDImitationLoss(region='inside')(*maps))
+        both = [LDImitationLoss(region='decoupled', background_weight=w)(*maps) for w in (1, 3)]
+        torch.testing.assert_close(both[1] - value, 3 * (both[0] - value))
+
+    def test_an_image_without_boxes_is_background(self):
+        targets = make_targets([torch.zeros(0, 4, dtype=torch.float64)] * 2)
+        maps = make_features(2), make_features(2, seed=1), targets
+        value = LDImitationLoss(region='decoupled')(*maps)
+        torch.testing.assert_close(value, 2 * LDImitationLoss(region='all')(*maps))
+
+    def test_the_authors_levels_leave_out_the_background_too(self):
+        student, teacher, targets = make_features(), make_features(seed=1), make_targets()
+        value = LDImitationLoss(region='decoupled', positive_levels_only=True)(
+            student, teacher, targets
+        )
+        region = inside_region(targets.priors, torch.cat(targets.valid, 1), targets.boxes)
+        first = region.split(targets.sizes, 1)[0]  # positives are on the first level alone
+        torch.testing.assert_close(value, imitation_loss(student[:1], teacher[:1], [first], 2.0))
+
+    @pytest.mark.parametrize('weight', [-1.0, float('nan'), float('inf')])
+    def test_rejects_a_weight_of_the_background_that_makes_no_sense(self, weight):
+        with pytest.raises(ValueError, match='finite background_weight >= 0'):
+            LDImitationLoss(region='decoupled', background_weight=weight)
+
+
+class TestAll(Packed):
+    loss = LDImitationLoss(weight=2.0, region='all')
+    maps = staticmethod(make_features)
+
+    def function(self, student, teacher):
+        return self.call(LDImitationLoss(region='all'), student, teacher)
+
+    def test_names_both_shapes_when_they_differ(self):
+        with pytest.raises(ValueError, match=r'does not fit the map \(2, 2, 6, 7\)'):
+            self.loss(make_features(2), make_features(2), make_targets())
 
 
 class TestGeneralInstances(Packed):

@@ -46,7 +46,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         dict(regions='smooth', kernel=3),
         dict(kernel=1, pixels='literal'),
         dict(kernel=5, third_denominator='var', normaliser='all'),
-        dict(kernel=3, ignore_label=0),
+        dict(kernel=3, ignore_index=0),
     ],
     'AttentionMapLoss': [dict(), dict(norm='softmax')],
     'LDLoss': [
@@ -56,8 +56,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         dict(kd_vlr_weight=1.0, joint_sides=True, vlr_on_positives=False, topk=1),
     ],
     'LDImitationLoss': [
-        *(dict(region=region) for region in ('main', 'inside', 'finegrained', 'gibox')),
+        *(dict(region=region) for region in ('main', 'inside', 'finegrained', 'gibox', 'all')),
         dict(region='gibox', mix_images=True, positive_levels_only=True),
+        dict(region='decoupled'),
+        dict(region='decoupled', background_weight=16.0, positive_levels_only=True),
     ],
 }
 CASES = [(name, options) for name, variants in SETTINGS.items() for options in variants]

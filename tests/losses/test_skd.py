@@ -14,7 +14,7 @@ from kd_dense.losses import (
     pixel_wise_loss,
 )
 from kd_dense.measure import peak_memory
-from tests.losses.contract import LossContract
+from tests.losses.contract import LossContract, OneChannelContract
 
 
 class TestPixelWise(LossContract):
@@ -61,6 +61,24 @@ class TestPixelWiseKL(LossContract):
             for kind in ('cross_entropy', 'kl')
         ]
         assert torch.allclose(*grads, rtol=1e-12, atol=1e-15)
+
+
+class TestPixelWiseOneChannel(OneChannelContract):
+    loss = PixelWiseLoss(weight=10.0)
+    function = staticmethod(pixel_wise_loss)
+    zero_on_match = False
+
+    def test_is_the_binary_cross_entropy(self):
+        student, teacher = self.example()
+        target = (teacher.detach() / 3).sigmoid()
+        entropy = F.binary_cross_entropy_with_logits(student / 3, target)
+        value = pixel_wise_loss(student, teacher, 3.0)
+        assert torch.allclose(value, 8 * 9 * entropy, rtol=1e-12)
+
+
+class TestPixelWiseKLOneChannel(OneChannelContract):
+    loss = PixelWiseLoss(weight=2.0, temperature=3.0, divergence='kl')
+    function = staticmethod(lambda s, t: pixel_wise_loss(s, t, 3.0, 'kl'))
 
 
 def affinity_written_out(maps, window):

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 def replay(case: Case) -> dict[str, Tensor]:
     arguments: dict[str, Any] = dict(case.arguments)
+    arguments['ignore_index'] = arguments.pop('ignore_label')  # as the recorded cases call it
     regions = arguments.get('regions', 'dilate')
     classes, kernel, ignored = (
-        arguments[name] for name in ('num_classes', 'kernel', 'ignore_label')
+        arguments[name] for name in ('num_classes', 'kernel', 'ignore_index')
     )
     student = case.tensor('student').requires_grad_()
     teacher, label = case.tensor('teacher'), case.tensor('label', torch.int64)

@@ -16,6 +16,8 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
+from kd_dense.mm.batches.channels import input_channels
+
 __all__ = [
     'BRANCHES',
     'FRAMES',
@@ -87,7 +89,7 @@ def blank_batch(model: nn.Module, shape: tuple[int, int], device: str) -> tuple[
         Images ``(N, C, H, W)`` and a list of samples; videos ``(N, T, C, H, W)`` and a list of
         samples with frames; or, for semi-supervised training, a dict of images and one of lists.
     """
-    channels = _channels(model)
+    channels = input_channels(model)
     inputs, samples = _arranged(
         layout(model), lambda: torch.zeros(channels, *shape, device=device), BaseDataElement
     )
@@ -119,7 +121,7 @@ def random_batch(
         The batch: ``inputs``, images of bytes ``(C, H, W)``, and ``data_samples``.
     """
     random = torch.Generator().manual_seed(0)
-    size = (_channels(model), *shape)
+    size = (input_channels(model), *shape)
     inputs, samples = _arranged(
         layout(model, training),
         lambda: torch.randint(256, size, dtype=torch.uint8, generator=random),
@@ -129,13 +131,6 @@ def random_batch(
     for one in every_sample(samples):
         _label(one, shape, labels, random)
     return dict(inputs=inputs, data_samples=samples)
-
-
-def _channels(model: nn.Module) -> int:
-    """Of the images that a model takes."""
-    preprocessor: Any = getattr(model, 'data_preprocessor', None)
-    mean = getattr(getattr(preprocessor, 'data_preprocessor', preprocessor), 'mean', None)
-    return 3 if mean is None else int(mean.numel())
 
 
 def _arranged(

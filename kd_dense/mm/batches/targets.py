@@ -66,7 +66,8 @@ def _boxes(step: Step) -> list[Tensor]:
 
 
 def _segmentation(step: Step) -> Tensor:
-    maps = [_of(sample, 'gt_sem_seg', 'segmentation').data for sample in step.labelled]
+    found = [_of(sample, 'gt_sem_seg', 'segmentation') for sample in step.labelled]
+    maps = [one.get('data', one.get('sem_seg')) for one in found]  # mmseg's name and mmdet's
     return torch.stack([m.reshape(m.shape[-2:]) for m in maps]).long()
 
 

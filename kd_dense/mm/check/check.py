@@ -89,7 +89,7 @@ def check(
 
     Examples:
         >>> check(Config(dict(model=dict(type='mmseg.EncoderDecoder'))))[0].message
-        'the config distils nothing: its model is a mmseg.EncoderDecoder'
+        'the config distils nothing: its model is a EncoderDecoder'
     """
     if batches < 1 or images < 1:
         raise ValueError(f'check expects batches and images >= 1, got {batches} and {images}')

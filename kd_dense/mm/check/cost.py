@@ -26,7 +26,8 @@ def check_cost(subject: Subject) -> None:
         device=subject.device,
         progress=lambda done, total: subject.tell(f'{done} of {total + 1}'),
     )
-    ours, alone = (spread(seconds[name]).median for name in calls)
+    medians = {name: spread(seconds[name]).median for name in calls}
+    ours, alone = medians['distilled'], medians.get('alone')
     distilled = steps['distilled']
     memory = {
         'student and kd': bytes_of(distilled.model.state_dict()),
@@ -34,7 +35,9 @@ def check_cost(subject: Subject) -> None:
         'optimizer': bytes_of(distilled.optimizer.optimizer.state),
         'a step': peak_memory(calls['distilled'], subject.device),
     }
-    text = f'{ours:.2f} s a step on {subject.device}, {alone:.2f} s without distillation'
+    text = f'{ours:.2f} s a step on {subject.device}'
+    if alone is not None:
+        text += f', {alone:.2f} s without distillation'
     if subject.iterations:
         workers = subject.config.train_dataloader.get('num_workers') or 1
         whole = subject.iterations * max(ours, subject.loading / max(workers, 1))
@@ -53,7 +56,9 @@ def check_cost(subject: Subject) -> None:
 def _steps(subject: Subject) -> tuple[dict[str, Trained], str]:
     """The model ready to be trained, with distillation and without, and what is to be noted."""
     model = subject.on_device()
-    both = {'distilled': model, 'alone': bare(model)}
+    both = {'distilled': model}
+    if subject.has_task:
+        both['alone'] = bare(model)
     device = subject.device
     try:
         config = subject.config.optim_wrapper

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
@@ -57,6 +60,7 @@ class Subject:
         teacher_is_loaded: Whether the teacher has its weights.
         student_is_trained: Whether the student starts with weights of its own.
         reached: The set of the names of parameters that get a gradient.
+        has_task: Whether the student's own losses have a gradient.
     """
 
     config: Config
@@ -74,9 +78,11 @@ class Subject:
     teacher_is_loaded: bool = True
     student_is_trained: bool = False
     reached: Any = None
+    has_task: bool = True
 
     def say(self, status: str, message: str, remedy: str = '', **figures: Any) -> None:
         """Add a finding of the check that runs."""
+        message, remedy = _shortened(message), _shortened(remedy)
         self.findings.append(Finding(self.check, status, message, remedy, figures))
 
     def tell(self, text: str) -> None:
@@ -91,3 +97,11 @@ class Subject:
     def on_device(self) -> Any:
         """The model, moved to where it is computed."""
         return self.model.to(self.device)
+
+
+def _shortened(text: str) -> str:
+    """Name files in the working directory as they would be typed there."""
+    here = str(Path.cwd())
+    if here == Path.cwd().anchor:
+        return text
+    return re.sub(rf'(?<![^\s\'"(\[=]){re.escape(here + os.sep)}(?=\S)', '', text)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import ConfigDict
-from torch import nn
 
 from kd_dense.losses import HolisticLoss
+from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.check.finding import ERROR, OK, WARNING, Subject
-from kd_dense.mm.configs import distils
-from kd_dense.mm.cost.steps import build_to_try
+from kd_dense.mm.configs import distils, has_hook, type_name
+from kd_dense.mm.cost.steps import build_to_try, preprocessed
 from kd_dense.mm.distil.distilled import own_class
 from kd_dense.mm.distil.term import Term
+from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.mm.models.probe import Probe, probe
 from kd_dense.mm.wording import spelt
 
@@ -25,7 +27,7 @@ def check_model(subject: Subject) -> None:
     if not distils(subject.config):
         subject.say(
             ERROR,
-            f'the config distils nothing: its model is a {config.get("type")}',
+            f'the config distils nothing: its model is a {type_name(config) or None}',
             'give a recipe with a model of type kd_dense.Distilled, or --teacher and '
             '--distill beside the config of a student',
         )
@@ -51,21 +53,35 @@ def check_model(subject: Subject) -> None:
 
 
 def check_taps(subject: Subject) -> None:
-    """Say for each term what its taps yield, and how that is compared."""
+    """Say for each term what its taps yield on images as of the batches, and how that is compared.
+
+    Without data it is what they yield on small images.
+    """
     terms = subject.model.kd
     ours = list(dict.fromkeys(term.student_tap for term in terms.values()))
     theirs = list(dict.fromkeys(term.teacher_tap for term in terms.values()))
-    found = probe(subject.model, ours, subject.teacher.model, theirs)
+    size = _size_of_batches(subject)
+    found = probe(subject.model, ours, subject.teacher.model, theirs, first=size)
     for name, term in terms.items():
         _say_taps(subject, name, term, found)
 
 
+def _size_of_batches(subject: Subject) -> tuple[int, int] | None:
+    """Height and width of the images that the student is given, by the first batch."""
+    if not subject.batches:
+        return None
+    inputs = preprocessed(subject.model, subject.batches[0]).inputs
+    height, width = any_tensor(inputs).shape[-2:]
+    return height, width
+
+
 def _say_taps(subject: Subject, name: str, term: Term, found: Probe) -> None:
     a, b = found.student[term.student_tap], found.teacher[term.teacher_tap]
-    adapters = [type(x).__name__ for x in term.adapters if not isinstance(x, nn.Identity)]
+    ways = [way for way in term.ways(a, b) if way]
     how = 'compared as they are'
-    if adapters:
-        how = f'{len(adapters)} of {len(a.shapes)} through {adapters[0]}'
+    if ways:
+        how = ', '.join(_counted(ways, way, len(a.shapes)) for way in dict.fromkeys(ways))
+    size = f'on images of {found.size[0]}x{found.size[1]}'
     ours = f'{term.student_tap} {spelt(a.shapes)}'
     theirs = f'{term.teacher_tap} {spelt(b.shapes)}'
     where = f'{ours} of the student, {theirs} of the teacher'
@@ -73,21 +89,25 @@ def _say_taps(subject: Subject, name: str, term: Term, found: Probe) -> None:
         where = f'{ours} of both'
     subject.say(
         OK,
-        f'{name}: {where}, {how}',
+        f'{name}: {where}, {how}, {size}',
         term=name,
         student=dict(tap=term.student_tap, shapes=a.shapes),
         teacher=dict(tap=term.teacher_tap, shapes=b.shapes),
-        adapters=adapters,
+        ways=ways,
         size=found.size,
     )
+
+
+def _counted(ways: Sequence[str], way: str, maps: int) -> str:
+    through = 'resized' if way == 'resized' else f'through {way}'
+    return f'{ways.count(way)} of {maps} {through}'
 
 
 def check_hooks(subject: Subject) -> None:
     """Warn of a critic that nobody trains."""
     terms: Any = subject.model.kd
     critics = [name for name, term in terms.items() if isinstance(term.loss, HolisticLoss)]
-    hooks = [str(hook.get('type')) for hook in subject.config.get('custom_hooks') or []]
-    if critics and not any(hook.endswith('CriticHook') for hook in hooks):
+    if critics and not has_hook(subject.config, CriticHook):
         subject.say(
             WARNING,
             f'no CriticHook trains the critic of {", ".join(critics)}: kd_dense train adds '

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from kd_dense.mm.batches.channels import input_channels
 from kd_dense.mm.check.finding import OK, WARNING, Subject
 
 __all__ = ['check_preprocessing']
@@ -15,9 +16,12 @@ IMAGENET = torch.tensor([123.675, 116.28, 103.53])  # red, green, blue
 
 def check_preprocessing(subject: Subject) -> None:
     """Say what happens to the pixels on both sides, and what of it looks like a mistake."""
-    theirs = subject.teacher.model.data_preprocessor
-    sides = {'student': subject.model.data_preprocessor, 'teacher': theirs}
-    told = {whose: _normalisation(side) for whose, side in sides.items()}
+    models = {'student': subject.model, 'teacher': subject.teacher.model}
+    sides = {whose: model.data_preprocessor for whose, model in models.items()}
+    told = {
+        whose: f'{_normalisation(sides[whose])}, {_channels(sides[whose], input_channels(model))}'
+        for whose, model in models.items()
+    }
     if subject.model.kd_plan.preprocess.identical:
         subject.say(OK, f'the same on both sides: {told["student"]}')
     else:
@@ -55,8 +59,15 @@ def _normalisation(preprocessor: Any) -> str:
             for name in ('mean', 'std')
         )
         text = f'mean {mean}, std {std}'
+    return text
+
+
+def _channels(preprocessor: Any, count: int) -> str:
+    """In words which channels come out of it."""
+    if count != len(IMAGENET):
+        return 'grey' if count == 1 else f'{count} channels'
     order = 'swapped' if _swaps(preprocessor) else 'in the order of the files (BGR)'
-    return f'{text}, channels {order}'
+    return f'channels {order}'
 
 
 def _suspicious(preprocessor: Any) -> str:

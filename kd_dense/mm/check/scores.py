@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import Subset
 
 from kd_dense.mm.check.data import in_this_process
 from kd_dense.mm.check.finding import ERROR, OK, WARNING, Subject
+from kd_dense.mm.check.ranking import SCORES, lower_is_better, main_score, watched
 from kd_dense.mm.distil.distilled import bare
 from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
 
@@ -22,8 +24,6 @@ __all__ = ['check_scores']
 
 # A teacher that is this far behind a trained student on a few pictures is not so by chance.
 CLEARLY = 0.9
-# What tells most about a model, if there are several scores; the greater the better.
-SCORES = ('coco/bbox_mAP', 'mIoU', 'coco/segm_mAP', 'pascal_voc/mAP', 'lvis/bbox_AP')
 
 Scores = dict[str, float]
 
@@ -33,6 +33,7 @@ class _Pictures(NamedTuple):
 
     loader: Any
     images: int
+    ends: list[int]  # how many pictures come up to the end of each data set that is concatenated
     metainfo: Any  # what is known of the data
 
 
@@ -58,7 +59,7 @@ def check_scores(subject: Subject) -> None:
     try:
         for side, model in {'teacher': subject.teacher.model, 'student': student.model}.items():
             found[side] = _score(subject, side, model.to(subject.device), pictures)
-        name = _main_score(subject, found)
+        name, lower = _main_score(subject, found)
     except Exception as error:  # a metric that some pictures alone do not do for
         subject.say(
             WARNING,
@@ -67,30 +68,54 @@ def check_scores(subject: Subject) -> None:
             'score the teacher with kd_dense test TEACHER_CONFIG CHECKPOINT',
         )
         return
-    _compare(subject, student, found, name, pictures.images)
+    _compare(subject, student, found, name, lower, pictures.images)
 
 
 def _compare(
-    subject: Subject, student: _Student, found: Mapping[str, Scores], name: str, count: int
+    subject: Subject,
+    student: _Student,
+    found: Mapping[str, Scores],
+    name: str,
+    lower: bool,
+    count: int,
 ) -> None:
-    teacher, other = (found[side].get(name, 0.0) for side in ('teacher', 'student'))
-    far = not student.is_trained or teacher < CLEARLY * other
+    worst = math.inf if lower else 0.0  # COCO's metric gives none where nothing is found
+    teacher, other = (found[side].get(name, worst) for side in ('teacher', 'student'))
     status, rest, remedy = OK, '', ''
-    if not teacher > other:
+    if not _leads(teacher, other, lower):
+        far = not student.is_trained or _far(teacher, other, lower)
         status, rest = ERROR if far else WARNING, ': nothing can be learnt from it'
         remedy = 'look at its config, its classes and its preprocessing, and score it on more '
         remedy += 'pictures (--images)'
+        if name not in SCORES and not lower:
+            hook = 'default_hooks.checkpoint'
+            remedy += f'; is lower better here? Then say {hook}.save_best={name} {hook}.rule=less'
+    direction = ' (lower is better)' if lower else ''
     subject.say(
         status,
         f'on {count} validation pictures the teacher has {name} {teacher:.4g}, {student.name} '
-        f'{other:.4g}{rest}',
+        f'{other:.4g}{direction}{rest}',
         remedy,
         metric=name,
+        lower_is_better=lower,
         teacher=found['teacher'],
         student=found['student'],
         images=count,
         student_is_trained=student.is_trained,
     )
+
+
+def _leads(one: float, other: float, lower: bool) -> bool:
+    """Whether a score is better than another one; what is no number is worse than any."""
+    if math.isnan(one) or math.isnan(other):
+        return not math.isnan(one)
+    return one < other if lower else one > other
+
+
+def _far(one: float, other: float, lower: bool) -> bool:
+    """Whether a score that does not lead is far behind."""
+    behind = one - other if lower else other - one
+    return not behind <= (1 - CLEARLY) * abs(other)
 
 
 def _student(subject: Subject) -> _Student:
@@ -113,42 +138,74 @@ def _some_pictures(subject: Subject) -> _Pictures:
         dataset = DATASETS.build(dataset)
     if hasattr(dataset, 'full_init'):
         dataset.full_init()
-    count = min(subject.images, len(dataset))
-    indices = [index * len(dataset) // count for index in range(count)]
+    ends = getattr(dataset, 'cumulative_sizes', [len(dataset)])
+    indices = list(_spread(ends, min(subject.images, len(dataset))))
     config.dataset = Subset(dataset, indices)
-    config.batch_size = min(config.get('batch_size') or 1, count)
+    config.batch_size = min(config.get('batch_size') or 1, len(indices))
     loader = Runner.build_dataloader(config, seed=0)
-    return _Pictures(loader, count, getattr(dataset, 'metainfo', None))
+    ends = [sum(index < end for index in indices) for end in ends]
+    metainfo = copy.deepcopy(getattr(dataset, 'metainfo', None))
+    for one in metainfo if isinstance(metainfo, list) else [metainfo or {}]:
+        if 'cumulative_sizes' in one:
+            one['cumulative_sizes'] = ends
+    return _Pictures(loader, len(indices), ends, metainfo)
+
+
+def _spread(ends: Sequence[int], count: int) -> Iterator[int]:
+    """About so many entries, evenly spread over each of the concatenated data sets."""
+    for start, end in pairwise([0, *ends]):
+        size = end - start
+        share = min(size, max(1, round(count * size / ends[-1])))
+        yield from (start + index * size // share for index in range(share))
+
+
+def _evaluator(config: Any) -> Any:
+    """Build it as the Runner does, which takes what is built already."""
+    config = copy.deepcopy(config)
+    if isinstance(config, (dict, list)):
+        runner: Any = None  # the method makes no use of it
+        return Runner.build_evaluator(runner, config)
+    return config
 
 
 @torch.no_grad()
 def _score(subject: Subject, side: str, model: Any, pictures: _Pictures) -> Scores:
-    evaluator = Evaluator(copy.deepcopy(subject.config.val_evaluator))
+    evaluator = _evaluator(subject.config.val_evaluator)
     evaluator.dataset_meta = pictures.metainfo
     was_training, _ = model.training, model.eval()
-    ids, done = [], 0
+    ids: list[Any] = []
     try:
         for batch in pictures.loader:
             samples = model.val_step(batch)
             ids += [sample.metainfo.get('img_id') for sample in samples]
             evaluator.process(samples, batch)
-            done += len(samples)
-            subject.tell(f'{side}, picture {done} of {pictures.images}')
+            subject.tell(f'{side}, picture {len(ids)} of {pictures.images}')
     finally:
         model.train(was_training)
-    for metric in evaluator.metrics:
-        if hasattr(metric, 'img_ids'):  # COCO's would count all others as missed
-            metric.img_ids = ids
+    _count_alone(evaluator, ids, pictures.ends)
     scores = evaluator.evaluate(pictures.images)
-    return {k: float(v) for k, v in scores.items() if isinstance(v, Real)}
+    return {k: float(v) for k, v in scores.items() if _is_number(v)}
 
 
-def _main_score(subject: Subject, found: Mapping[str, Scores]) -> str:
+def _count_alone(evaluator: Any, ids: Sequence[Any], ends: Sequence[int]) -> None:
+    """Let COCO's metrics count these pictures alone; they would count all others as missed."""
+    parts = [ids] * len(evaluator.metrics)
+    if hasattr(evaluator, 'dataset_prefixes'):  # a metric for each data set
+        parts = [ids[start:end] for start, end in pairwise([0, *ends])]
+    for metric, part in zip(evaluator.metrics, parts, strict=False):
+        if hasattr(metric, 'img_ids'):
+            metric.img_ids = part
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+
+
+def _main_score(subject: Subject, found: Mapping[str, Scores]) -> tuple[str, bool]:
+    """Its name, and whether lower is better."""
     known = list(dict.fromkeys(name for scores in found.values() for name in scores))
-    hook = (subject.config.get('default_hooks') or {}).get('checkpoint') or {}
-    for name in (hook.get('save_best'), *SCORES):
-        if name in known:
-            return str(name)
     if not known:
         raise ValueError('neither teacher nor student has found anything')
-    return known[0]
+    said = watched(subject.config.to_dict(), known)
+    name = main_score(known, said) or known[0]
+    return name, lower_is_better(name, said)

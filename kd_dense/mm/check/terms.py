@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
+from math import inf, isfinite
 from statistics import mean, median
 from typing import Any, NamedTuple
 
@@ -35,7 +36,8 @@ class _Weight(NamedTuple):
     """A term on one batch."""
 
     value: float
-    ratio: float  # length of its gradient over that of the task's
+    length: float  # of its gradient
+    ratio: float  # of that to the length of the task's gradient; infinite if that has none
     agreement: float  # cosine of the gradient of both with that of the task
 
 
@@ -47,6 +49,7 @@ def check_terms(subject: Subject) -> None:
     weights: dict[str, list[_Weight]] = {name: [] for name in model.kd}
     tasks: list[float] = []
     reached: set[str] = set()
+    taught: set[str] = set()
     for index, batch in enumerate(subject.batches):
         subject.tell(f'batch {index + 1} of {len(subject.batches)}')
         losses = model(*preprocessed(model, batch), mode='loss')
@@ -54,24 +57,32 @@ def check_terms(subject: Subject) -> None:
         task, terms = split_losses(losses)
         on = {k: v for k, v in terms.items() if v.requires_grad and model.kd[k].loss.weight > 0}
         tasks.append(float(task))
-        for name, weight in _weighed(task, on, named, reached):
+        for name, weight in _weighed(task, on, named, reached, taught):
             weights[name].append(weight)
     for _, p in named:
         p.grad = None
-    for name, found in weights.items():
-        _say_weight(subject, name, model.kd[name], found, mean(tasks))
-    subject.reached = reached
+    found = [weight for one in weights.values() for weight in one]
+    subject.has_task = not found or any(isfinite(weight.ratio) for weight in found)
+    if not subject.has_task:
+        _say_no_task(subject, [name for name, _ in named if name not in taught])
+    for name, one in weights.items():
+        _say_weight(subject, name, model.kd[name], one, mean(tasks))
+    subject.reached = reached | taught
 
 
 def _weighed(
-    task: Tensor, terms: Mapping[str, Tensor], named: Named, reached: set[str]
+    task: Tensor,
+    terms: Mapping[str, Tensor],
+    named: Named,
+    reached: set[str],
+    taught: set[str],
 ) -> Iterator[tuple[str, _Weight]]:
-    """Weigh terms on one batch; adds whom a gradient has reached."""
+    """Weigh terms on one batch; adds whom the task's gradient has reached, and whom theirs."""
     ours = [p for name, p in named if not name.startswith('kd.')]
     _differentiate(task, named, reached)
     along = [None if p.grad is None else p.grad.clone() for p in ours]
     for name, value in terms.items():
-        _differentiate(value, named, reached)
+        _differentiate(value, named, taught)
         yield name, _compare(float(value), [p.grad for p in ours], along)
 
 
@@ -79,22 +90,45 @@ def _differentiate(value: Tensor, named: Named, reached: set[str]) -> None:
     """Fill in the gradients of one loss alone, and keep the graph for another."""
     for _, p in named:
         p.grad = None
-    value.backward(retain_graph=True)
+    if value.requires_grad:
+        value.backward(retain_graph=True)
     reached |= {name for name, p in named if p.grad is not None}
 
 
 def _compare(
     value: float, grads: Sequence[Tensor | None], along: Sequence[Tensor | None]
 ) -> _Weight:
-    own = torch.stack([x.double().square().sum() for x in grads if x is not None]).sum()
-    length = torch.stack([x.double().square().sum() for x in along if x is not None]).sum()
+    own, length = (_sum([x.double().square().sum() for x in some if x is not None]) ** 0.5
+                   for some in (grads, along))  # fmt: skip
+    if not length:
+        return _Weight(value, own, inf, 0.0)
     both = [(x * y).double().sum() for x, y in zip(grads, along, strict=True)
             if x is not None and y is not None]  # fmt: skip
-    product = torch.stack(both).sum() if both else own.new_zeros(())
-    together = (own + 2 * product + length).clamp(min=1e-60).sqrt()
-    agreement = (product + length) / (together * length.sqrt().clamp(min=1e-30))
-    ratio = (own / length.clamp(min=1e-60)).sqrt()
-    return _Weight(value, float(ratio), float(agreement))
+    product = _sum(both)
+    together = max(own**2 + 2 * product + length**2, 1e-60) ** 0.5
+    return _Weight(value, own, own / length, (product + length**2) / (together * length))
+
+
+def _sum(values: Sequence[Tensor]) -> float:
+    return float(torch.stack([*values]).sum()) if values else 0.0
+
+
+def _say_no_task(subject: Subject, untaught: Sequence[str]) -> None:
+    """Say that nothing but the teacher trains, and whom it does not."""
+    parts = subject.model.kd_plan.inherit
+    untrained = [n for n in untaught if not any(f'{n}.'.startswith(f'{p}.') for p in parts)]
+    text = 'the losses of the task have no gradient (their weights are 0, or there are none): the '
+    text += 'student learns from the teacher alone'
+    if not untrained:
+        subject.say(OK, text)
+        return
+    subject.say(
+        WARNING,
+        f'{text}, and {len(untrained)} trainable parameters stay as they start: '
+        f'{listed(untrained)}',
+        'add a term whose tap lies behind them, or let the student inherit them from the teacher',
+        untrained=untrained,
+    )
 
 
 def _say_weight(
@@ -103,7 +137,14 @@ def _say_weight(
     if not weights:
         subject.say(OK, f'{name} is switched off (weight 0)')
         return
-    value, ratio, agreement = (median(column) for column in zip(*weights, strict=True))
+    judged = [weight for weight in weights if isfinite(weight.ratio)]
+    value, length, ratio, agreement = (
+        median(column) for column in zip(*(judged or weights), strict=True)
+    )
+    if not judged:
+        text = f'{name}: {value:.3g}, its gradient {length:.3g} long; there is no task to weigh '
+        subject.say(OK, f'{text}it against', term=name, value=value, length=length)
+        return
     text = (
         f'{name}: {value:.3g} beside {task:.3g} of the task, its gradient {ratio:.2g} times '
         f'as long; the two together agree with the task to {agreement:.0%}'

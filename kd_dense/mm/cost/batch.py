@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kd_dense.mm.batches.made_up import Labels, random_batch
-from kd_dense.mm.configs import RequestError, dicts_in
+from kd_dense.mm.configs import RequestError, dicts_in, framework
 from kd_dense.mm.cost.recipe import Recipe
 from kd_dense.mm.cost.steps import Batch, preprocessed
 
@@ -30,7 +30,7 @@ def make_batch(recipe: Recipe, model: Any, count: int) -> Batch:
     classes = next((x for part in parts if isinstance(x := part.get('num_classes'), int)), None)
     if classes is None:
         raise RequestError('the student has no num_classes: expected it in its config')
-    if recipe.config.default_scope == 'mmseg':
+    if framework(recipe.config) == 'mmseg':
         from mmseg.structures import SegDataSample
 
         kind, labels = SegDataSample, Labels(boxes=0, classes=classes, label_maps=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 
-from kd_dense.mm.configs import RequestError, distils
+from kd_dense.mm.configs import RequestError, distils, type_name
 
 __all__ = ['DETECTION_SIZE', 'Recipe', 'prepared']
 
@@ -38,7 +38,7 @@ def prepared(
     if not distils(config):
         raise RequestError(
             f'{config.filename} distils nothing: expected a model of type kd_dense.Distilled, as '
-            f'the recipes in configs/ have, got {(config.get("model") or {}).get("type")}'
+            f'the recipes in configs/ have, got {type_name(config.get("model")) or None}'
         )
     config = deepcopy(config)
     if isinstance(config.model.teacher, str):

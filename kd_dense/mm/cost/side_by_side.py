@@ -86,7 +86,7 @@ class SideBySide:
 
     def _case(self, name: str, recipe: Recipe) -> Case:
         config = recipe.config
-        with DefaultScope.overwrite_default_scope(config.default_scope):
+        with DefaultScope.overwrite_default_scope(config.get('default_scope')):
             torch.manual_seed(0)  # all students begin with the same weights
             model = build_to_try(config.model)
             if self.pretrained:

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
+from kd_dense.mm.batches.channels import input_channels
 from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.batches.targets import Step, gather
@@ -26,9 +27,11 @@ from kd_dense.mm.presets.choose import choose_preset
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.mm.teachers.openmmlab import Teacher
 from kd_dense.registry import MODELS
-from kd_dense.taps import Taps
+from kd_dense.taps import Taps, near_names
 
 __all__ = ['Distilled', 'bare', 'distilled', 'own_class']
+
+FIELDS = ('student', 'teacher', 'terms', 'inherit', 'preset', 'data_preprocessor', 'checks')
 
 
 @MODELS.register_module()
@@ -40,6 +43,7 @@ def Distilled(  # noqa: N802  (a type in configs)
     preset: str | Sequence[str] | None = None,
     data_preprocessor: Mapping[str, Any] | None = None,
     checks: bool = True,
+    **unknown: Any,
 ) -> nn.Module:
     """Build a student that learns from a teacher.
 
@@ -64,7 +68,7 @@ def Distilled(  # noqa: N802  (a type in configs)
         The student.
 
     Raises:
-        ValueError: If anything does not fit: taps, losses, shapes, class counts,
+        ValueError: If anything does not fit: arguments, taps, losses, shapes, class counts,
             preprocessing. Near names are proposed where a name is unknown.
         FileNotFoundError: If the teacher's config does not exist.
 
@@ -78,6 +82,15 @@ def Distilled(  # noqa: N802  (a type in configs)
         ...             tap='decode_head.conv_seg',
         ...             loss=dict(type='CWDLoss', weight=3.0, temperature=4.0))))
     """
+    if unknown:
+        name = next(iter(unknown))
+        remedy = near_names(name, FIELDS)
+        if name in ('pretrained', 'train_cfg'):  # which init_model of mmseg adds
+            remedy = (
+                "for inference give the student's own config, which "
+                '`kd_dense export CHECKPOINT --config student.py` writes'
+            )
+        raise ValueError(f'kd_dense.Distilled has no argument {name!r}, {remedy}')
     if student is teacher:
         raise ValueError('student and teacher are the same object; a model cannot teach itself')
     if data_preprocessor is not None and isinstance(student, Mapping):
@@ -113,7 +126,14 @@ def Distilled(  # noqa: N802  (a type in configs)
         check_inherit(model, guest.model, inherit)
         guest.check_taps(found.teacher)
     student_taps = Taps(chain(*(term.student_taps for term in distillation.values())))
-    preprocess = Repreprocess(model.data_preprocessor, guest.model.data_preprocessor)
+    channels = input_channels(model), input_channels(guest.model)
+    preprocess = Repreprocess(model.data_preprocessor, guest.model.data_preprocessor, channels)
+    if channels[0] != channels[1]:
+        print_log(
+            'the images of the student have {} channels, those of the teacher {}: they are '
+            'converted for it, between grey and colour'.format(*channels),
+            logger='current',
+        )
 
     model.__class__ = distilled(type(model))  # type: ignore[arg-type]
     model.kd = nn.ModuleDict(distillation)

@@ -123,7 +123,7 @@ class FirstSteps:
 
     @staticmethod
     def _compare(teacher: float, student: float) -> None:
-        if teacher < LEARNT * student:
+        if not student or teacher < LEARNT * student:  # 0 without losses of a task
             return
         print_log(
             f'the loss of the teacher on the first batch, {teacher:.3g}, is not clearly below '

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from mmengine.logging import print_log
 from torch import nn
@@ -77,8 +77,8 @@ def _named(terms: Mapping[str, Mapping[str, Any]]) -> dict[str, Term]:
 def _fit(term: Term, student: nn.Module, teacher: nn.Module, found: Probe) -> None:
     """Build the losses and the adapters of a term for what its taps yield."""
     ours, theirs = found.student[term.student_tap], found.teacher[term.teacher_tap]
+    term.build_losses(theirs, _told_by_heads(student, term.student_tap))
     check_classes(term, student, ours, teacher, theirs)
-    term.build_losses(theirs, _classes(student, 'decode_head'))
     for need in term.loss.needs:
         _check_need(term, need, student, teacher)
     term.fit(ours, theirs)
@@ -103,35 +103,89 @@ def _check_need(term: Term, need: str, student: nn.Module, teacher: nn.Module) -
 def check_classes(
     term: Term, student: nn.Module, ours: Yield, teacher: nn.Module, theirs: Yield
 ) -> None:
-    """Refuse to compare class logits of different classes; no adapter can make them fit."""
-    s, t = _classes(student, term.student_tap), _classes(teacher, term.teacher_tap)
-    if not s or not t or s == t:
+    """Refuse to compare class logits that no adapter can make fit.
+
+    A trainable layer between them would learn to translate one class into another one.
+    """
+    s = _on_way(student, term.student_tap, _head)
+    t = _on_way(teacher, term.teacher_tap, _head)
+    if s is None or t is None:
         return
+    adapts = term.adapter is True and all(x.adaptable and not x.any_channels for x in term.losses)
     for a, b in zip(ours.shapes, theirs.shapes, strict=False):
-        per_class = a[1] / s if len(a) == 4 else 0.0
-        if len(b) == 4 and per_class == b[1] / t and per_class in range(1, 17):
+        if not len(a) == len(b) == 4:
+            continue
+        per_class = a[1] / s.channels
+        if s.classes == t.classes:
+            if adapts and a[1] != b[1] and (a[1], b[1]) == (s.logits, t.logits):
+                raise ValueError(
+                    f'term {term.name!r}: tap {term.student_tap!r} yields logits of '
+                    f'{a[1]} channel{"s" * (a[1] > 1)} in the student and tap '
+                    f'{term.teacher_tap!r} of {b[1]} in the teacher, for the same {s.classes} '
+                    'classes: build both heads alike (out_channels, use_sigmoid, anchors), tap a '
+                    'feature map, or give an adapter of your own'
+                )
+        elif per_class == b[1] / t.channels and per_class in range(1, 17):
             raise ValueError(
-                f'term {term.name!r}: tap {term.student_tap!r} yields logits of {s} classes in '
-                f'the student and tap {term.teacher_tap!r} of {t} classes in the teacher; '
-                'logits of different classes cannot be compared: take a teacher with the same '
-                'classes, or tap a feature map'
+                f'term {term.name!r}: tap {term.student_tap!r} yields logits of {s.classes} '
+                f'classes in the student and tap {term.teacher_tap!r} of {t.classes} classes in '
+                'the teacher; logits of different classes cannot be compared: take a teacher with '
+                'the same classes, or tap a feature map'
             )
 
 
-def _classes(model: nn.Module, tap: str) -> int | None:
-    """How many class channels the head has that a tap lies in."""
+def _told_by_heads(student: nn.Module, tap: str) -> dict[str, Any]:
+    """What losses are told that have an argument of that name."""
+    head = _on_way(student, 'decode_head', _head)
+    ignored = (_on_way(student, one, _ignore_index) for one in (tap, 'decode_head'))
+    return dict(
+        num_classes=None if head is None else head.channels,
+        ignore_index=next((one for one in ignored if one is not None), None),
+    )
+
+
+class _Head(NamedTuple):
+    """What a head says of its classes."""
+
+    classes: int
+    channels: int  # for them, a background's included
+    logits: int | None  # channels of its map of class logits, if it is known
+
+
+T = TypeVar('T')
+
+
+def _on_way(model: nn.Module, tap: str, read: Callable[[nn.Module], T | None]) -> T | None:
+    """What the innermost module says that a tap lies in and that says something."""
     found, module = None, model
     for part in tap.partition('[')[0].split('.'):
         child = module._modules.get(part)
         if child is None:
             break
         module = child
-        found = _own_classes(module) or found
+        said = read(module)
+        found = found if said is None else said
     if found is None and isinstance(module, nn.ModuleList) and len(module):
-        return _own_classes(module[-1])  # of several heads, the one that predicts
+        return read(module[-1])  # of several heads, the one that predicts
     return found
 
 
-def _own_classes(head: nn.Module) -> int | None:
-    names = ('cls_out_channels', 'num_classes')
-    return next((x for n in names if isinstance(x := getattr(head, n, None), int)), None)
+def _head(module: nn.Module) -> _Head | None:
+    classes, channels, priors, out = (
+        value if isinstance(value := getattr(module, name, None), int) else None
+        for name in ('num_classes', 'cls_out_channels', 'num_base_priors', 'out_channels')
+    )
+    width = channels or classes
+    if not width:
+        return None
+    logits = None
+    if channels and priors:  # of mmdet
+        logits = channels * priors
+    elif out in (classes, 1):  # of mmseg
+        logits = out
+    return _Head(classes or width, width, logits)
+
+
+def _ignore_index(module: nn.Module) -> int | None:
+    value = getattr(module, 'ignore_index', None)
+    return value if isinstance(value, int) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from inspect import Parameter, signature
 from itertools import chain, cycle
 from typing import Any, cast
 
@@ -11,15 +10,13 @@ import torch
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
-from kd_dense.adapters import Adapter
+from kd_dense.adapters import Adapter, resize
 from kd_dense.functional import without_autocast
 from kd_dense.losses import DistillLoss
-from kd_dense.mm.arguments import check_arguments
 from kd_dense.mm.batches.targets import NEEDS
+from kd_dense.mm.distil.fields import build_adapter, build_losses, build_schedule, tap_names
 from kd_dense.mm.models.probe import Yield
 from kd_dense.mm.wording import spelt
-from kd_dense.registry import MODELS
-from kd_dense.schedules import Schedule
 from kd_dense.taps import TapError, near_names
 
 __all__ = ['Term']
@@ -35,8 +32,9 @@ class Term(nn.Module):
         tap: A tap, or ``dict(student=..., teacher=...)`` where the names differ.
         loss: Config of a loss, or a loss.
         adapter: ``True`` adds an [`kd_dense.adapters.Adapter`][] to each map that needs
-            one, ``False`` makes a difference of shape an error, and a config builds another
-            module, which is given ``in_channels`` and ``out_channels``.
+            one, and resizes others on images where their sizes differ; ``False`` makes a
+            difference of shape an error; and a config builds another module, which is given
+            ``in_channels`` and ``out_channels``.
         schedule: Arguments of [`kd_dense.schedules.Schedule`][].
 
     Raises:
@@ -73,24 +71,24 @@ class Term(nn.Module):
                 f'term {name!r}: expected adapter=True, False or the config of a module, '
                 f'got {adapter!r}'
             )
-        self.student_tap, self.teacher_tap = _tap_names(name, tap)
+        self.student_tap, self.teacher_tap = tap_names(name, tap)
         self.losses = nn.ModuleList()  # one for all maps, or one for each
         self.adapter = adapter
         self.adapters = nn.ModuleList()
         self._config = loss
-        self.schedule = _build_schedule(name, {} if schedule is None else schedule)
+        self.schedule = build_schedule(name, {} if schedule is None else schedule)
 
-    def build_losses(self, teacher: Yield, num_classes: int | None = None) -> None:
+    def build_losses(self, teacher: Yield, given: Mapping[str, Any] | None = None) -> None:
         """Build the loss, or one for each map where it depends on their width.
 
         Args:
             teacher: What the tap yields in the teacher.
-            num_classes: What a loss is given that has an argument of that name.
+            given: What a loss gets that has an argument of that name, as ``num_classes``.
 
         Raises:
             ValueError: If there is no such loss, or it refuses its arguments.
         """
-        self.losses.extend(_build_losses(self.name, self._config, teacher.shapes, num_classes))
+        self.losses.extend(build_losses(self.name, self._config, teacher.shapes, given or {}))
         for need in self.loss.needs:
             if need not in NEEDS:
                 raise ValueError(
@@ -124,13 +122,26 @@ class Term(nn.Module):
 
     def _adapter(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
         custom = isinstance(self.adapter, Mapping)
-        if self.loss.any_channels and not custom and len(student) == len(teacher) == 4:
-            teacher = (teacher[0], student[1], *teacher[2:])
-        if student == teacher and not custom:
+        if not custom and self._agree(student, teacher):
             return nn.Identity()
+        self._check_adaptable(student, teacher)
+        if not isinstance(self.adapter, Mapping):
+            return Adapter(student[1], student[1] if self.loss.any_channels else teacher[1])
+        config = {'in_channels': student[1], 'out_channels': teacher[1], **self.adapter}
+        return cast(nn.Module, build_adapter(self.name, config))
+
+    def _agree(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> bool:
+        """Whether the loss can compare maps of these shapes as they are."""
+        if len(student) == len(teacher) == 4:
+            first = 2 if self.loss.any_channels else 1
+            return student[first:] == teacher[first:]
+        return student == teacher
+
+    def _check_adaptable(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
+        """Make sure that one map can and may be given the shape of another one."""
         shapes = f'the student map has shape {student}, the teacher map {teacher}'
         kind = type(self.loss).__name__
-        if not self.loss.adaptable and custom:
+        if not self.loss.adaptable and isinstance(self.adapter, Mapping):
             raise ValueError(f'term {self.name!r}: {kind} takes no adapter; leave it out')
         if not self.loss.adaptable:
             raise ValueError(
@@ -147,11 +158,6 @@ class Term(nn.Module):
                 f'term {self.name!r}: {shapes}; there is an adapter for maps (N, C, H, W) '
                 'only: tap where the shapes agree'
             )
-        if not isinstance(self.adapter, Mapping):
-            return Adapter(student[1], teacher[1])
-        config = {'in_channels': student[1], 'out_channels': teacher[1], **self.adapter}
-        cls = _class_of(self.name, 'adapter', config)
-        return cast(nn.Module, _build(self.name, cls, config))
 
     @property
     def loss(self) -> DistillLoss:
@@ -245,11 +251,51 @@ class Term(nn.Module):
         }
 
     def adapted(self, student: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
-        """The student's maps as the loss is given them, behind their adapters."""
+        """The student's maps as the loss is given them, behind their adapters.
+
+        Maps that agree on the images that were tried out need not agree on others: models round
+        in their own ways, and all strides meet on an image that is small enough.
+
+        Raises:
+            ValueError: If sizes differ where they did not, and the student's may not be resized.
+        """
         return [
-            x if isinstance(adapter, nn.Identity) else adapter(x, t.shape[-2:])
+            self._resized(x, t) if isinstance(adapter, nn.Identity) else adapter(x, t.shape[-2:])
             for adapter, x, t in zip(self.adapters, student, teacher, strict=True)
         ]
+
+    def ways(self, student: Yield, teacher: Yield) -> list[str]:
+        """What each map of the student goes through where the taps yield this.
+
+        Args:
+            student: What the tap yields in the student, on images of any size.
+            teacher: What it yields in the teacher, on the same ones.
+
+        Returns:
+            For each map the class of its adapter, ``'resized'``, or nothing where it is compared
+            as it is.
+        """
+        resized = [
+            not self._agree(*both) for both in zip(student.shapes, teacher.shapes, strict=True)
+        ]
+        return [
+            ('resized' * differ) if isinstance(adapter, nn.Identity) else type(adapter).__name__
+            for adapter, differ in zip(self.adapters, resized, strict=True)
+        ]
+
+    def _resized(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """A map without an adapter, of the size of the teacher's."""
+        ours, theirs = tuple(student.shape), tuple(teacher.shape)
+        if self._agree(ours, theirs):
+            return student
+        try:
+            self._check_adaptable(ours, theirs)
+        except ValueError as error:
+            raise ValueError(
+                f'{error}. They do agree on other images: pad these to a multiple of the strides '
+                'of both models, with data_preprocessor.pad_size_divisor (size_divisor in mmseg)'
+            ) from None
+        return resize(student, theirs[2:])
 
     def idle(self, like: Tensor) -> dict[str, Tensor]:
         """What the term contributes while it is off: zero, in touch with its parameters.
@@ -275,101 +321,3 @@ def _for_each_branch(teacher: Tensor, images: int) -> Tensor:
     if times == 1 or rest:
         return teacher
     return teacher.repeat(times, *[1] * (teacher.dim() - 1))
-
-
-def _tap_names(name: str, tap: str | Mapping[str, str]) -> tuple[str, str]:
-    if isinstance(tap, str):
-        return tap, tap
-    names = {k: v for k, v in tap.items() if k != '_scope_'} if isinstance(tap, Mapping) else tap
-    if (
-        not isinstance(names, Mapping)
-        or names.keys() != {'student', 'teacher'}
-        or not all(isinstance(value, str) for value in names.values())
-    ):
-        raise ValueError(
-            f"term {name!r}: expected tap='NAME' or tap=dict(student='NAME', teacher='NAME'), "
-            f'got {names!r}'
-        )
-    return names['student'], names['teacher']
-
-
-def _build_schedule(name: str, config: Mapping[str, Any]) -> Schedule:
-    owner = f'term {name!r}: schedule'
-    if not isinstance(config, Mapping):
-        raise ValueError(f'{owner}: expected dict(warmup=..., stop=...), got {config!r}')
-    arguments = {k: v for k, v in config.items() if k != '_scope_'}
-    check_arguments(owner, Schedule, arguments)
-    try:
-        return Schedule(**arguments)
-    except ValueError as error:
-        raise ValueError(f'{owner}: {error}') from None
-
-
-def _build_losses(
-    name: str,
-    loss: Mapping[str, Any] | DistillLoss,
-    shapes: list[tuple[int, ...]],
-    num_classes: int | None,
-) -> list[DistillLoss]:
-    """The loss for all maps; or, where it is made for maps of a certain width, one for each."""
-    if isinstance(loss, DistillLoss):
-        return [loss]
-    if not isinstance(loss, Mapping):
-        raise ValueError(
-            f"term {name!r}: expected loss=dict(type='CWDLoss', ...) or a DistillLoss of "
-            f'kd_dense.losses, got {loss!r}'
-        )
-    cls = _class_of(name, 'loss', loss)
-    parameters = signature(cls).parameters
-    config = dict(loss)
-    if 'num_classes' in parameters and 'num_classes' not in loss:
-        if num_classes is not None:
-            config['num_classes'] = num_classes
-        elif parameters['num_classes'].default is Parameter.empty:
-            raise ValueError(
-                f'term {name!r}: {loss["type"]} takes num_classes from the decode_head of a '
-                'segmenter, and the student has none'
-            )
-    configs = [config]
-    if 'channels' in parameters and 'channels' not in loss:
-        flat = [shape for shape in shapes if len(shape) < 2]
-        if flat:
-            raise ValueError(
-                f'term {name!r}: {loss["type"]} is made for maps (N, C, H, W), and the teacher '
-                f'yields a tensor of shape {flat[0]}'
-            )
-        configs = [{**config, 'channels': shape[1]} for shape in shapes]
-    built = [_build(name, cls, one) for one in configs]
-    if not isinstance(built[0], DistillLoss):
-        raise ValueError(
-            f'term {name!r}: expected a subclass of kd_dense.losses.DistillLoss, '
-            f'got {type(built[0]).__name__}'
-        )
-    return built
-
-
-def _class_of(name: str, what: str, config: Mapping[str, Any]) -> Any:
-    """What the config of a loss or an adapter builds."""
-    kind = config.get('type')
-    if kind is None:
-        raise ValueError(f'term {name!r}: the {what} has no type: {dict(config)}')
-    cls = MODELS.get(kind) if isinstance(kind, str) else kind
-    if cls is None:
-        known = [key for key in MODELS.module_dict if key.endswith('Loss') == (what == 'loss')]
-        raise ValueError(f'term {name!r}: there is no {what} {kind!r}, {near_names(kind, known)}')
-    if not callable(cls):
-        raise ValueError(
-            f'term {name!r}: expected the type of the {what} as a class or its name, got {kind!r}'
-        )
-    return cls
-
-
-def _build(name: str, cls: Any, config: Mapping[str, Any]) -> Any:
-    """Build a loss or an adapter, and say whose it is where that fails."""
-    arguments = {k: v for k, v in config.items() if k not in ('type', '_scope_')}
-    check_arguments(f'term {name!r}: {cls.__name__}', cls, arguments)
-    try:
-        return MODELS.build({'_scope_': 'kd_dense', **config})
-    except Exception as error:  # whatever a user's own class raises
-        kind = '' if isinstance(error, ValueError) else f'{cls.__name__}: {type(error).__name__}: '
-        raise ValueError(f'term {name!r}: {kind}{error}') from error

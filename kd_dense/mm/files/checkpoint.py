@@ -25,14 +25,15 @@ __all__ = ['load_weights', 'read_checkpoint', 'read_file', 'weights_of']
 
 
 def read_file(source: str, map_location: Any = 'cpu') -> Any:
-    """Read what ``torch.save`` wrote, without executing anything in it.
+    """Read what ``torch.save`` or safetensors wrote, without executing anything in it.
 
     Args:
         source: Path, or an ``http(s)`` address, which is downloaded once into torch's cache.
         map_location: Where tensors go, as in ``torch.load``.
 
     Returns:
-        The content: tensors, plain values, and mmengine's bookkeeping.
+        The content: tensors, plain values, and mmengine's bookkeeping. Of a file of safetensors,
+        which holds tensors alone, they are the ``state_dict``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -45,6 +46,8 @@ def read_file(source: str, map_location: Any = 'cpu') -> Any:
     if not path.is_file():
         what = 'is a folder' if path.is_dir() else 'does not exist'
         raise FileNotFoundError(f'the checkpoint {source} {what} (looked in {Path.cwd()})')
+    if _is_safetensors(path):
+        return {'meta': {}, 'state_dict': _read_safetensors(path, source, map_location)}
     try:
         _check_format(path)
         with trusted_types():
@@ -89,6 +92,31 @@ def weights_of(content: Any, source: str) -> dict[str, Tensor]:
         raise ValueError(f'the checkpoint {source} holds no weights (no state_dict)')
     names = {key: key.removeprefix('module.') for key in content}
     return {names[k]: v for k, v in content.items() if not names[k].startswith('kd.')}
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its content: the length of a header that is a JSON object, and that header."""
+    with path.open('rb') as file:
+        head = file.read(9)
+    length = int.from_bytes(head[:8], 'little')  # enormous in a pickle or a zip file
+    return head[8:] == b'{' and length <= path.stat().st_size
+
+
+def _read_safetensors(path: Path, source: str, map_location: Any) -> Mapping[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ValueError(
+            f'the checkpoint {source} was written by safetensors, which is not installed: '
+            'pip install safetensors'
+        ) from error
+    try:
+        state = load_file(path)
+    except Exception as error:  # whatever a file can be made to raise
+        raise _damaged(source, error) from error
+    if isinstance(map_location, (str, torch.device)):
+        state = {name: value.to(map_location) for name, value in state.items()}
+    return state
 
 
 def _check_format(path: Path) -> None:

@@ -42,6 +42,10 @@ class Probe(NamedTuple):
     student_by_loss: bool
 
 
+class _NotInForwardError(TapError):
+    """A tap that does not run in the forward pass, and perhaps does in the loss."""
+
+
 class Yield(NamedTuple):
     """What a tap yields: how often its place runs, and the shape of each map."""
 
@@ -85,6 +89,7 @@ def probe(
     teacher: nn.Module,
     teacher_taps: Sequence[str],
     smallest: int = 0,
+    first: tuple[int, int] | None = None,
 ) -> Probe:
     """Find out what each tap yields in both models, on images of one size.
 
@@ -94,6 +99,7 @@ def probe(
         teacher: Another one.
         teacher_taps: Its taps.
         smallest: Try no smaller height or width.
+        first: A size, (height, width), to try before all others.
 
     Returns:
         What each tap yields in the student and in the teacher, and on images of which size.
@@ -108,23 +114,32 @@ def probe(
             _check_names(model, names)
         except TapError as error:
             raise TapError(f'{whose}: {error}') from None
-    failures = {}
+    failures: dict[Any, str] = {}
+    silent: TapError | None = None
     own = dict.fromkeys([*SIZES, *_own_sizes(student), *_own_sizes(teacher)])
-    sizes = [size for size in own if min(size) >= smallest]
+    sizes = [size for size in own if min(size) >= smallest and size != first]
+    sizes = [*([] if first is None else [first]), *sizes]
     for by_loss in (False, True):
         for size in sizes:
             try:
                 found = [_yields(*one, size, by_loss) for one in both]
+            except _NotInForwardError as error:
+                failures[size, by_loss], silent = str(error), error
+                if not by_loss:  # at no size
+                    break
             except TapError:
                 raise
             except Exception as error:  # any layer may refuse a size
                 what = ' in its loss' if by_loss else ''
                 failures[size, by_loss] = f'{size[0]}x{size[1]} pixels{what}: {error}'
+                silent = None
                 if isinstance(error, NotImplementedError):  # at no size
                     break
             else:
                 (ours, ours_by_loss), (theirs, theirs_by_loss) = found
                 return Probe(ours, theirs, size, theirs_by_loss, ours_by_loss)
+    if silent is not None:
+        raise TapError(str(silent))
     raise RuntimeError(
         'student and teacher cannot be tried out on blank images of one size:\n'
         + '\n'.join(failures.values())
@@ -136,6 +151,7 @@ def _check_names(model: nn.Module, names: Sequence[str]) -> None:
     with taps.on(model):
         pass
     for name in names:
+        taps.check_can_run(name)
         if any(place.startswith('roi_head') for place in taps.places(name)):
             raise TapError(
                 f'tap {name!r} lies behind region proposals, where student and teacher look '
@@ -150,39 +166,59 @@ def _yields(
     """What the taps yield at a size, and whether the model had to compute its loss for that.
 
     A copy without data runs on the ``meta`` device; where an operator has no kernel there, a
-    real copy on the CPU; and if ``by_loss``, at last one that computes its loss.
+    real copy on the CPU; and if ``by_loss``, at last one that computes its loss, unless all taps
+    have run before.
     """
     taps = Taps(names)
-    ways = [('meta', False), ('cpu', False), *([('cpu', True)] if by_loss else [])]
-    for way in ways:
-        device, in_loss = way
-        replica = replicate(model, device)
-        replica.eval()
-        inputs, samples = blank_batch(model, size, device)
-        if in_loss:
-            add_labels(model, samples, size)
-        try:
-            with torch.device(device), taps.on(replica):
-                forward(replica, inputs, samples, needs_features_only(names), in_loss)
-        except Exception:  # meta lacks many kernels; what fails at last is raised
-            if in_loss and all(taps.calls(name) for name in names):
-                break  # behind the taps, where it may: the teacher will run no further
-            if way == ways[-1]:
-                raise
-        else:
-            break
-    for name in names:
-        if not taps.calls(name):
-            raise TapError(
-                f'{whose}: tap {name!r} never runs in the forward pass of {type(model).__name__}; '
-                'perhaps it does in other parts of its training or testing'
-            )
+    problem = _run(model, taps, size, 'meta')
+    if problem is not None:  # that device lacks many kernels
+        problem = _run(model, taps, size, 'cpu')
+    idle = _idle(taps)
+    in_loss = problem is not None or idle is not None
+    never = '{}: tap {!r} never runs in the forward pass of ' + type(model).__name__
+    if in_loss and not by_loss:
+        raise problem or _NotInForwardError(never.format(whose, idle))
+    ran = problem is None
+    if in_loss:
+        problem = _run(model, taps, size, 'cpu', in_loss=True)
+        idle = _idle(taps)
+    if idle is not None:  # otherwise it fails behind the taps: the teacher will run no further
+        if problem is None:
+            raise TapError(f'{never.format(whose, idle)}, nor in its loss')
+        if not ran:
+            raise problem
+        raise _NotInForwardError(
+            f'{never.format(whose, idle)}, and its loss cannot be computed from made-up data '
+            f'({type(problem).__name__}: {problem})'
+        ) from problem
     try:
         maps = {name: taps[name] for name in names}
     except TapError as error:
         raise TapError(f'{whose}: {error}') from None
     found = {n: Yield(taps.calls(n), [tuple(m.shape) for m in maps[n]]) for n in names}
     return found, in_loss
+
+
+def _run(
+    model: nn.Module, taps: Taps, size: tuple[int, int], device: str, in_loss: bool = False
+) -> Exception | None:
+    """Record on a copy of a model in eval mode; returns what went wrong, if anything did."""
+    replica = replicate(model, device)
+    replica.eval()
+    inputs, samples = blank_batch(model, size, device)
+    if in_loss:
+        add_labels(model, samples, size)
+    try:
+        with torch.device(device), taps.on(replica):
+            forward(replica, inputs, samples, needs_features_only(taps.names), in_loss)
+    except Exception as error:  # whatever a layer raises
+        return error
+    return None
+
+
+def _idle(taps: Taps) -> str | None:
+    """A tap that did not run, if there is one."""
+    return next((name for name in taps.names if not taps.calls(name)), None)
 
 
 def _own_sizes(model: Any) -> list[tuple[int, int]]:

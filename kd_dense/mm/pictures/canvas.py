@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from kd_dense.mm.pictures.observe import UNLABELLED, Array, View
+from kd_dense.mm.pictures.views import UNLABELLED, Array, View
 
 __all__ = ['pixels_of', 'save']
 

@@ -22,8 +22,9 @@ from kd_dense.mm.pictures.canvas import (
     panel,
     say_none,
 )
-from kd_dense.mm.pictures.observe import Array, Compared, View
+from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.terms import pictures_of
+from kd_dense.mm.pictures.views import Array, View
 
 __all__ = ['Differences', 'differences', 'draw_differences']
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from kd_dense.mm.pictures.canvas import begin, begin_row, frame, level_name, outline, paint, panel
-from kd_dense.mm.pictures.observe import Compared, View
+from kd_dense.mm.pictures.observe import Compared
+from kd_dense.mm.pictures.views import View
 
 __all__ = ['LossPictures', 'draw_activations', 'draw_maps']
 

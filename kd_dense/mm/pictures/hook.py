@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 
+from kd_dense.mm.pictures import observe, views
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.registry import HOOKS
 
@@ -23,9 +27,9 @@ class PictureHook(Hook):
     The same pictures of the validation set are shown before the training, every so often, and
     at its end, by all backends of the visualizer (TensorBoard, local files, and others). Their
     names are ``val<index>_predictions``, ``val<index>_<term>`` and
-    ``val<index>_<term>_differences``. Training is not changed by it, bit for bit; in a
-    distributed training the first process draws, and the others wait for it. A loss is shown as
-    it is without its schedule.
+    ``val<index>_<term>_differences``. Training is not changed by it, bit for bit, nor stopped:
+    what cannot be shown is warned about, once, and left out. In a distributed training the first
+    process draws, and the others wait for it. A loss is shown as it is without its schedule.
 
     Args:
         indices: Entries of the validation set.
@@ -54,6 +58,7 @@ class PictureHook(Hook):
         self._pictures: dict[int, Any] = {}  # by index: what was read, and the view
         self._teacher: dict[int, Any] = {}  # its predictions, which do not change
         self._first: dict[str, Any] = {}  # where the loss came from at first
+        self._told: set[str] = set()  # what could not be shown, and why
 
     def before_train(self, runner: Runner) -> None:
         model = _bare(runner)
@@ -77,6 +82,11 @@ class PictureHook(Hook):
                 'PictureHook: by_epoch=True in a training that does not count epochs; give '
                 'interval in iterations'
             )
+        for index in self._indices:
+            try:
+                views.check_entry(runner.val_loop.dataloader.dataset, index)
+            except IndexError as error:
+                raise ValueError(f'PictureHook: {error}') from None
         self._read(runner, model)
         if runner.iter == 0:
             self._draw(runner, 0)
@@ -94,51 +104,65 @@ class PictureHook(Hook):
         if self._by_epoch and self.every_n_epochs(runner, self._interval) and not last:
             self._draw(runner, runner.iter)
 
+    @contextmanager
+    def _shown(self, what: str) -> Iterator[None]:
+        """Let nothing that is only to be shown stop the training."""
+        try:
+            yield
+        except Exception as error:  # whatever data, a model or a figure can raise
+            reason = f'{type(error).__name__}: {error}'
+            if not self._told & {what, reason}:
+                print_log(
+                    f'PictureHook cannot show {what} ({reason}): the training goes on without',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+            self._told |= {what, reason}
+
     @master_only
     def _read(self, runner: Runner, model: Any) -> None:
-        from kd_dense.mm.pictures.observe import class_names, load, look, predict
-
         plan = model.kd_plan
         plan.teacher.load()
         device = next(model.parameters()).device
-        with kept_random_state():
-            dataset = runner.val_loop.dataloader.dataset
-            for index in self._indices:
-                try:
-                    data = load(dataset, index)
-                except IndexError as error:
-                    raise ValueError(f'PictureHook: {error}') from None
-                view = look(model, data, class_names(dataset))
+        dataset = runner.val_loop.dataloader.dataset
+        for index in self._indices:
+            with self._shown(f'entry {index} of the validation set'), kept_random_state():
+                data = views.load(dataset, index)
+                view = views.look(model, data, views.class_names(dataset))
                 self._pictures[index] = data, view
                 # Now, because it may be converted to half precision when it first runs.
                 teacher = plan.teacher.model.to(device)
-                self._teacher[index] = predict(teacher, data, view)
+                self._teacher[index] = observe.predict(teacher, data, view)
 
     @master_only
     def _draw(self, runner: Runner, step: int) -> None:
+        for index in self._pictures:
+            with self._shown(f'the terms of val{index}'), kept_random_state():
+                self._draw_picture(runner, index, step)
+
+    def _draw_picture(self, runner: Runner, index: int, step: int) -> None:
         from kd_dense.mm.pictures.canvas import pixels_of
-
-        with kept_random_state():
-            for name, figure in self._figures(_bare(runner)):
-                runner.visualizer.add_image(name, pixels_of(figure), step=step)
-
-    def _figures(self, model: Any) -> Iterator[tuple[str, Any]]:
         from kd_dense.mm.pictures.differences import differences, draw_differences
-        from kd_dense.mm.pictures.observe import compare, predict
         from kd_dense.mm.pictures.predictions import draw_predictions
         from kd_dense.mm.pictures.terms import draw_term
 
-        for index, (data, view) in self._pictures.items():
-            found = {'teacher': self._teacher[index], 'student': predict(model, data, view)}
-            yield f'val{index}_predictions', draw_predictions(view, found)
-            compared, _ = compare(model, data, view)
-            for term, one in compared.items():
-                key = f'val{index}_{term}'
-                yield key, draw_term(view, one)
+        def add(name: str, figure: Any) -> None:
+            runner.visualizer.add_image(name, pixels_of(figure), step=step)
+
+        model = _bare(runner)
+        data, view = self._pictures[index]
+        with self._shown(name := f'val{index}_predictions'):
+            found = {'teacher': self._teacher[index]} if index in self._teacher else {}
+            found['student'] = observe.predict(model, data, view)
+            add(name, draw_predictions(view, found))
+        for term, one in observe.compare(model, data, view)[0].items():
+            with self._shown(name := f'val{index}_{term}'):
+                add(name, draw_term(view, one))
+            with self._shown(name := f'val{index}_{term}_differences'):
                 now = differences(one)
-                first = self._first.setdefault(key, now)
+                first = self._first.setdefault(name, now)
                 both = {'now': now} if now is first else {'first': first, 'now': now}
-                yield f'{key}_differences', draw_differences(view, both)
+                add(name, draw_differences(view, both))
 
 
 def _bare(runner: Runner) -> Any:

@@ -34,7 +34,8 @@ from kd_dense.mm.pictures.canvas import (
     subplots,
     thinned,
 )
-from kd_dense.mm.pictures.observe import UNLABELLED, Array, Prediction, View
+from kd_dense.mm.pictures.observe import Prediction
+from kd_dense.mm.pictures.views import UNLABELLED, Array, View
 
 __all__ = ['draw_predictions']
 
@@ -138,7 +139,7 @@ def _draw_detections(view: View, predictions: Mapping[str, Prediction]) -> Any:
     count = 1 + len(predictions)
     columns = min(count, 2 if view.size[1] > 1.2 * view.size[0] and count > 2 else 4)
     rows = -(-count // columns)
-    known = view.boxes is not None
+    known = _are_known(view)
     figure = begin(
         rows * (panel(view, columns) + 0.42) + 0.4,
         'What does each model find?',
@@ -186,10 +187,15 @@ def _draw_found(axis: Any, view: View, name: str, found: Prediction, columns: in
     put_tags(axis, view, tags, columns)
     wrong = len(boxes) - sum(right)
     counts = f'{sum(right)} right, {wrong} wrong, {len(missed)} missed'
-    counts = counts if view.boxes is not None else f'{len(boxes)} found'
+    counts = counts if _are_known(view) else f'{len(boxes)} found'
     if len(boxes) > DRAWN:
         counts += f'; {DRAWN} drawn'
     frame(axis, view, f'{name}\n{counts}')
+
+
+def _are_known(view: View) -> bool:
+    """Whether it can be told which boxes are right."""
+    return view.boxes is not None and view.labels is not None
 
 
 def _match(view: View, boxes: Tensor, labels: Tensor) -> tuple[list[bool], list[int]]:

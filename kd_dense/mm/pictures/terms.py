@@ -11,7 +11,8 @@ import matplotlib
 from kd_dense.mm.pictures import methods
 from kd_dense.mm.pictures.canvas import STYLE
 from kd_dense.mm.pictures.general import ANY, Known, LossPictures
-from kd_dense.mm.pictures.observe import Compared, View
+from kd_dense.mm.pictures.observe import Compared
+from kd_dense.mm.pictures.views import View
 
 __all__ = ['draw_term', 'pictures_of']
 

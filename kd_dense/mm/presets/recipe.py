@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from keyword import iskeyword
 from pathlib import Path
 from textwrap import fill, indent
 from typing import Any
 
+from kd_dense.mm.configs import RequestError
 from kd_dense.mm.presets.settings import Preset
 
 __all__ = ['recipe']
@@ -23,7 +25,9 @@ def recipe(
     names: Sequence[str],
     chosen: Preset,
     folder: Path,
-    hooks: Sequence[Mapping[str, Any]] = (),
+    hooks: bool = False,
+    critic: bool = True,
+    pure: bool = False,
 ) -> str:
     """The text of a recipe that trains what a preset would.
 
@@ -35,7 +39,12 @@ def recipe(
         names: The presets.
         chosen: What [`kd_dense.mm.presets.choose.choose_preset`][] returned for them.
         folder: Where the recipe will lie, which its bases are relative to.
-        hooks: ``custom_hooks`` of the base, which are kept where the recipe adds one.
+        hooks: Whether the base has ``custom_hooks``, which are kept where the recipe adds one.
+        critic: Whether a hook is added that trains the critic, if there is one.
+        pure: Whether the base is in mmengine's pure Python style, as then the recipe must be.
+
+    Raises:
+        RequestError: If Python cannot import the base of a recipe in that style.
 
     Examples:
         >>> pair = dict(tap='neck', loss=dict(type='PairWiseLoss', weight=0.5))
@@ -50,27 +59,26 @@ def recipe(
             terms=dict(pair=dict(tap='neck', loss=dict(type='PairWiseLoss', weight=0.5))))
         <BLANKLINE>
     """
-    bases = [base if '::' in base else _relative(Path(base), folder)]
     which = 'preset' if len(names) == 1 else 'presets'
     notes = [f'Chosen by the {which} {", ".join(names)}. Source: {chosen.source}.']
-    if BASE.is_file():
-        bases.insert(0, _relative(BASE, folder))
+    critic = critic and any(f['loss']['type'] == 'HolisticLoss' for f in chosen.terms.values())
+    if pure:
+        scope, head = '', _imports(Path(base), folder, critic)
     else:
-        notes.append(
-            "configs/_base_/kd_dense.py of kd_dense's repository was not found: train with its "
-            'kd_dense train, which imports kd_dense before it reads a config.'
-        )
-    critic = any(f['loss']['type'] == 'HolisticLoss' for f in chosen.terms.values())
-    added = ''
-    if critic and all(hook.get('type') != 'kd_dense.CriticHook' for hook in hooks):
-        kept = '*_base_.custom_hooks, ' if hooks else ''
-        added = f"custom_hooks = [{kept}dict(type='kd_dense.CriticHook')]\n"
-    source = '_base_.model' if teacher is not None else '_base_.model.student'
+        scope, head = '_base_.', _bases(base, folder)
+        if not BASE.is_file():
+            notes.append(
+                "configs/_base_/kd_dense.py of kd_dense's repository was not found: train with "
+                'its kd_dense train, which imports kd_dense before it reads a config.'
+            )
+    if critic:
+        kept = f'*{scope}custom_hooks, ' if hooks else ''
+        head += f'custom_hooks = [{kept}dict(type={_kind("CriticHook", pure)})]\n'
     fields = [
-        '_delete_=True',
-        "type='kd_dense.Distilled'",
-        f'student={source}',
-        f'teacher={"_base_.model.teacher" if teacher is None else _spelt(teacher)}',
+        *([] if pure else ['_delete_=True']),
+        f'type={_kind("Distilled", pure)}',
+        f'student={scope}model' if teacher is not None else f'student={scope}model.student',
+        f'teacher={scope}model.teacher' if teacher is None else f'teacher={_spelt(teacher)}',
         *([f'inherit={chosen.inherit!r}'] if chosen.inherit else []),
         f'terms={_spelt(chosen.terms)}',
     ]
@@ -78,9 +86,41 @@ def recipe(
     return (
         f'"""{"+".join(names).upper()} for {Path(base).stem}.\n\n'
         + '\n'.join(fill(note, WIDTH) for note in notes)
-        + f'\n"""\n_base_ = [{_listed([repr(one) for one in bases])}]\n{added}'
-        + f'model = dict(\n{indent(joined, " " * 4)})\n'
+        + f'\n"""\n{head}model = dict(\n{indent(joined, " " * 4)})\n'
     )
+
+
+def _kind(name: str, pure: bool) -> str:
+    return name if pure else f"'kd_dense.{name}'"
+
+
+def _bases(base: str, folder: Path) -> str:
+    bases = [base if '::' in base else _relative(Path(base), folder)]
+    if BASE.is_file():
+        bases.insert(0, _relative(BASE, folder))
+    return f'_base_ = [{_listed([repr(one) for one in bases])}]\n'
+
+
+def _imports(base: Path, folder: Path, critic: bool) -> str:
+    """What comes in the place of bases in the pure Python style."""
+    return (
+        'from mmengine.config import read_base\n\n'
+        f'from kd_dense.mm import {"CriticHook, " if critic else ""}Distilled\n\n'
+        f'with read_base():\n    from {_module(base, folder)} import *\n\n'
+    )
+
+
+def _module(path: Path, folder: Path) -> str:
+    """A file as Python imports it from a file of a folder."""
+    steps = Path(_relative(path, folder)).with_suffix('').parts
+    names = [step for step in steps if step != '..']
+    if not all(name.isidentifier() and not iskeyword(name) for name in names):
+        raise RequestError(
+            f"{path} is in mmengine's pure Python style, in which a recipe imports it, and "
+            f'{"/".join(names)} cannot be imported: give it a name of letters, digits and '
+            'underscores, and write the recipe into its folder'
+        )
+    return '.' * (len(steps) - len(names) + 1) + '.'.join(names)
 
 
 def _relative(path: Path, folder: Path) -> str:

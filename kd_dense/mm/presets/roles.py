@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import product
+from itertools import product, takewhile
 from math import log
 from typing import Any, NamedTuple
 
@@ -185,19 +185,16 @@ def _aligned(found: _Features, index: str) -> tuple[list[str], list[Map]]:
 
 
 def _common_run(ours: Sequence[Shape], theirs: Sequence[Shape]) -> tuple[int, int, int]:
-    """Where the longest run of maps of the same sizes begins in both, and how long it is.
+    """Where the longest run of maps of the same strides begins in both, and how long it is.
 
-    If no sizes agree, the two maps that differ least in size.
+    If no strides agree, the two maps that differ least in size.
     """
-    run = 0, 0, 0
+    run, best = (0, 0, 0), (0, 0)
     for i, j in product(range(len(ours)), range(len(theirs))):
-        count = 0
-        for a, b in zip(ours[i:], theirs[j:], strict=False):
-            if not len(a) == len(b) == 4 or a[2:] != b[2:]:
-                break
-            count += 1
-        if count > run[2]:
-            run = i, j, count
+        pairs = [*takewhile(_of_one_stride, zip(ours[i:], theirs[j:], strict=False))]
+        length = len(pairs), sum(a[2:] == b[2:] for a, b in pairs)
+        if length > best:
+            run, best = (i, j, len(pairs)), length
     if run[2]:
         return run
     maps = product(
@@ -205,6 +202,14 @@ def _common_run(ours: Sequence[Shape], theirs: Sequence[Shape]) -> tuple[int, in
     )
     (i, _), (j, _) = min(maps, key=lambda both: abs(log(both[0][1] / both[1][1])))
     return i, j, 1
+
+
+def _of_one_stride(maps: tuple[Shape, Shape]) -> bool:
+    """Whether maps are of one size, but for a cell where one model rounds up and another down."""
+    if not all(len(shape) == 4 for shape in maps):
+        return False
+    sides = [sorted(pair) for pair in zip(*(shape[2:] for shape in maps), strict=True)]
+    return all(more - less <= 1 and more < 1.5 * less for less, more in sides)
 
 
 def _spelt(path: str, first: int, count: int, total: int) -> str:

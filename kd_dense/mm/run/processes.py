@@ -8,13 +8,13 @@ from inspect import signature
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from kd_dense.mm.configs import dicts_in
+from kd_dense.mm.configs import dicts_in, type_name
 
 __all__ = ['build_runner', 'leave_group']
 
@@ -39,14 +39,16 @@ def build_runner(config: Config, model: Callable[[], nn.Module] | None = None) -
 def _distribute_on_cpu(config: Config) -> None:
     """Do what mmengine leaves out: it selects a GPU before it starts the processes."""
     torch.distributed.init_process_group('gloo')
-    wrapper = dict(
+    wrapper = ConfigDict(
         type='MMDistributedDataParallel',
         device_ids=None,
         broadcast_buffers=False,
         find_unused_parameters=config.get('find_unused_parameters', False),
     )
-    config.model_wrapper_cfg = {**wrapper, **(config.get('model_wrapper_cfg') or {})}
-    norms = [part for part in dicts_in(config.get('model')) if part.get('type') == 'SyncBN']
+    wrapper.update(config.get('model_wrapper_cfg') or {})
+    config.model_wrapper_cfg = wrapper
+    kinds = ('SyncBN', 'SyncBatchNorm')
+    norms = [part for part in dicts_in(config.get('model')) if type_name(part) in kinds]
     for norm in norms:
         norm['type'] = 'BN'
     if norms:

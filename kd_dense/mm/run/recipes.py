@@ -10,8 +10,9 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from kd_dense.mm.configs import RequestError, distils, read_config
+from kd_dense.mm.configs import RequestError, distils, has_hook, is_pure, read_config
 from kd_dense.mm.distil.distilled import Distilled
+from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.mm.presets.choose import choose_preset
 from kd_dense.mm.presets.recipe import recipe
 from kd_dense.mm.teachers.openmmlab import Teacher
@@ -150,7 +151,17 @@ def write_recipe(config: Config, base: str, with_teacher: bool, file: Path | Non
     if with_teacher:
         teacher = model.teacher if 'checkpoint' in model.teacher else model.teacher.config
     folder = Path.cwd() if file is None else file.absolute().parent
-    text = recipe(base, teacher, names, chosen, folder, config.get('custom_hooks') or ())
+    pure = is_pure(config)
+    text = recipe(
+        str(config.filename) if pure else base,
+        teacher,
+        names,
+        chosen,
+        folder,
+        hooks=bool(config.get('custom_hooks')),
+        critic=not has_hook(config, CriticHook),
+        pure=pure,
+    )
     if file is not None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -11,10 +11,15 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
 
-from kd_dense.mm.configs import RequestError
+from kd_dense.mm.configs import RequestError, has_hook, type_name, type_of
 from kd_dense.mm.hooks.checkpoint import is_complete, newest_checkpoint, what_remains
+from kd_dense.mm.hooks.critic import CriticHook
+from kd_dense.mm.hooks.random_state import RandomStateHook
+from kd_dense.mm.hooks.resume import ResumeHook
 from kd_dense.mm.run.processes import build_runner
 
 __all__ = ['train']
@@ -59,7 +64,7 @@ def train(
     use_safe_checkpoints(config)
 
     runner = build_runner(config, model)
-    for hook in hooks:
+    for hook in (ResumeHook(), *hooks):
         runner.register_hook(hook)
     try:
         runner.train()
@@ -91,9 +96,11 @@ def check_writable(folder: Path) -> None:
 
 def use_mixed_precision(config: Config) -> None:
     """Put the optimizer's wrapper for mixed precision where the plain one is."""
-    kind = config.optim_wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise RequestError(f'--amp works with the OptimWrapper, the config has {kind}')
+    config.optim_wrapper.setdefault('type', 'OptimWrapper')
+    kind = type_of(config.optim_wrapper, OPTIM_WRAPPERS, config.get('default_scope'))
+    if kind not in (OptimWrapper, AmpOptimWrapper):
+        found = type_name(config.optim_wrapper)
+        raise RequestError(f'--amp works with the OptimWrapper, the config has {found}')
     config.optim_wrapper.type = 'AmpOptimWrapper'
     config.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
@@ -133,11 +140,10 @@ def add_hooks(config: Config) -> None:
     Without the first, a resumed training with dropout or augmentation draws other numbers; the
     second trains the critic of an adversarial loss, and does nothing where there is none.
     """
-    hooks = config.get('custom_hooks') or []
-    for kind in ('kd_dense.RandomStateHook', 'kd_dense.CriticHook'):
-        if all(hook.get('type') != kind for hook in hooks):
-            hooks = [*hooks, dict(type=kind)]
-    config.custom_hooks = hooks
+    for kind in (RandomStateHook, CriticHook):
+        if not has_hook(config, kind):
+            hooks = config.get('custom_hooks') or []
+            config.custom_hooks = [*hooks, dict(type=f'kd_dense.{kind.__name__}')]
 
 
 def use_safe_checkpoints(config: Config) -> None:
@@ -147,6 +153,6 @@ def use_safe_checkpoints(config: Config) -> None:
         **(config.get('default_hooks') or {}),
     }
     checkpoint = hooks['checkpoint']
-    if checkpoint and checkpoint['type'] in ('CheckpointHook', CheckpointHook):
+    if checkpoint and type_of(checkpoint, HOOKS, config.get('default_scope')) is CheckpointHook:
         hooks['checkpoint'] = {**checkpoint, 'type': 'kd_dense.SafeCheckpointHook'}
     config.default_hooks = hooks

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kd_dense.functional import without_autocast
 from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.batches.preprocessing import Repreprocess
-from kd_dense.mm.configs import read_config
+from kd_dense.mm.configs import distils, read_config, type_name
 from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
 from kd_dense.mm.models.probe import forward, needs_features_only
 from kd_dense.mm.randomness import kept_random_state
@@ -111,14 +111,14 @@ class Teacher:
         config = read_teacher_config(fields['config'])
         model = config.get('model')
         kind = model.get('type') if isinstance(model, Mapping) else None
-        self.name = str(kind if isinstance(fields['config'], Mapping) else fields['config'])
+        source = fields['config']
         if kind is None:
-            source = fields['config']
             shown = list(source) if isinstance(source, Mapping) else source
             raise ValueError(
                 'the config of the teacher has no model with a type: expected dict(type=...), or '
                 f'dict(model=dict(type=...)), got {shown}'
             )
+        self.name = type_name(model) if isinstance(source, Mapping) else str(source)
         self.checkpoint = fields.get('checkpoint', config.get('model_path'))
         self.strict = strict
         if self.checkpoint is None and 'checkpoint' not in fields:
@@ -134,7 +134,7 @@ class Teacher:
                 logger='current',
                 level=30,
             )
-        if model.get('type') == 'kd_dense.Distilled':  # a student that has become a teacher
+        if distils(config):  # a student that has become a teacher
             model = model.student
         if 'data_preprocessor' in config:
             model.setdefault('data_preprocessor', config.data_preprocessor)

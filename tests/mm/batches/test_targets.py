@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.structures import PixelData
 
 from kd_dense.losses import DistillLoss
 from kd_dense.mm.batches.targets import NEEDS, Step, gather
@@ -78,6 +79,10 @@ class TestNeeds:
         expected = torch.cat([sample.gt_sem_seg.data for sample in samples])
         assert torch.equal(loss.segmentation, expected)
         assert loss.segmentation.shape == (2, *inputs.shape[-2:])
+        for sample in samples:  # mmdet's name for them
+            sample.gt_sem_seg = PixelData(sem_seg=sample.gt_sem_seg.data)
+        found = gather(['segmentation'], Step(model, inputs, samples, None, None))
+        assert torch.equal(found['segmentation'], expected)
 
     def test_both_heads_beside_another_tap(self):
         terms = dict(fpn=dict(tap='neck', loss=dict(type='PyramidLoss')))

@@ -7,50 +7,16 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
+from mmseg.models import EncoderDecoder
 
-from examples.quickstart.make_scenes import make_scenes
+from kd_dense.mm import CriticHook, Distilled
 from kd_dense.mm.check import weights
 from kd_dense.mm.check.check import CHECKS, Check, check
 from kd_dense.mm.check.finding import ERROR, OK, WARNING
 from kd_dense.mm.files.checkpoint import read_checkpoint
 from kd_dense.mm.randomness import get_random_state
 from kd_dense.mm.teachers import openmmlab as teacher
-from tests.miniature import ROOT
-
-QUICKSTART = ROOT / 'configs' / 'quickstart'
-TEACHER = QUICKSTART / 'checkpoints' / 'seg_teacher.pth'
-
-
-@pytest.fixture(scope='module')
-def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('scenes')
-    make_scenes(folder, train=8, val=6, test=2)
-    return folder
-
-
-@pytest.fixture
-def recipe(scenes, monkeypatch):
-    """A recipe of the quickstart, with small batches."""
-    monkeypatch.setenv('SCENES', str(scenes))
-    monkeypatch.chdir(ROOT)
-
-    def read(name, **options):
-        config = Config.fromfile(QUICKSTART / f'{name}.py')
-        config.merge_from_dict({key.replace('__', '.'): value for key, value in options.items()})
-        config.train_dataloader.batch_size = 4
-        return config
-
-    return read
-
-
-def run(config, **options):
-    return check(config, **{'batches': 1, 'images': 6, **options})
-
-
-def of(findings, name):
-    found = [finding for finding in findings if finding.check == name]
-    assert found, [finding.check for finding in findings]
-    return found if len(found) > 1 else found[0]
+from tests.mm.check.checking import QUICKSTART, TEACHER, of, run
 
 
 def flat(state):
@@ -66,7 +32,7 @@ def test_a_segmenter_in_order(recipe, tmp_path, monkeypatch):
     assert config.to_dict() == before
     assert 'cost: 1 of 4' in told
     logits, features = of(findings, 'taps')
-    assert 'decode_head.conv_seg (2, 11, 8, 8) of both, compared as they are' in logits.message
+    assert 'decode_head.conv_seg (2, 11, 6, 6) of both, compared as they are' in logits.message
     assert '1 of 1 through Adapter' in features.message
     assert of(findings, 'teacher checkpoint').figures == {'tensors': 140}
     scores = of(findings, 'scores').figures
@@ -184,7 +150,7 @@ class TestATeacherThatIsWorse:
         findings = run(config, student=str(TEACHER))
         found = of(findings, 'scores')
         assert found.status == ERROR
-        assert f'the student of {TEACHER}' in found.message
+        assert 'the student of configs/quickstart/checkpoints/seg_teacher.pth' in found.message
         assert 'nothing can be learnt from it' in found.message
         assert found.figures['student']['mIoU'] > 20 > found.figures['teacher']['mIoU']
         assert of(findings, 'student weights').message.startswith('the student starts untrained')
@@ -253,6 +219,22 @@ def test_a_metric_that_wants_all_pictures_and_a_critic_without_its_hook(recipe):
     assert 'its critic is still untrained' in of(findings, 'terms')[2].message
     assert [found for found in findings if found.status != OK] == [hooks, scores]
     assert scores.status == hooks.status == WARNING
+
+
+@pytest.mark.parametrize('kinds', ['classes', 'paths'])
+def test_types_that_are_classes_or_full_paths(recipe, kinds):
+    """As in mmengine's pure Python configs: the critic's hook is known, and what is no recipe."""
+    config = recipe('seg_skd')
+    config.model.type = Distilled if kinds == 'classes' else 'kd_dense.mm.Distilled'
+    hook = CriticHook if kinds == 'classes' else 'kd_dense.mm.CriticHook'
+    config.custom_hooks = [dict(type=hook)]
+    findings = run(config)
+    assert [found for found in findings if found.status != OK] == []
+    config.custom_hooks = []
+    assert of(run(config), 'hooks').status == WARNING
+    config.model = config.model.student
+    config.model.type = EncoderDecoder if kinds == 'classes' else 'mmseg.models.EncoderDecoder'
+    assert 'its model is a EncoderDecoder' in run(config)[0].message
 
 
 def test_an_optimizer_that_cannot_be_built(recipe):

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from mmdet.models import GFL
+from mmengine.registry import MODELS, DefaultScope
+from mmseg.models import EncoderDecoder
 
 from kd_dense.mm.configs import RequestError
 from kd_dense.mm.cost.batch import make_batch
@@ -30,6 +33,20 @@ def test_label_maps_have_all_classes():
     labels = torch.stack([sample.gt_sem_seg.data for sample in benchmark.batch.samples])
     assert labels.shape == (2, 1, 96, 128)
     assert labels.unique().tolist() == [*range(11)]
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind', 'field'),
+    [('seg_cwd', EncoderDecoder, 'gt_sem_seg'), ('det_cwd', GFL, 'gt_instances')],
+)
+def test_types_that_are_classes_without_a_scope(name, kind, field):
+    """As mmengine's pure Python configs have them."""
+    recipe = prepared(read(name), (64, 64))
+    with DefaultScope.overwrite_default_scope(recipe.config.default_scope):
+        model = MODELS.build(recipe.config.model.student)
+    recipe.config.model.student.type = kind
+    recipe.config.pop('default_scope')
+    assert field in make_batch(recipe, model, 1).samples[0]
 
 
 def test_without_a_number_of_classes():

@@ -2,6 +2,7 @@
 
 import pytest
 from mmengine.config import Config
+from mmseg.models import EncoderDecoder
 
 from kd_dense.mm.configs import RequestError
 from kd_dense.mm.cost.recipe import DETECTION_SIZE, prepared
@@ -36,7 +37,11 @@ def test_weights_are_fetched_on_request_only():
     assert 'checkpoint' not in prepared(config, pretrained=True).config.model.teacher
 
 
-@pytest.mark.parametrize('config', [Config(dict(a=1)), Config(dict(model=dict(type='FCOS')))])
-def test_what_is_no_recipe(config):
-    with pytest.raises(RequestError, match='distils nothing: expected a model of type kd_dense'):
-        prepared(config)
+@pytest.mark.parametrize(
+    ('config', 'kind'),
+    [({}, 'None'), (dict(type='mmdet.FCOS'), 'FCOS'), (dict(type=EncoderDecoder), 'EncoderDec')],
+)
+def test_what_is_no_recipe(config, kind):
+    message = f'distils nothing: expected a model of type kd_dense.*, got {kind}'
+    with pytest.raises(RequestError, match=message):
+        prepared(Config(dict(model=config)))

@@ -28,12 +28,19 @@ class TestTaps:
             toy.build(config)
 
     def test_never_run(self):
-        auxiliary = dict(
-            type='FCNHead', in_channels=16, in_index=1, channels=8, num_convs=1, num_classes=5
-        )
-        config = with_tap(dict(student='auxiliary_head.conv_seg', teacher='backbone.layer4'))
-        config.student.auxiliary_head = auxiliary
-        with pytest.raises(TapError, match=r"'auxiliary_head\.conv_seg' never runs"):
+        student = toy.build(toy.segmenter())
+        student.spare = torch.nn.Conv2d(1, 1, 1)
+        config = with_tap(dict(student='spare', teacher='backbone.layer4'))
+        config.student = student
+        message = r"student: tap 'spare' never runs in the forward pass .*, nor in its loss"
+        with pytest.raises(TapError, match=message):
+            toy.build(config)
+
+    def test_a_list_of_modules(self):
+        tap = dict(student='neck.fpn_convs', teacher='neck')
+        config = toy.distilled_detector(terms=dict(term=dict(tap=tap, loss=toy.CWD)))
+        message = r"student: tap 'neck\.fpn_convs' .* a ModuleList .* 'neck\.fpn_convs\.\*'"
+        with pytest.raises(TapError, match=message):
             toy.build(config)
 
     def test_behind_region_proposals(self):
@@ -138,6 +145,18 @@ class TestShapes:
 
 
 class TestModels:
+    @pytest.mark.parametrize(
+        ('arguments', 'message'),
+        [
+            (dict(pretrained=None, train_cfg=None), "'pretrained', for inference .*dense export"),
+            (dict(tearms={}), "no argument 'tearms', did you mean 'terms'"),
+        ],
+    )
+    def test_an_argument_that_there_is_not(self, arguments, message):
+        """The first two are what init_model of mmseg adds."""
+        with pytest.raises(ValueError, match=message):
+            toy.build({**toy.distilled(), **arguments})
+
     def test_student_and_teacher_are_one(self):
         model = toy.build(toy.segmenter())
         with pytest.raises(ValueError, match='the same object; a model cannot teach itself'):
@@ -196,7 +215,7 @@ class TestTeacherConfig:
             (dict(config='x', chekpoint='y'), "unknown field 'chekpoint', did you .*'checkpoint'"),
             (dict(config=dict(model=None), checkpoint=None), 'teacher has no model with a type'),
             (dict(config=dict(type='mmseg.Nothing'), checkpoint=None),
-             'the teacher mmseg.Nothing cannot be built from its config: KeyError'),
+             'the teacher Nothing cannot be built from its config: KeyError'),
             (torch.nn.Conv2d(1, 1, 1), 'the teacher Conv2d has no data_preprocessor'),
         ],
     )  # fmt: skip

@@ -36,7 +36,7 @@ def trained(model):
 def test_a_teacher_that_has_learnt_nothing(log):
     steps(toy.build(toy.distilled()), 2)
     assert log().count(TEACHER) == 1
-    assert 'tools/check.py CONFIG' in log()
+    assert 'kd_dense check CONFIG' in log()
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,15 @@ def test_the_losses_of_the_first_batch_are_compared(monkeypatch, config, scenes)
 
 def test_a_teacher_that_has_learnt_something(log):
     steps(trained(toy.build(toy.distilled())))
+    assert TEACHER not in log()
+
+
+def test_a_training_from_the_teacher_alone(log):
+    """No loss of a task: nothing tells whether the teacher has learnt it."""
+    student, teacher = toy.segmenter(), toy.segmenter(16)
+    for config in (student, teacher):
+        config.decode_head.loss_decode = dict(type='mmseg.CrossEntropyLoss', loss_weight=0.0)
+    steps(toy.build(toy.distilled(student=student, teacher=dict(config=teacher, checkpoint=None))))
     assert TEACHER not in log()
 
 

@@ -30,6 +30,7 @@ from torch import nn
 import kd_dense
 from kd_dense.losses import CWDLoss
 from kd_dense.mm import Distilled
+from kd_dense.mm.configs import NotFoundError
 from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.registry import MODELS
 from kd_dense.taps import TapError
@@ -228,7 +229,8 @@ def sensible_loss(rng: random.Random, name: str, kind: str) -> dict[str, Any]:
     if name == 'LDLoss' and kind == 'fcos':
         loss['region'] = 'inside'
     if name == 'LDImitationLoss':
-        regions = ['main', 'inside', 'gibox'] + ['finegrained'] * (kind != 'fcos')
+        regions = ['main', 'inside', 'gibox', 'all', 'decoupled']
+        regions += ['finegrained'] * (kind != 'fcos')
         loss['region'] = rng.choice(regions)
     return loss
 
@@ -274,12 +276,13 @@ def broken_loss(rng: random.Random, loss: dict[str, Any]) -> Any:
         'PairWiseLoss': ['weight', 'scale', 'detach_norm'],
         'HolisticLoss': ['channels', 'weight', 'kind', 'gradient_penalty', 'preprocess', 'width'],
         'IntRALoss': ['num_classes', 'weight', 'kernel', 'regions', 'pixels', 'eps', 'cos_eps',
-                      'ignore_label', 'third_denominator', 'normaliser'],
+                      'ignore_index', 'third_denominator', 'normaliser'],
         'AttentionMapLoss': ['weight', 'norm', 'eps'],
         'LDLoss': ['weight', 'main_weight', 'kd_weight', 'temperature', 'kd_temperature', 'topk',
                    'main_factor', 'vlr_factor', 'published_batch', 'region', 'diou',
                    'vlr_on_positives', 'joint_sides'],
-        'LDImitationLoss': ['weight', 'region', 'positive_levels_only', 'mix_images'],
+        'LDImitationLoss': ['weight', 'region', 'positive_levels_only', 'mix_images',
+                            'background_weight'],
     }[loss['type']]  # fmt: skip
     broken = [
         {**loss, rng.choice(names): rng.choice(JUNK)},
@@ -556,7 +559,7 @@ def _require_ours(error: Exception) -> None:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     if not frame.filename.startswith(OURS):
         raise BadError(f'comes from {frame.filename}:{frame.lineno}') from error
-    if type(error) not in TYPES:
+    if type(error) not in (*TYPES, NotFoundError):
         raise BadError(f'a {type(error).__name__} says nothing to a user') from error
     if not FIELD.search(str(error)):
         raise BadError('names no field') from error

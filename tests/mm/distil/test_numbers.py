@@ -41,7 +41,7 @@ def batch(model, method, sizes):
     return data['inputs'], data['data_samples']
 
 
-def check(model, inputs, samples, of=''):
+def check(model, inputs, samples):
     """One step forward and backward, of our losses: of the student's own none are asked."""
     losses = model.train()(inputs, samples, mode='loss')
     ours = {name: value for name, value in losses.items() if name.startswith('loss_kd_')}
@@ -52,7 +52,7 @@ def check(model, inputs, samples, of=''):
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert any(name.startswith('backbone.') for name in grads)
     for name, grad in grads.items():
-        assert grad.isfinite().all() or not name.startswith(of), name
+        assert grad.isfinite().all(), name
 
 
 @pytest.mark.parametrize('method', methods.METHODS)
@@ -65,13 +65,12 @@ class TestBatches:
         model = built(method)
         check(model, *batch(model, method, [(32, 32)]))
 
+    @pytest.mark.usefixtures('without_onednn')
     @pytest.mark.parametrize('precision', [torch.bfloat16, torch.float16])
     def test_in_half_precision(self, method, precision):
         model = built(method, (64, 64))
-        # Of the backbone: for a 3x3 convolution of stride 2 on a 1x1 map, as a pyramid ends in,
-        # torch on CPU leaves the bfloat16 gradient unset where the kernel meets the border alone.
         with torch.autocast('cpu', precision):
-            check(model, *batch(model, method, SIZES[:2]), of='backbone.')
+            check(model, *batch(model, method, SIZES[:2]))
 
 
 @pytest.mark.parametrize('method', methods.DETECTORS)

@@ -248,6 +248,7 @@ def test_an_adapter_of_ones_own(tmp_path):
     assert toy.losses(model)['loss_kd_features'] > 0
 
 
+@pytest.mark.usefixtures('without_onednn')
 @pytest.mark.parametrize('method', methods.METHODS)
 def test_mixed_precision_in_the_runner(method, tmp_path, monkeypatch):
     # mmengine asserts that there is a GPU; autocast to bfloat16 works without one.

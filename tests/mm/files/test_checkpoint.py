@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import os
+import sys
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -82,6 +83,67 @@ class TestFilesThatAreNoCheckpoints:
         torch.save({'state_dict': state}, path)
         with pytest.raises(ValueError, match='holds no weights'):
             read_checkpoint(str(path))
+
+
+class TestSafetensors:
+    """A format that holds tensors and no code."""
+
+    @pytest.fixture
+    def saved(self, tmp_path):
+        safetensors = pytest.importorskip('safetensors.torch')
+        model = toy.build(toy.segmenter(16))
+        path = tmp_path / 'teacher.safetensors'
+        safetensors.save_file(model.state_dict(), path, metadata={'format': 'pt'})
+        return path, model.state_dict()
+
+    def test_is_read(self, saved):
+        path, state = saved
+        found = read_checkpoint(str(path))
+        assert found.keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in found.items())
+        other = path.rename(path.with_name('a'))  # by its content, not by its name
+        assert read_checkpoint(str(other)).keys() == state.keys()
+
+    def test_is_read_to_a_device(self, saved):
+        for place in ('meta', torch.device('meta')):
+            found = read_file(str(saved[0]), place)['state_dict']
+            assert all(value.is_meta for value in found.values())
+        found = read_file(str(saved[0]), lambda storage, location: storage)['state_dict']
+        assert all(value.device.type == 'cpu' for value in found.values())
+
+    def test_of_a_teacher_and_of_a_run(self, saved, tmp_path):
+        path, state = saved
+        teacher = dict(config=toy.segmenter(16), checkpoint=path)
+        runner = toy.runner(
+            toy.distilled(toy.segmenter(16), teacher), tmp_path / 'run', 1, load_from=str(path)
+        )
+        runner.train()
+        guest = runner.model.kd_plan.teacher.model.state_dict()
+        assert all(torch.equal(value, guest[name]) for name, value in state.items())
+
+    def test_cut_anywhere(self, saved):
+        path, _ = saved
+        whole = path.read_bytes()
+        for size in (*range(20), 1000, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:size])
+            with pytest.raises(ValueError, match=r'teacher\.safetensors cannot be read'):
+                read_file(str(path))
+
+    def test_a_header_of_any_length(self, tmp_path):
+        """The first byte is that of a pickle where the header has 128 or 384 bytes."""
+        safetensors = pytest.importorskip('safetensors.torch')
+        path, seen = tmp_path / 'x', set()
+        for length in range(256):
+            safetensors.save_file({'x' * length: torch.ones(1)}, path)
+            seen.add(path.read_bytes()[:1])
+            assert read_checkpoint(str(path)) == {'x' * length: torch.ones(1)}
+        assert b'\x80' in seen
+
+    def test_without_the_package(self, tmp_path, monkeypatch):
+        (tmp_path / 'x.safetensors').write_bytes(b'\x02\0\0\0\0\0\0\0{}')
+        monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+        with pytest.raises(ValueError, match=r'is not installed: pip install safetensors'):
+            read_file(str(tmp_path / 'x.safetensors'))
 
 
 @pytest.mark.parametrize('resume', [False, True])

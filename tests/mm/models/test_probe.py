@@ -5,6 +5,7 @@ import torch
 
 from kd_dense.mm.models import probe as probe_module
 from kd_dense.mm.models.probe import Yield, needs_features_only, probe
+from kd_dense.taps import TapError
 from tests.mm import toy
 
 
@@ -89,6 +90,15 @@ def test_tries_a_larger_size_where_a_layer_refuses_the_small_one():
     assert not found.by_loss
 
 
+def test_a_size_may_come_before_all_others():
+    model = toy.build(toy.segmenter())
+    found = probe(model, ['backbone'], model, ['backbone'], first=(72, 104))
+    assert found.size == (72, 104)
+    assert found.student['backbone'].shapes[-1] == (2, 64, 9, 13)
+    model.neck = NeedsSize(48)
+    assert probe(model, ['neck'], model, ['neck'], first=(72, 104)).size == (256, 256)
+
+
 def test_says_why_a_model_cannot_be_tried_out():
     model = toy.build(toy.segmenter())
     model.neck = NeedsSize(10**6)
@@ -108,3 +118,101 @@ def test_says_why_a_model_cannot_be_tried_out():
 )
 def test_features_only(names, features):
     assert needs_features_only(names) is features
+
+
+AUXILIARY = dict(
+    type='FCNHead',
+    in_channels=16,
+    in_index=1,
+    channels=8,
+    num_convs=1,
+    num_classes=5,
+    norm_cfg=dict(type='BN'),
+)
+
+
+class TestTapsThatRunInTheLossAlone:
+    """As those in the auxiliary heads of segmenters."""
+
+    @staticmethod
+    def model(width=8, **others):
+        auxiliary = dict(AUXILIARY, in_channels=2 * width)
+        return toy.build(toy.segmenter(width, auxiliary_head=auxiliary, **others))
+
+    def test_are_found_there(self):
+        model = self.model()
+        taps = ['auxiliary_head.conv_seg', 'decode_head.conv_seg']
+        found = probe(model, taps, self.model(16), taps)
+        assert found.student_by_loss
+        assert found.by_loss
+        assert found.size == (64, 64)
+        for side in (found.student, found.teacher):
+            assert side == dict.fromkeys(taps, Yield(1, [(2, 5, 8, 8)]))
+
+    def test_decide_for_their_own_model_alone(self):
+        model = self.model()
+        found = probe(model, ['decode_head.conv_seg'], self.model(), ['auxiliary_head.conv_seg'])
+        assert not found.student_by_loss
+        assert found.by_loss
+
+    def test_leave_the_model_as_it_is(self):
+        model = self.model().train()
+        state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        yields(model, 'auxiliary_head.conv_seg')
+        assert torch.equal(torch.get_rng_state(), random)
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+    def test_a_larger_size_is_tried_where_the_loss_refuses_the_small_one(self):
+        model = self.model()
+        model.neck = NeedsSize(48)
+        assert probe(model, ['auxiliary_head'], model, ['auxiliary_head']).size == (256, 256)
+
+    def test_those_that_never_run_are_refused(self):
+        model = self.model()
+        model.spare = torch.nn.Conv2d(1, 1, 1)
+        message = r"tap 'spare' never runs in the forward pass of EncoderDecoder, nor in its loss"
+        with pytest.raises(TapError, match=message):
+            yields(model, 'spare')
+
+    def test_and_it_is_told_where_the_loss_cannot_be_computed(self):
+        model = self.model()
+        model.spare = torch.nn.Conv2d(1, 1, 1)
+        model.decode_head.loss = lambda *_: {}['no depth maps']
+        message = r"'spare' never runs in the forward .* its loss .*KeyError: 'no depth maps'"
+        with pytest.raises(TapError, match=message):
+            yields(model, 'spare')
+
+    @pytest.mark.parametrize(
+        'tap',
+        [
+            'auxiliary_head.conv_seg',
+            dict(student='decode_head.conv_seg', teacher='auxiliary_head.conv_seg'),
+            dict(student='auxiliary_head.conv_seg', teacher='decode_head.conv_seg'),
+        ],
+        ids=['both', 'teacher', 'student'],
+    )
+    def test_train(self, tap):
+        student, teacher = self.model(dropout=0.0), self.model(16)
+        terms = dict(term=dict(tap=tap, loss=toy.CWD))
+        model = toy.build(toy.distilled(student=student, teacher=teacher, terms=terms))
+        state = copy.deepcopy(teacher.state_dict())
+        losses = toy.losses(model)
+        assert losses['loss_kd_term'] > 0
+        losses['loss_kd_term'].backward()
+        assert model.backbone.stem[0].weight.grad.abs().sum() > 0
+        assert all(torch.equal(v, state[k]) for k, v in teacher.state_dict().items())
+
+
+class TestListsOfModules:
+    @pytest.mark.parametrize('tap', ['neck.fpn_convs', 'neck.fpn_convs[0]'])
+    def test_are_no_taps_and_what_they_hold_is_proposed(self, tap):
+        message = (
+            r"tap 'neck\.fpn_convs.*' can never run: a ModuleList has .*; "
+            r"say 'neck\.fpn_convs\.\*'"
+        )
+        with pytest.raises(TapError, match=message):
+            yields(toy.build(toy.detector()), tap)
+
+    def test_what_is_proposed_can_be_done(self):
+        found = yields(toy.build(toy.detector()), 'neck.fpn_convs.*')
+        assert found['neck.fpn_convs.*'].calls == 5

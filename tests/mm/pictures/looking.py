@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from kd_dense.mm.pictures.canvas import pixels_of
-from kd_dense.mm.pictures.observe import View, class_names, compare, load, look
+from kd_dense.mm.pictures.observe import compare
+from kd_dense.mm.pictures.views import View, class_names, load, look
 from tests.mm import methods, toy
 
 

@@ -1,14 +1,20 @@
 """Pictures during a training that goes on as if nobody looked."""
 
+import itertools
+import re
+import sys
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.structures import InstanceData
+from mmengine.visualization import Visualizer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kd_dense.mm import PictureHook
-from kd_dense.mm.pictures import canvas
+from kd_dense.mm.pictures import canvas, differences, observe, predictions, terms, views
 from kd_dense.registry import HOOKS
 from tests.mm import methods, toy
 
@@ -172,6 +178,90 @@ def test_by_epoch(tmp_path, quick):
     )
     images = tmp_path.glob('*/vis_data/vis_image/val1_ld_[0-9]*.png')
     assert sorted(path.stem for path in images) == ['val1_ld_0', 'val1_ld_2', 'val1_ld_4']
+
+
+def fail(*args, **kwargs):
+    torch.rand(3)  # that much of the random state is used up
+    raise AttributeError(f'no luck {next(COUNT)}')  # each time for another reason
+
+
+COUNT = itertools.count()
+
+
+@pytest.mark.parametrize(
+    ('module', 'name', 'lost'),
+    [
+        (views, 'load', 'entry 1 of the validation set'),
+        (views, 'look', 'entry 1 of the validation set'),
+        (observe, 'predict', 'entry 1 of the validation set'),
+        (observe, 'compare', 'the terms of val1'),
+        (predictions, 'draw_predictions', 'val1_predictions'),
+        (terms, 'draw_term', 'val1_logits'),
+        (differences, 'differences', 'val1_logits_differences'),
+        (differences, 'draw_differences', 'val1_logits_differences'),
+        (canvas, 'pixels_of', 'val1_predictions'),
+        (Visualizer, 'add_image', 'val1_predictions'),
+        (canvas, None, 'the terms of val1'),
+    ],
+)
+def test_what_fails_to_be_shown_stops_no_training(
+    module, name, lost, tmp_path, quick, monkeypatch
+):
+    """It is warned about once, and the training is the one without the hook."""
+    alone = train(toy.distilled(), toy.SegScenes(), tmp_path / 'alone', None)
+    if name:
+        monkeypatch.setattr(module, name, fail)
+    else:
+        monkeypatch.setitem(sys.modules, module.__name__, None)  # it cannot be imported
+    hook = dict(indices=[1], interval=1)
+    shown = train(
+        toy.distilled(), toy.SegScenes(), tmp_path / 'shown', hook, log_level='WARNING'
+    ).model.state_dict()
+    assert all(torch.equal(x, shown[key]) for key, x in alone.model.state_dict().items())
+    [log] = tmp_path.glob('shown/*/*.log')
+    warned = [line for line in log.read_text().splitlines() if 'PictureHook' in line]
+    told = [line for line in warned if f'PictureHook cannot show {lost} (' in line]
+    assert len(told) == 1, warned
+    assert ': the training goes on without' in told[0]
+    assert len(warned) == len({line.partition('cannot show')[2].split(' (')[0] for line in warned})
+    images = {path.name for path in tmp_path.glob('shown/*/vis_data/vis_image/*.png')}
+    assert not [image for image in images if re.match(rf'{lost}_\d', image)]
+    if lost.startswith('val1_logits'):
+        assert {'val1_predictions_0.png', 'val1_predictions_3.png'} <= images
+
+
+def test_one_reason_is_told_once(tmp_path, quick, monkeypatch):
+    def nothing(*args, **kwargs):
+        raise OSError('No space left on device')
+
+    monkeypatch.setattr(Visualizer, 'add_image', nothing)
+    hook = dict(indices=[0, 1], interval=1)
+    train(toy.distilled(), toy.SegScenes(), tmp_path, hook, log_level='WARNING')
+    [log] = tmp_path.glob('*/*.log')
+    assert log.read_text().count('PictureHook cannot show') == 1
+    assert 'val0_predictions (OSError: No space left on device)' in log.read_text()
+
+
+class WithoutBoxes(toy.DetScenes):
+    """As mmdet packs what is not annotated."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        item['data_samples'].gt_instances = InstanceData()
+        return item
+
+
+def test_pictures_without_boxes(tmp_path, quick):
+    """What can be shown of them is shown."""
+    data = dict(batch_size=1, num_workers=0, dataset=WithoutBoxes())
+    train(
+        detector(), toy.DetScenes(), tmp_path, dict(indices=[1]), log_level='WARNING',
+        val_dataloader=dict(sampler=dict(type='DefaultSampler', shuffle=False), **data),
+    )  # fmt: skip
+    images = {path.name for path in tmp_path.glob('*/vis_data/vis_image/*.png')}
+    assert images == {'val1_predictions_0.png', 'val1_predictions_3.png'}
+    [log] = tmp_path.glob('*/*.log')
+    assert 'PictureHook' not in log.read_text()
 
 
 def test_what_cannot_be_shown(tmp_path):

@@ -11,7 +11,8 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.structures import InstanceData, PixelData
 from torch import distributed
 
-from kd_dense.mm.pictures.observe import View, class_names, compare, load, look, predict
+from kd_dense.mm.pictures.observe import compare, predict
+from kd_dense.mm.pictures.views import View, class_names, load, look
 from kd_dense.mm.randomness import get_random_state
 from tests.mm import methods, toy
 from tests.mm.processes import in_two_processes

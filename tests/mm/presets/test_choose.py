@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import kd_dense.losses
 from kd_dense.mm.presets import choose, methods
@@ -17,6 +18,14 @@ def published(model):
     """A toy with a pyramid as wide as the published ones."""
     model.neck.out_channels = model.bbox_head.in_channels = 256
     return model
+
+
+def binary(width):
+    """A segmenter of two classes with one channel of logits."""
+    config = toy.segmenter(width, classes=2)
+    loss = dict(type='CrossEntropyLoss', use_sigmoid=True)
+    config.decode_head.update(out_channels=1, threshold=0.5, loss_decode=loss)
+    return config
 
 
 class TestFamilies:
@@ -57,6 +66,41 @@ class TestFamilies:
             'backbone[-1]',
             'decode_head.conv_seg',
         }
+
+    @pytest.mark.parametrize('preset', ['cwd', 'skd', 'intrakd'])
+    def test_binary_segmenters_of_one_channel_learn_by_every_term(self, preset):
+        model = build(preset=preset, student=binary(8), teacher=untrained(binary(16)))
+        pictures = toy.SegScenes(augment=False)
+        pictures.labels %= 2
+        losses = toy.losses(model, pictures)
+        assert len(model.kd) == (1 if preset == 'cwd' else 3)
+        for name, term in model.kd.items():
+            assert losses[f'loss_kd_{name}'] != 0
+            at = model.decode_head.conv_seg if 'conv_seg' in term.student_tap else model.backbone
+            (grad,) = torch.autograd.grad(
+                losses[f'loss_kd_{name}'], [*at.parameters()][:1], retain_graph=True
+            )
+            assert grad.abs().sum() > 0
+
+    @pytest.mark.parametrize('preset', ['cwd', 'skd', 'intrakd'])
+    def test_one_channel_does_not_learn_from_two(self, preset):
+        with pytest.raises(ValueError, match=r'logits of 1 channel in the student and .* of 2 in'):
+            build(preset=preset, student=binary(8), teacher=untrained(toy.segmenter(16, 2)))
+
+    @pytest.mark.parametrize('head', toy_heads.HEADS)
+    def test_ld_of_a_single_class_is_ld_of_its_boxes(self, head, log):
+        student, teacher = (toy_heads.detector(head, x, num_classes=1) for x in (8, 16))
+        model = build(preset='ld', student=student, teacher=untrained(teacher))
+        assert model.kd.ld.loss.settings['kd_weight'] == 0
+        assert 'kd_weight=0.0' in log()
+        pictures = toy.DetScenes()
+        pictures.boxes = [boxes[:1] for boxes in pictures.boxes]
+        losses = toy.losses(model, pictures, count=4)
+        assert losses['loss_kd_ld.main'] > 0
+        assert losses['loss_kd_ld.kd'] == 0
+        terms = dict(mine=dict(tap='bbox_head', loss=toy_heads.LD[head]))
+        with pytest.raises(ValueError, match=r"term 'mine': .*a single class.*kd_weight=10.*to 0"):
+            toy.build(toy.distilled(student, untrained(teacher), terms))
 
     def test_fgd_inherits_what_fits(self, log):
         teacher = toy.detector(16)

@@ -1,3 +1,5 @@
+from math import ceil, floor
+
 import pytest
 from torch import nn
 
@@ -38,6 +40,15 @@ class TestRoles:
             ([2], [8, 4, 2], ('neck', 'neck[2]')),
             ([4, 4], [4, 4], ('neck', 'neck')),
             ([3], [16, 8, 2], ('neck', 'neck[2]')),  # the nearest, which is resized
+            # Rounded up in one model and down in the other, as on images of 769x769 ...
+            ([97, 49, 25, 13, 7], [96, 48, 24, 12, 6], ('neck', 'neck')),
+            ([97, 49, 25], [192, 96, 48, 24], ('neck', 'neck[1:4]')),
+            ([24, 12, 6], [97, 49, 25, 13, 7], ('neck', 'neck[2:5]')),
+            # ... or of layers without padding.
+            ([127, 63, 31], [64, 32], ('neck[1:3]', 'neck')),
+            ([32, 16, 9], [33, 32, 16, 8], ('neck', 'neck[1:4]')),
+            ([8], [9, 8, 7], ('neck', 'neck[1]')),  # the same size before one that is near
+            ([4, 2], [2, 1], ('neck[1]', 'neck[0]')),  # one cell more, and twice as many
         ],
     )
     def test_which_maps_are_compared(self, ours, theirs, expected):
@@ -101,6 +112,27 @@ class TestRoles:
         model = nn.Module()
         model.decode_head = type(kind, (nn.Module,), {})()
         assert Side(model).logits() == expected
+
+
+def test_where_both_run_at_their_own_size_alone():
+    """A student that rounds up and a teacher that rounds down, at 769x769 only."""
+
+    class Halves(nn.Module):
+        def __init__(self, round_):
+            super().__init__()
+            self.round = round_
+
+        def forward(self, x):
+            if len(x[0, 0]) != 769:
+                raise ValueError('made for another size')
+            sizes = [self.round(769 / stride) for stride in (8, 16, 32)]
+            return tuple(x.new_zeros(len(x), 8, size, size) for size in sizes)
+
+    models = [pyramid([]) for _ in range(2)]
+    for model, round_ in zip(models, (ceil, floor), strict=True):
+        model.neck = Halves(round_)
+        model.test_cfg = dict(crop_size=(769, 769))
+    assert Pair(*models).places('neck')[:2] == ('neck', 'neck')
 
 
 def pyramid(sizes):

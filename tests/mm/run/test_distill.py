@@ -40,7 +40,7 @@ def evaluated(student, work_dir):
     config = read_config(STUDENT, SHORT)
     config.test_dataloader, config.test_evaluator = config.val_dataloader, config.val_evaluator
     config.work_dir, config.launcher = str(work_dir), 'none'
-    return test(config, str(student), None)
+    return test(config, str(student), None, False)
 
 
 def taught():

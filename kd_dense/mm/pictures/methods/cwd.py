@@ -20,7 +20,8 @@ from kd_dense.mm.pictures.canvas import (
 )
 from kd_dense.mm.pictures.general import ANY, Known, LossPictures
 from kd_dense.mm.pictures.methods.skd import CLASSES
-from kd_dense.mm.pictures.observe import Compared, View
+from kd_dense.mm.pictures.observe import Compared
+from kd_dense.mm.pictures.views import View
 
 __all__ = ['PICTURES', 'draw_cwd']
 

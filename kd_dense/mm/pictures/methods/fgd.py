@@ -25,7 +25,8 @@ from kd_dense.mm.pictures.canvas import (
     say_none,
 )
 from kd_dense.mm.pictures.general import Known, LossPictures
-from kd_dense.mm.pictures.observe import Compared, View
+from kd_dense.mm.pictures.observe import Compared
+from kd_dense.mm.pictures.views import View
 
 __all__ = ['PICTURES', 'draw_fgd']
 

@@ -23,7 +23,8 @@ from kd_dense.mm.pictures.canvas import (
     tint,
 )
 from kd_dense.mm.pictures.general import Known, LossPictures, draw_activations, draw_maps
-from kd_dense.mm.pictures.observe import Array, Compared, View
+from kd_dense.mm.pictures.observe import Compared
+from kd_dense.mm.pictures.views import Array, View
 
 __all__ = ['PICTURES', 'draw_affinity', 'draw_attention']
 
@@ -115,7 +116,7 @@ def _find_regions(compared: Compared, level: int) -> Regions:
     s, t = compared.student[level], compared.teacher[level]
     masks = region_masks(
         compared.needs['segmentation'], s.shape[-2:], loss.num_classes, loss.regions,
-        loss.kernel, loss.ignore_label,
+        loss.kernel, loss.ignore_index,
     )  # fmt: skip
     eps = loss.eps if loss.eps is not None else 1e-6 if loss.regions == 'dilate' else 1e-10
     area = masks[0].sum(1)

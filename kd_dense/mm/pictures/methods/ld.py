@@ -42,7 +42,8 @@ from kd_dense.mm.pictures.canvas import (
     tint,
 )
 from kd_dense.mm.pictures.general import Known, LossPictures
-from kd_dense.mm.pictures.observe import Compared, View
+from kd_dense.mm.pictures.observe import Compared
+from kd_dense.mm.pictures.views import View
 
 __all__ = ['PICTURES', 'draw_imitation', 'draw_ld']
 
@@ -205,20 +206,21 @@ def draw_imitation(view: View, compared: Compared) -> Any:
     figure = begin(
         len(compared.student) * (panel(view, 4) + 0.65) + 0.2,
         'LD, imitation: which positions are imitated?',
-        f"Squared differences of the features count in the region '{loss.region}' alone.",
+        f"Squared differences of the features count in the region '{loss.region}'"
+        + (', and those outside by a mean of their own.' if loss.background_weight else ' alone.'),
     )
     axes = figure.subplots(len(compared.student), 4, squeeze=False)
-    shares = _imitation_shares(compared)
-    for index, (row, share) in enumerate(zip(axes, shares, strict=True)):
+    counts = _imitation_counts(compared)
+    for index, (row, count) in enumerate(zip(axes, counts, strict=True)):
         s, t = compared.student[index][0], compared.teacher[index][0]
         squares = (s - t).square().mean(0)
-        label = level_name(index, len(shares), view, compared.student[index])
+        label = level_name(index, len(counts), view, compared.student[index])
         begin_row(row[0], view, 4, index, label)
-        tint(row[1], view, share > 0)
+        tint(row[1], view, count / count.max().clamp(min=1e-30))
         draw_boxes(row[1], view)
         frame(row[1], view, '' if index else f"region '{loss.region}'")
         cmap = matplotlib.colormaps['cividis'].with_extremes(bad=NOTHING)
-        inside = np.ma.masked_where((share == 0).numpy(), squares.numpy())
+        inside = np.ma.masked_where((count == 0).numpy(), squares.numpy())
         high = float(squares.max())
         for axis, values, title in (
             (row[2], squares, 'squared difference'),
@@ -227,7 +229,7 @@ def draw_imitation(view: View, compared: Compared) -> Any:
             image = paint(axis, view, values, cmap=cmap, vmin=0, vmax=high)
             draw_boxes(axis, view, 'white')
             frame(axis, view, '' if index else title)
-        if not share.any():
+        if not count.any():
             say_none(row[3])
         figure.colorbar(
             image, ax=[*row[2:]], location='bottom', shrink=0.7, aspect=20,
@@ -280,14 +282,26 @@ def _ld_shares(compared: Compared) -> list[Tensor]:
 
 
 def _imitation_shares(compared: Compared) -> list[Tensor]:
+    weight, counts = compared.loss(0).weight, _imitation_counts(compared)
+    return [
+        weight * (s[0] - t[0]).square().mean(0) * count
+        for s, t, count in zip(compared.student, compared.teacher, counts, strict=True)
+    ]
+
+
+def _imitation_counts(compared: Compared) -> list[Tensor]:
+    """How much each position counts, ``(H, W)`` on each level."""
     loss, targets = compared.loss(0), compared.needs['head_targets']
     regions = loss.regions(targets, compared.needs.get('head_outputs'))
-    maps = []
-    for s, t, region in zip(compared.student, compared.teacher, regions, strict=True):
+    positives = targets.positive.split(targets.sizes, 1)
+    found = []
+    for s, region, positive in zip(compared.student, regions, positives, strict=True):
         inside = region[0].view(*s.shape[2:], -1).any(2)
-        squares = (s[0] - t[0]).square().mean(0)
-        maps.append(loss.weight * squares * inside / inside.sum().clamp(min=1))
-    return maps
+        outside = ~inside
+        count = inside / inside.sum().clamp(min=1)
+        count = count + loss.background_weight * outside / outside.sum().clamp(min=1)
+        found.append(count * bool(positive.any() or not loss.positive_levels_only))
+    return found
 
 
 PICTURES: dict[type, Known] = {

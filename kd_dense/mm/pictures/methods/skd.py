@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from kd_dense.functional import soft_kl
+from kd_dense.functional import soft_kl, two_class_logits
 from kd_dense.losses import HolisticLoss, PairWiseLoss, PixelWiseLoss
 from kd_dense.losses.skd import unit_nodes
 from kd_dense.mm.pictures.canvas import (
@@ -30,7 +31,8 @@ from kd_dense.mm.pictures.canvas import (
     panel,
 )
 from kd_dense.mm.pictures.general import ANY, Known, LossPictures, draw_activations
-from kd_dense.mm.pictures.observe import Array, Compared, View
+from kd_dense.mm.pictures.observe import Compared
+from kd_dense.mm.pictures.views import Array, View
 
 __all__ = ['PICTURES', 'draw_holistic', 'draw_pair_wise', 'draw_pixel_wise']
 
@@ -42,8 +44,6 @@ def draw_pixel_wise(view: View, compared: Compared) -> Any:
         view: The picture.
         compared: What the term compares there.
     """
-    if compared.student[0].shape[1] < 2:
-        return draw_activations(view, compared)
     levels = [_distributions(compared, level) for level in range(len(compared.student))]
     level = max(range(len(levels)), key=lambda i: float(levels[i][2].mean()))
     ours, theirs, kl = levels[level]
@@ -75,7 +75,8 @@ def draw_pixel_wise(view: View, compared: Compared) -> Any:
     axis = below.subplots()
     at = torch.stack([theirs[:, row, column], ours[:, row, column]])
     largest = at.amax(0).argsort(descending=True)[:8].sort().values
-    names = [compared.channels[c] if compared.channels else str(c) for c in largest.tolist()]
+    known = _class_names(view, compared, len(at[0]))
+    names = [known[c] if known else str(c) for c in largest.tolist()]
     for share, shift, color, who in zip(
         100 * at[:, largest], (-0.2, 0.2), (TEACHER, STUDENT), ('teacher', 'student'), strict=True
     ):
@@ -178,10 +179,18 @@ def draw_holistic(view: View, compared: Compared) -> Any:
 
 def _distributions(compared: Compared, level: int) -> tuple[Tensor, Tensor, Tensor]:
     """Class distributions of student and teacher, ``(C, H, W)``, and their KL, ``(H, W)``."""
-    s, t = compared.student[level], compared.teacher[level]
+    s, t = (two_class_logits(x[level]) for x in (compared.student, compared.teacher))
     temperature = compared.loss(level).temperature
     ours, theirs = ((x[0] / temperature).softmax(0) for x in (s, t))
     return ours, theirs, soft_kl(s, t, temperature, 1)[0]
+
+
+def _class_names(view: View, compared: Compared, count: int) -> Sequence[str] | None:
+    """Names of the classes, of which one channel may stand for two."""
+    names = compared.channels or view.classes
+    if compared.student[0].shape[1] == 1 and len(names) == 1:
+        return f'not {names[0]}', names[0]
+    return names if len(names) == count and (compared.channels or count == 2) else None
 
 
 class Nodes(NamedTuple):

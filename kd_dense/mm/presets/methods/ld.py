@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 from kd_dense.mm.presets.settings import COCO, Preset, Sums
@@ -59,5 +60,8 @@ PRESETS = (
     ),
 )
 
-# A sum over levels of divergences that are divided by the number of classes.
-SUMS: dict[str, Sums] = {'LDLoss': dict(kd_weight=lambda m: 1 / m.channels)}
+# A sum over levels of divergences that are divided by the number of classes. A softmax over one
+# class says nothing, and the loss refuses it: there the weight is divided by infinity.
+SUMS: dict[str, Sums] = {
+    'LDLoss': dict(kd_weight=lambda m: 1 / m.channels if m.channels > 1 else inf)
+}

@@ -1,0 +1,157 @@
+"""What the fields of a term say: read, checked and built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import Parameter, signature
+from typing import Any
+
+from kd_dense.losses import DistillLoss
+from kd_dense.mm.arguments import check_arguments
+from kd_dense.registry import MODELS
+from kd_dense.schedules import Schedule
+from kd_dense.taps import near_names
+
+__all__ = ['build_adapter', 'build_losses', 'build_schedule', 'tap_names']
+
+
+def tap_names(name: str, tap: str | Mapping[str, str]) -> tuple[str, str]:
+    """The taps of a term in the student and in the teacher.
+
+    Args:
+        name: The name of the term.
+        tap: Its field.
+
+    Raises:
+        ValueError: If that is neither a tap nor one for each side.
+    """
+    if isinstance(tap, str):
+        return tap, tap
+    names = {k: v for k, v in tap.items() if k != '_scope_'} if isinstance(tap, Mapping) else tap
+    if (
+        not isinstance(names, Mapping)
+        or names.keys() != {'student', 'teacher'}
+        or not all(isinstance(value, str) for value in names.values())
+    ):
+        raise ValueError(
+            f"term {name!r}: expected tap='NAME' or tap=dict(student='NAME', teacher='NAME'), "
+            f'got {names!r}'
+        )
+    return names['student'], names['teacher']
+
+
+def build_schedule(name: str, config: Mapping[str, Any]) -> Schedule:
+    """The schedule of a term.
+
+    Args:
+        name: The name of the term.
+        config: Its field.
+
+    Raises:
+        ValueError: If that is no dict, or an argument is unknown or has a bad value.
+    """
+    owner = f'term {name!r}: schedule'
+    if not isinstance(config, Mapping):
+        raise ValueError(f'{owner}: expected dict(warmup=..., stop=...), got {config!r}')
+    arguments = {k: v for k, v in config.items() if k != '_scope_'}
+    check_arguments(owner, Schedule, arguments)
+    try:
+        return Schedule(**arguments)
+    except ValueError as error:
+        raise ValueError(f'{owner}: {error}') from None
+
+
+def build_losses(
+    name: str,
+    loss: Mapping[str, Any] | DistillLoss,
+    shapes: list[tuple[int, ...]],
+    given: Mapping[str, Any],
+) -> list[DistillLoss]:
+    """The loss for all maps; or, where it is made for maps of a certain width, one for each.
+
+    Args:
+        name: The name of the term.
+        loss: Config of a loss, or a loss.
+        shapes: Those of the teacher's maps.
+        given: What a loss gets that has an argument of that name and is not told it in its
+            config; None, where it is not known.
+
+    Raises:
+        ValueError: If there is no such loss, or it refuses or lacks an argument.
+    """
+    if isinstance(loss, DistillLoss):
+        return [loss]
+    if not isinstance(loss, Mapping):
+        raise ValueError(
+            f"term {name!r}: expected loss=dict(type='CWDLoss', ...) or a DistillLoss of "
+            f'kd_dense.losses, got {loss!r}'
+        )
+    cls = _class_of(name, 'loss', loss)
+    parameters = signature(cls).parameters
+    config = dict(loss)
+    for argument, value in given.items():
+        if argument not in parameters or argument in loss:
+            continue
+        if value is not None:
+            config[argument] = value
+        elif parameters[argument].default is Parameter.empty:
+            raise ValueError(
+                f'term {name!r}: {loss["type"]} takes {argument} from the decode_head of a '
+                'segmenter, and the student has none'
+            )
+    configs = [config]
+    if 'channels' in parameters and 'channels' not in loss:
+        flat = [shape for shape in shapes if len(shape) < 2]
+        if flat:
+            raise ValueError(
+                f'term {name!r}: {loss["type"]} is made for maps (N, C, H, W), and the teacher '
+                f'yields a tensor of shape {flat[0]}'
+            )
+        configs = [{**config, 'channels': shape[1]} for shape in shapes]
+    built = [_build(name, cls, one) for one in configs]
+    if not isinstance(built[0], DistillLoss):
+        raise ValueError(
+            f'term {name!r}: expected a subclass of kd_dense.losses.DistillLoss, '
+            f'got {type(built[0]).__name__}'
+        )
+    return built
+
+
+def build_adapter(name: str, config: Mapping[str, Any]) -> Any:
+    """The adapter of a term.
+
+    Args:
+        name: The name of the term.
+        config: That of a module.
+
+    Raises:
+        ValueError: If there is no such module, or it refuses its arguments.
+    """
+    return _build(name, _class_of(name, 'adapter', config), config)
+
+
+def _class_of(name: str, what: str, config: Mapping[str, Any]) -> Any:
+    """What the config of a loss or an adapter builds."""
+    kind = config.get('type')
+    if kind is None:
+        raise ValueError(f'term {name!r}: the {what} has no type: {dict(config)}')
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if cls is None:
+        known = [key for key in MODELS.module_dict if key.endswith('Loss') == (what == 'loss')]
+        raise ValueError(f'term {name!r}: there is no {what} {kind!r}, {near_names(kind, known)}')
+    if not callable(cls):
+        raise ValueError(
+            f'term {name!r}: expected the type of the {what} as a class or its name, got {kind!r}'
+        )
+    return cls
+
+
+def _build(name: str, cls: Any, config: Mapping[str, Any]) -> Any:
+    """Build a loss or an adapter, and say whose it is where that fails."""
+    arguments = {k: v for k, v in config.items() if k not in ('type', '_scope_')}
+    check_arguments(f'term {name!r}: {cls.__name__}', cls, arguments)
+    try:
+        return MODELS.build({'_scope_': 'kd_dense', **config})
+    except Exception as error:  # whatever a user's own class raises
+        kind = '' if isinstance(error, ValueError) else f'{cls.__name__}: {type(error).__name__}: '
+        raise ValueError(f'term {name!r}: {kind}{error}') from error
