@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kd_dense.mm.run.export import export
 
 __version__ = '0.2.0'
-__all__ = ['Distilled', '__version__', 'check', 'distill', 'export']
+__all__ = ['Distilled', 'check', 'distill', 'export']
 
 HOMES = {
     'Distilled': 'kd_dense.mm.distil.distilled',

@@ -79,6 +79,19 @@ ELSEWHERE = {
     'bash examples/quickstart/quickstart.sh --methods all --seeds 3':
         'tests/examples/quickstart/test_quickstart.py::test_trains_compares_and_draws',
     'bash tools/run_tests.sh': 'the suite itself',
+    'bash tools/run_tests.sh --core': 'tests/tools/test_run_tests.py::test_core',
+    'bash tools/run_tests.sh --core --stack openmmlab':
+        'tests/tools/test_run_tests.py::test_a_lane_on_another_stack_and_another_python',
+    'bash tools/run_tests.sh --gpu': 'tests/tools/test_run_tests.py::test_gpu',
+    'bash tools/run_tests.sh --gpu --wheels wheels':
+        'tests/tools/test_run_tests.py::test_gpu_from_wheels',
+    'bash tools/run_tests.sh --gpu -- --gpu-dry-run':
+        'tests/tools/test_run_tests.py::test_the_gpu_lane_runs_dry',
+    'bash tools/wheelhouse.sh 3.12 wheels': 'tests/tools/test_wheelhouse.py::test_it_is_enough',
+    'source tools/environment.sh':
+        'tests/tools/test_environment.py::test_the_default_stack_needs_no_name',
+    'source tools/environment.sh openmmlab':
+        'tests/tools/test_environment.py::test_the_name_says_stack_and_python',
     'bash tools/run_tests.sh --long': 'the suite itself',
     'bash tools/run_tests.sh --stack openmmlab': 'the suite itself',
     'bash tools/run_tests.sh --long -k kill': 'the suite itself',

@@ -24,7 +24,9 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         return 2
     }
     echo "Setting up $venv with $requirements ..."
-    [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv" || return
+    # without pip it is missing, or was left half made
+    "$venv/bin/python" -m pip --version > /dev/null 2>&1 ||
+        "${PYTHON:-python3}" -m venv "$venv" || return
     "$venv/bin/python" -m pip install --disable-pip-version-check --quiet \
         --requirement "$requirements" || return
     "$venv/bin/python" -m pip install --disable-pip-version-check --quiet \

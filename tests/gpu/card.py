@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+WAITED = 'called a synchronizing CUDA operation'
+
 
 def describe() -> str:
     """The card, and the versions of what computes on it."""
@@ -43,6 +45,5 @@ def waits(call: Callable[[], Any], device: str) -> Counter[str]:
     with waiting('warn', device), warnings.catch_warnings(record=True) as found:
         warnings.simplefilter('always')
         call()
-    return Counter(
-        f'{one.filename}:{one.lineno}' for one in found if 'synchroniz' in str(one.message)
-    )
+    lines = [f'{one.filename}:{one.lineno}' for one in found if WAITED in str(one.message)]
+    return Counter(lines)

@@ -49,6 +49,16 @@ def test_several_live_side_by_side_and_each_is_made_once(repository):
     assert len(repository.environments()) == 4
 
 
+def test_one_that_was_left_half_made_is_made_again(repository):
+    half = repository.root / '.venv' / 'bin' / 'python'
+    half.parent.mkdir(parents=True)
+    half.write_text('#!/bin/sh\nexit 1\n')
+    half.chmod(0o755)
+    _, calls = repository.bash(*SOURCE, 'onedl')
+    assert ['python3', '-m', 'venv', '.venv'] in calls
+    assert len(installs(calls)) == 2
+
+
 @pytest.mark.parametrize('file', ['requirements/base.txt', 'requirements/onedl.txt', 'setup.py'])
 def test_it_is_installed_anew_when_what_is_wanted_changes(repository, file):
     repository.bash(*SOURCE, 'onedl')

@@ -376,7 +376,7 @@ class TestTrainingProgram:
             def fail(dir):
                 raise OSError(number, reason)
 
-            monkeypatch.setattr('tempfile.TemporaryFile', fail)
+            monkeypatch.setattr('kd_dense.mm.run.train.TemporaryFile', fail)
         says = rf'cannot write to the work directory {work_dir} .*{reason}\); choose another'
         with pytest.raises(SystemExit, match=says):
             run_here(monkeypatch, TRAIN, config, '--work-dir', work_dir)
