@@ -45,6 +45,7 @@ PLACEHOLDERS = {
     'TEACHER': f'{QUICK}/det_teacher.py',
     'TEACHER_CHECKPOINT': f'{QUICK}/checkpoints/det_teacher.pth',
     'TEACHER_CONFIG': f'{QUICK}/det_teacher.py',
+    'VERB': 'check',
     'WORK_DIR': 'work_dirs/job',
 }
 WITH_PRESET = f"""

@@ -7,7 +7,7 @@ import mmcv
 import numpy as np
 import pytest
 from mmengine.config import Config
-from mmengine.registry import DATASETS, TRANSFORMS
+from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 
 from kd_dense.mm.stack.apolloscape import (
     CLASSES,
@@ -23,6 +23,13 @@ from tests.miniature_apolloscape import APOLLOSCAPE_SIZE, make_apolloscape
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
     return make_apolloscape(tmp_path_factory.mktemp('apolloscape'))
+
+
+@pytest.fixture(autouse=True)
+def no_scope_of_another_test():
+    """A training before leaves its scope behind, in which `mmseg.X` is looked for nowhere else."""
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        yield
 
 
 PIPELINE = [
