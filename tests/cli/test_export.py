@@ -211,3 +211,18 @@ class TestOptions:
     def test_augmentation_without_a_pipeline(self, monkeypatch):
         with pytest.raises(SystemExit, match='--tta needs tta_model and tta_pipeline'):
             run_here(monkeypatch, TOOLS / 'test.py', CONFIGS / GFL, 'x.pth', '--tta')
+
+
+def test_a_full_disk_leaves_neither_a_part_nor_a_lost_student(tmp_path, monkeypatch):
+    torch.save({'state_dict': {'a': torch.zeros(1)}}, tmp_path / 'x.pth')
+    (tmp_path / 'student.pth').write_text('of an earlier export')
+
+    def save(content, file):
+        file.write(b'begun')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(torch, 'save', save)
+    with pytest.raises(SystemExit, match=r'cannot write .*student\.pth: No space left on device'):
+        call('export', tmp_path / 'x.pth')
+    assert {path.name for path in tmp_path.iterdir()} == {'x.pth', 'student.pth'}
+    assert (tmp_path / 'student.pth').read_text() == 'of an earlier export'
