@@ -23,7 +23,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks import reference_cwd, reference_fgd, reference_intrakd, reference_ld, reference_skd
+from benchmarks import (
+    reference_cwd,
+    reference_fgd,
+    reference_generation,
+    reference_intrakd,
+    reference_ld,
+    reference_logits,
+    reference_mimic,
+    reference_skd,
+)
 from benchmarks.case import Case, check_same
 from benchmarks.scaling import CURVES, draw_growth, measure_growth, report_growth
 from kd_dense.measure import peak_memory, ratio, spread, time_interleaved
@@ -36,6 +45,9 @@ CASES = [
     *reference_skd.cases(),
     *reference_intrakd.cases(),
     *reference_ld.cases(),
+    *reference_logits.cases(),
+    *reference_mimic.cases(),
+    *reference_generation.cases(),
 ]
 
 

@@ -20,10 +20,11 @@ class Schedule:
         decay: ``'linear'`` or ``'cosine'``, from the end of the warm-up to ``stop``.
         stop: From here on the factor is 0. Default: the end of training.
         by_epoch: Whether ``warmup`` and ``stop`` count epochs.
+        by_share: Whether they are shares of the training, from 0 to 1, however long that is.
 
     Raises:
-        ValueError: If an argument is negative or unknown, or ``stop`` comes before the end
-            of the warm-up.
+        ValueError: If an argument is negative or unknown, ``stop`` comes before the end of the
+            warm-up, a share is over 1, or epochs and shares are asked for together.
 
     Examples:
         >>> schedule = Schedule(warmup=2, decay='linear', stop=6)
@@ -37,6 +38,7 @@ class Schedule:
         decay: Literal['linear', 'cosine'] | None = None,
         stop: float | None = None,
         by_epoch: bool = False,
+        by_share: bool = False,
     ) -> None:
         if decay not in (None, 'linear', 'cosine'):
             raise ValueError(f"expected decay 'linear', 'cosine' or None, got {decay!r}")
@@ -44,10 +46,17 @@ class Schedule:
             raise ValueError(f'expected warmup >= 0, got {warmup}')
         if stop is not None and not stop >= warmup:
             raise ValueError(f'expected stop >= warmup, got stop={stop} and warmup={warmup}')
+        if by_epoch and by_share:
+            raise ValueError('expected by_epoch or by_share, got both')
+        if by_share and not max(warmup, stop or 0) <= 1:
+            raise ValueError(
+                f'expected shares of the training from 0 to 1, got warmup={warmup} and stop={stop}'
+            )
         self.warmup = warmup
         self.decay = decay
         self.stop = stop
         self.by_epoch = by_epoch
+        self.by_share = by_share
 
     @property
     def constant(self) -> bool:
@@ -64,6 +73,8 @@ class Schedule:
         Returns:
             A number from 0 to 1.
         """
+        if self.by_share:
+            now, end = now / end, 1.0
         stop = end if self.stop is None else self.stop
         if now < self.warmup:
             return now / self.warmup

@@ -53,6 +53,8 @@ class Taps:
 
     Args:
         names: The taps.
+        seams: Those of them whose maps a hook is to see in the backward pass: compiled code is
+            cut there, because no hook sees the inside of it.
 
     Raises:
         TapError: If a name is not of that form.
@@ -67,15 +69,16 @@ class Taps:
         >>> taps.clear()
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], seams: Iterable[str] = ()) -> None:
         self.names = tuple(dict.fromkeys(names))
+        self.seams = tuple(seams)
         self._parsed = {name: _parse(name) for name in self.names}
         self._places: dict[str, _Place] = {}
         self._found: dict[str, list[_Place]] = {}  # by path, which may have wildcards
         self._on: list[_Place] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Taps, (self.names,)  # a copy starts without records
+        return Taps, (self.names, self.seams)  # a copy starts without records
 
     @contextmanager
     def on(
@@ -118,6 +121,10 @@ class Taps:
         paths = dict.fromkeys(self._parsed[n][0] for n in wanted)
         self._found = {path: self._places_of(model, path) for path in paths}
         places = {place: None for path in paths for place in self._found[path]}
+        seams = {self._parsed[name][0] for name in self.seams}
+        for path in paths:
+            for place in self._found[path]:
+                place.seam = path in seams
         calls = {} if stop_after is None else {n: stop_after.get(n, 1) for n in wanted}
 
         def stop_if_done() -> None:
@@ -233,6 +240,7 @@ class _Place:
         self.path = path
         self.calls: list[_Call] = []
         self.hollow = ''  # the class of a module without a forward of its own
+        self.seam = False
         self._owner: nn.Module | None = None
         self._method = ''
         self._previous: Any = None
@@ -241,6 +249,8 @@ class _Place:
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             output = self._original(*args, **kwargs)
+            if self.seam:
+                _cut()
             self.calls.append(_Call(output, [(t, _version(t)) for t in tensors_in(output)]))
             if self._after is not None:
                 self._after()
@@ -268,6 +278,11 @@ class _Place:
         else:  # an instance's own forward, as activation checkpointing leaves it
             self._owner.__dict__[self._method] = self._previous
         self._owner = self._previous = self._after = None
+
+
+@torch.compiler.disable
+def _cut() -> None:
+    """Compiled code ends here, and begins anew."""
 
 
 def _not_on(*args: Any, **kwargs: Any) -> Any:

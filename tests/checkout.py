@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -140,6 +140,7 @@ def run(
     folder: Path,
     environment: dict[str, str],
     status: int | None = None,
+    builds: bool = True,
 ) -> None:
     """Run a Python program in this process, on miniatures.
 
@@ -149,6 +150,8 @@ def run(
         folder: Where it is started.
         environment: Variables on top of this process's.
         status: The exit status that is right beside 0.
+        builds: Whether a training may begin. Without that, the program must come as far as to
+            the Runner, with all that it has read, and ends there.
     """
     before, path, here = dict(os.environ), [*sys.path], Path.cwd()
     try:
@@ -158,7 +161,11 @@ def run(
         sys.path[:0] = [str(folder / item) for item in searched if item]
         os.environ['TORCH_HOME'] = str(checkout / '.torch')  # what is "downloaded" is no real one
         os.environ.setdefault('LOCAL_RANK', '0')
-        with mock.patch.object(sys, 'argv', words), cut_down() as lengths:
+        with (
+            mock.patch.object(sys, 'argv', words),
+            cut_down() as lengths,
+            nullcontext() if builds else stopped_before_the_runner(),
+        ):
             if words[0] == '-m':
                 sys.path.insert(0, str(folder))
                 sys.argv = words[1:]
@@ -180,6 +187,16 @@ def run(
 
 
 @contextmanager
+def stopped_before_the_runner() -> Iterator[None]:
+    """End a program where it would build models; it must come there."""
+    with mock.patch('kd_dense.mm.run.train.build_runner', side_effect=SystemExit) as build:
+        try:
+            yield
+        finally:
+            assert build.called, 'it builds no Runner'
+
+
+@contextmanager
 def cut_down() -> Iterator[set[tuple[str, int]]]:
     """Cut configs down as they are read; yields the lengths of trainings that were cut."""
     lengths: set[tuple[str, int]] = set()
@@ -190,6 +207,7 @@ def cut_down() -> Iterator[set[tuple[str, int]]]:
     with (
         mock.patch.object(Config, 'fromfile', staticmethod(read)),
         mock.patch.object(torch.hub, 'download_url_to_file', _download),
+        mock.patch('kd_dense.cli.visualize.FIRST', 1),
         # What mmengine does to the text of each config takes a quarter of the time.
         mock.patch('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True)),
     ):

@@ -146,7 +146,8 @@ def miniature(config: Config, data: Path, work_dir: Path, shrink: int | None = N
 
 
 SIZES = ('scale', 'scales', 'crop_size', 'size', 'stride')
-FEWER = dict(score_thr=0.0, nms_pre=50, max_per_img=50)
+# Without it the boxes of an untrained RTMDet may all be of negative size.
+FEWER = dict(score_thr=0.0, nms_pre=50, max_per_img=50, exp_on_reg=True)
 
 
 def _shrunk(value: Any, data: Path, shrink: int) -> Any:
@@ -200,6 +201,13 @@ def write_miniature(source: str | Path, data: Path, work_dir: Path, **more: Any)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('\n'.join(lines) + '\n')
     return path
+
+
+def write_small(recipe: str | Path, data: Path, work_dir: Path, **more: Any) -> Path:
+    """Write the miniature of a recipe with a smaller teacher, for what does not depend on it."""
+    name = Config.fromfile(recipe).model.teacher.replace('r101', 'r18').replace('_2x_', '_1x_')
+    more = {'model__teacher': dict(config=name, checkpoint=None), **more}
+    return write_miniature(recipe, data, work_dir, **more)
 
 
 def recipes() -> Iterator[Path]:

@@ -1,11 +1,23 @@
-"""Work in blocks, and the divergence of softened distributions with its gradient."""
+"""Blocks, divergences, labels, and sums and statistics over processes."""
 
 import pytest
 import torch
+from torch import distributed
+from torch.autograd import gradcheck
 
-from kd_dense import functional
-from kd_dense.functional import CPU_BLOCK_BYTES, in_blocks, soft_kl, two_class_logits
+from kd_dense.functional import (
+    divergence,
+    in_blocks,
+    labels_at,
+    mean_over_ranks,
+    soft_kl,
+    standardised,
+    sum_over_ranks,
+    two_class_logits,
+)
+from kd_dense.functional.divergence import CPU_BLOCK_BYTES
 from kd_dense.measure import peak_memory
+from tests.mm.processes import in_two_processes
 
 BLOCK = CPU_BLOCK_BYTES // 4  # numbers in float32
 
@@ -20,7 +32,7 @@ BLOCK = CPU_BLOCK_BYTES // 4  # numbers in float32
     ],
 )
 def test_blocks_are_as_large_as_the_device_likes(dtype, device, least, sizes, monkeypatch):
-    monkeypatch.setattr(functional, 'CPU_BLOCK_BYTES', 80)
+    monkeypatch.setattr(divergence, 'CPU_BLOCK_BYTES', 80)
     tensors = torch.zeros(2, 13, device=device), torch.ones(4, 13, 1, device=device)
     blocks = list(in_blocks(*tensors, dim=1, width=2, dtype=dtype, least=least))
     assert [(a.shape, b.shape) for a, b in blocks] == [((2, n), (4, n, 1)) for n in sizes]
@@ -67,7 +79,7 @@ def test_value_and_gradient_are_those_of_the_equation(shape, dim, temperature):
 def test_gradient_is_right():
     student, teacher = logits(2, 3, 4)
     for dim in range(3):
-        assert torch.autograd.gradcheck(lambda x, d=dim: soft_kl(x, teacher, 2.0, d), student)
+        assert gradcheck(lambda x, d=dim: soft_kl(x, teacher, 2.0, d), student)
 
 
 @pytest.mark.parametrize('offset', [0.0, 7.0, -300.0])
@@ -175,3 +187,133 @@ def test_the_logit_of_one_class_becomes_those_of_two():
     torch.testing.assert_close(two.softmax(1)[:, 1:], z.sigmoid())
     several = torch.zeros(2, 3, 4, 5)
     assert two_class_logits(several) is several
+
+
+class TestLabels:
+    @pytest.mark.parametrize('size', [(4, 6), (2, 3), (3, 4), (1, 1), (7, 9)])
+    def test_are_those_of_the_floor_rule(self, size):
+        segmentation = torch.arange(48).view(2, 4, 6)
+        labels, valid = labels_at(segmentation, size, num_classes=48)
+        assert labels.shape == valid.shape == (2, *size)
+        assert valid.all()
+        for row in range(size[0]):
+            for column in range(size[1]):
+                picked = segmentation[:, row * 4 // size[0], column * 6 // size[1]]
+                assert torch.equal(labels[:, row, column], picked)
+
+    @pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.int64])
+    def test_what_is_no_class_is_0_and_not_valid(self, dtype):
+        segmentation = torch.tensor([[[0, 1, 2, 3, 255, 19]]], dtype=dtype)
+        labels, valid = labels_at(segmentation, (1, 6), num_classes=4, ignore_index=2)
+        assert labels.tolist() == [[[0, 1, 0, 3, 0, 0]]]
+        assert valid.tolist() == [[[True, True, False, True, False, False]]]
+        assert labels.dtype == torch.int64
+
+    def test_negative_classes_are_not_valid(self):
+        labels, valid = labels_at(torch.full((1, 2, 2), -100), (2, 2), 4, ignore_index=-100)
+        assert not labels.any()
+        assert not valid.any()
+
+    def test_logits_are_no_segmentation(self):
+        with pytest.raises(ValueError, match=r'shape \(N, H, W\).*got shape \(2, 1, 4, 4\)'):
+            labels_at(torch.zeros(2, 1, 4, 4, dtype=torch.long), (2, 2), 4)
+        with pytest.raises(ValueError, match=r'of integers, got torch\.float32'):
+            labels_at(torch.zeros(2, 4, 4), (2, 2), 4)
+
+
+class TestStandardised:
+    @pytest.mark.parametrize('dims', [(0, 2, 3), (1,), (-2, -1), (0,)])
+    @pytest.mark.parametrize('unbiased', [True, False])
+    def test_is_the_formula(self, dims, unbiased):
+        x, _ = logits(3, 4, 5, 2)
+        mean, std = x.mean(dims, keepdim=True), x.std(dims, correction=unbiased, keepdim=True)
+        given = dict(eps=0.1, unbiased=unbiased)
+        on_variance = standardised(x, dims, eps_on='variance', **given)
+        torch.testing.assert_close(standardised(x, dims, **given), (x - mean) / (std + 0.1))
+        torch.testing.assert_close(on_variance, (x - mean) / (std**2 + 0.1).sqrt())
+        assert gradcheck(lambda x: standardised(x, dims, **given), x)
+        assert gradcheck(lambda x: standardised(x, dims, eps_on='variance', **given), x)
+
+    @pytest.mark.parametrize('eps', [0.0, 1e-6])
+    @pytest.mark.parametrize('eps_on', ['std', 'variance'])
+    @pytest.mark.parametrize('shape', [(2, 3), (2, 1)])
+    def test_equal_values_are_0_with_finite_gradient(self, shape, eps, eps_on):
+        x = torch.zeros(shape, requires_grad=True)
+        value = standardised(x, [1], eps, eps_on=eps_on)
+        value.sum().backward()
+        assert not value.any()
+        assert x.grad.isfinite().all()
+
+    def test_large_values_do_not_cancel(self):
+        small = torch.randn(2, 1000)
+        found = standardised(small.round(decimals=2) + 4096, [1])
+        expected = standardised((small.round(decimals=2) + 4096).double(), [1])
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-3)
+
+    def test_half_precision_is_computed_in_float32(self):
+        x = 300 * torch.ones(4).half().cumsum(0)  # whose squares overflow
+        assert standardised(x, [0]).dtype == torch.float32
+        torch.testing.assert_close(standardised(x, [0]), standardised(x.float(), [0]))
+
+    def test_unknown_place_of_eps(self):
+        with pytest.raises(ValueError, match=r"eps_on to be one of .*got 'mean'"):
+            standardised(torch.zeros(2, 2), [1], eps_on='mean')
+
+
+# Four images, of which the first process gets one.
+SHARES = slice(0, 1), slice(1, 4)
+
+
+def loss_of_sum(x):
+    """A loss of the sum over images, the same in all processes."""
+    return sum_over_ranks(x.square().sum(0)).sin().sum()
+
+
+def share_of_loss(x):
+    """A loss of each image and the sum over all, divided by the images of a process."""
+    total = sum_over_ranks(x.sum(0))
+    images = mean_over_ranks(torch.tensor(float(len(x))))
+    return (x * total).exp().sum() / images
+
+
+def loss_of_standardised(x):
+    across = standardised(x, [0, 2], eps=0.01)
+    within = standardised(x, [2])
+    return (across.sin() + within.cos()).sum() / mean_over_ranks(torch.tensor(float(len(x))))
+
+
+LOSSES = loss_of_sum, share_of_loss, loss_of_standardised
+
+
+def images():
+    return 1000 + 0.1 * logits(4, 2, 3)[0].detach(), 0.1 * logits(4, 2, 3, seed=1)[0].detach()
+
+
+def values_and_gradients(rank):
+    found = []
+    for loss in LOSSES:
+        for whole in images():
+            x = whole if rank is None else whole[SHARES[rank]]
+            if loss is not loss_of_standardised:
+                x = x % 1
+            x = x.clone().requires_grad_()
+            value = loss(x)
+            (grad,) = torch.autograd.grad(value, x)
+            found.append((value.detach(), grad))
+    all_or_none = images()[0][: 4 if rank != 0 else 0]
+    return found, standardised(all_or_none, [0, 2])
+
+
+def test_two_processes_find_what_one_does():
+    """After the mean over processes, which DDP takes of the gradients."""
+    assert not distributed.is_initialized()
+    (first, none), (second, every) = in_two_processes(values_and_gradients)
+    alone, expected = values_and_gradients(None)
+    assert len(none) == 0
+    torch.testing.assert_close(every, expected)
+    for (value, grad), (ours, our_grad), (theirs, their_grad) in zip(
+        alone, first, second, strict=True
+    ):
+        torch.testing.assert_close((ours + theirs) / 2, value, rtol=1e-11, atol=1e-11)
+        grads = torch.cat([our_grad, their_grad]) / 2
+        torch.testing.assert_close(grads, grad, rtol=1e-9, atol=1e-9)

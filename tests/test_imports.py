@@ -10,7 +10,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'kd_dense'
 # From the innermost room to the outermost. A file that is named is a room of its own.
-TORCH_ONLY = ['functional', 'taps', 'adapters', 'schedules', 'critic', 'measure', 'losses']
+TORCH_ONLY = [
+    'functional',
+    'shares',
+    'taps',
+    'adapters',
+    'schedules',
+    'critic',
+    'measure',
+    'losses',
+]
 ROOMS = [
     *TORCH_ONLY,
     'registry',
@@ -30,6 +39,7 @@ ROOMS = [
     'mm.pictures',
     'mm.cost',
     'mm.check',
+    'mm.mmrazor',
     'mm.run',
     'cli',
 ]

@@ -1,4 +1,4 @@
-"""A method is everywhere or nowhere: loss, presets, pictures, page, recipes and test."""
+"""A family of methods is everywhere or nowhere: losses, presets, pictures, page, recipes, test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.miniature import ROOT
 
-# Where each method has a file, and what lies there beside them.
+# Where each family has a file, and what lies there beside them. Its losses may be a folder.
 PLACES = {
     'kd_dense/losses/{}.py': {
         '__init__',
@@ -23,29 +23,48 @@ ALSO = ('tests/losses/test_{}.py',)
 
 
 def named(place):
-    """The methods that have a file in a place; ``losses/ld_regions.py`` is another one of LD."""
-    before, after = place.split('{}')
-    paths = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(place.format('*'))]
-    found = {path.removeprefix(before).removesuffix(after) for path in paths} - PLACES[place]
+    """The families that have a file in a place; ``losses/ld_regions.py`` is another one of LD."""
+    found = set()
+    for form in forms(place):
+        before, after = form.split('{}')
+        paths = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(form.format('*'))]
+        found |= {path.removeprefix(before).removesuffix(after) for path in paths}
+    found -= PLACES[place]
     return {name for name in found if not any(name.startswith(f'{other}_') for other in found)}
 
 
-METHODS = sorted(set().union(*map(named, PLACES)))
+def forms(place):
+    folder = place.replace('.py', '/__init__.py')
+    return [place, folder] if place.startswith('kd_dense/losses/') else [place]
 
 
-def test_all_places_have_methods():
-    assert {'cwd', 'fgd', 'intrakd', 'ld', 'skd'} <= {*METHODS}
+FAMILIES = sorted(set().union(*map(named, PLACES)))
+
+
+def test_all_places_have_families():
+    assert {'cwd', 'fgd', 'intrakd', 'ld', 'skd'} <= {*FAMILIES}
     for place, others in PLACES.items():
         gone = [name for name in others if not (ROOT / place.format(name)).is_file()]
         assert not gone, f'{place} has no {gone} any more: take these out of PLACES'
 
 
-@pytest.mark.parametrize('method', METHODS)
-def test_a_method_is_in_all_places(method):
-    paths = [place.format(method) for place in (*PLACES, *ALSO)]
-    has = [path for path in paths if (ROOT / path).is_file()]
-    lacks = [path for path in paths if path not in has]
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_family_is_in_all_places(family):
+    has, lacks = [], []
+    for place in (*PLACES, *ALSO):
+        paths = [form.format(family) for form in forms(place)]
+        found = [path for path in paths if (ROOT / path).is_file()]
+        has += found
+        lacks += [] if found else paths[:1]
     assert not lacks, (
-        f'the method {method!r} has {", ".join(has)}; it lacks {", ".join(lacks)}. '
-        'What is no method is named in PLACES.'
+        f'the family {family!r} has {", ".join(has)}; it lacks {", ".join(lacks)}. '
+        'What is no family is named in PLACES.'
     )
+
+
+def test_the_losses_of_a_family_may_be_a_folder():
+    assert forms('kd_dense/losses/{}.py') == [
+        'kd_dense/losses/{}.py',
+        'kd_dense/losses/{}/__init__.py',
+    ]
+    assert forms('docs/methods/{}.md') == ['docs/methods/{}.md']

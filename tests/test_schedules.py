@@ -22,6 +22,15 @@ def test_stop():
     assert factors(Schedule(stop=3)) == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize('end', [10, 20, 300])
+def test_shares_of_a_training_of_any_length(end):
+    schedule = Schedule(warmup=0.2, stop=0.9, by_share=True)
+    values = [schedule.factor(now, end) for now in range(end)]
+    assert values.index(0.0, 1) == 0.9 * end
+    assert values.index(1.0) == 0.2 * end
+    assert schedule.factor(end // 10, end) == pytest.approx(0.5)
+
+
 def test_linear_decay_ends_with_the_training():
     assert factors(Schedule(decay='linear')) == [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
 
@@ -52,6 +61,8 @@ def test_is_a_fraction_and_nothing_after_the_stop(warmup, decay, length, now):
         (dict(warmup=-1), 'warmup >= 0, got -1'),
         (dict(warmup=5, stop=3), 'stop >= warmup, got stop=3 and warmup=5'),
         (dict(stop=-1), 'stop >= warmup'),
+        (dict(stop=2, by_share=True), 'from 0 to 1, got warmup=0 and stop=2'),
+        (dict(stop=0.5, by_share=True, by_epoch=True), 'by_epoch or by_share, got both'),
     ],
 )
 def test_rejects_what_makes_no_sense(arguments, message):

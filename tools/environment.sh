@@ -23,6 +23,12 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "kd_dense needs Python >= 3.10; set PYTHON=/path/to/python3" >&2
         return 2
     }
+    [ "$stack" != openmmlab ] ||
+        "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info >= (3, 13))' || {
+        echo "the original packages need numpy 1.26, which has no wheels from Python 3.13 on:" \
+            "set PYTHON=/path/to/python3.12, or take the default stack" >&2
+        return 2
+    }
     echo "Setting up $venv with $requirements ..."
     # without pip it is missing, or was left half made
     "$venv/bin/python" -m pip --version > /dev/null 2>&1 ||

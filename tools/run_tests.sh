@@ -4,7 +4,7 @@
 #   bash tools/run_tests.sh --stack openmmlab         most of them, on the original packages
 #   bash tools/run_tests.sh --core                    minutes: losses, promises, the wheel,
 #                                                     a training of each framework
-#   bash tools/run_tests.sh --long [-k kill]          the long tests: kills, fuzz, properties
+#   bash tools/run_tests.sh --long [-k kill]          the long tests: CONTRIBUTING.md has them
 #   bash tools/run_tests.sh --gpu [--wheels FOLDER]   what needs CUDA, within 8 minutes; with the
 #                                                     wheels of tools/wheelhouse.sh in FOLDER on
 #                                                     this machine's own python3, torch and numpy

@@ -10,10 +10,12 @@ from benchmarks.zoo.families import ROOT
 from benchmarks.zoo.models import BOXES, SEGMENTER_SIZES
 from benchmarks.zoo.records import METHODS, NO_MODEL, PLAIN
 
+LOGITS = ('kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld')
+FEATURES = ('fitnets', 'pkd', 'vkd', 'cosine', 'mgd')
 APPLY = {
-    'mmdet': (PLAIN, 'cwd', 'fgd', 'ld'),
-    'mmseg': (PLAIN, 'cwd', 'skd', 'intrakd'),
-    'kd_dense': (PLAIN, 'cwd', 'fgd', 'ld'),
+    'mmdet': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, 'fbkd'),
+    'mmseg': (PLAIN, 'cwd', 'skd', 'intrakd', *LOGITS, *FEATURES, 'af_dcd'),
+    'kd_dense': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES),
 }
 
 PAGE = """# Which models of the zoos can be distilled
@@ -40,9 +42,13 @@ kd_dense runs NMS, soft-NMS, RoIAlign and deformable convolutions in PyTorch.
   student, a step of the optimizer and a prediction after it run, and the teacher is bit for bit
   what it was. Some models do not predict here without a method either (trackers, whose packages
   are missing); there the prediction is left out.
-- CWD applies to all models; FGD to detectors whose neck yields two or more maps of one width; SKD
-  and IntRA-KD to segmenters that yield a map of logits for each class; LD to heads with box
-  distributions.
+- CWD, MGD and the methods that mimic features (fitnets, pkd, vkd, cosine) apply to all models; FGD
+  to detectors whose neck yields two or more maps of one width; SKD, IntRA-KD and the methods on
+  class logits (kd, dist, dkd, gdkd, nkd, wsld) to segmenters that yield a map of logits for each
+  class; dist also to dense heads that it has settings for; Af-DCD to segmenters, FBKD to detectors
+  with region proposals, LD to heads with box distributions.
+- The methods that came after the first five are tried together, in one step of training in which
+  each term must send its own gradient; where that fails, each by itself.
 - To save time, detectors propose, sample and keep at most {boxes} boxes, images have the first
   size from {smallest} pixels up that the model takes, and SAN's frozen text encoder has one layer
   and reads the name of each class once, not in many sentences.

@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kd_dense.mm.presets.choose import METHODS as PRESETS
+
 PLAIN = 'plain'  # training without a method
-METHODS = ('cwd', 'fgd', 'skd', 'intrakd', 'ld')
+METHODS = tuple(PRESETS)
+# These have a trial each; the others are tried together in one training step of a family.
+ALONE = ('cwd', 'skd', 'fgd', 'ld', 'intrakd')
 NO_MODEL = 'no config with a model'
 
 

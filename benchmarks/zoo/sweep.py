@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from mmengine.logging import MMLogger
 
-from benchmarks.zoo.records import PLAIN, described, load
+from benchmarks.zoo.records import ALONE, PLAIN, described, load
 from benchmarks.zoo.trial import Trial, attempt
 
 
@@ -39,8 +39,8 @@ def run(trial: Trial, limit: float) -> dict[str, Any]:
         record = dict(ok=False, reason=f'not finished after {limit:.0f} s')
     process.kill()  # also one that has its result and does not end
     process.join()
-    head = dict(family=trial.family, method=trial.method, operators=has_operators())
-    return head | record | dict(seconds=round(time.monotonic() - start, 1))
+    seconds = round(time.monotonic() - start, 1)
+    return dict(family=trial.family, operators=has_operators()) | record | dict(seconds=seconds)
 
 
 def has_operators() -> bool:
@@ -70,19 +70,26 @@ def sweep(
 ) -> Iterator[dict[str, Any]]:
     """Try what the output file lacks, add it there, and yield all records of these families."""
     known = {(r['family'], r['method']): r for r in load(output)}
+    known = {key: record for key, record in known.items() if record['ok'] or not retry}
 
-    def result(family: str, method: str, plain: Mapping[str, Any]) -> dict[str, Any]:
-        old = known.get((family, method))
-        if old is not None and (old['ok'] or not retry):
-            return old
-        new = run(Trial(family, method, chosen[family], plain), limit)
+    def add(record: Mapping[str, Any], method: str) -> dict[str, Any]:
+        new = dict(family=record['family'], method=method) | dict(record)
         with output.open('a') as file:
             file.write(json.dumps(new) + '\n')
+        known[new['family'], method] = new
         return new
 
-    for family in chosen:
-        plain = result(family, PLAIN, {})
+    for family, files in chosen.items():
+        plain = known.get((family, PLAIN)) or add(run(Trial(family, (), files, {}), limit), PLAIN)
         yield plain
-        for method in methods:
-            if method in plain.get('applies', ()):
-                yield result(family, method, plain)
+        apply = [method for method in methods if method in plain.get('applies', ())]
+        together = [m for m in apply if m not in ALONE and (family, m) not in known]
+        if len(together) > 1:
+            record = run(Trial(family, together, files, plain), limit)
+            if record['ok']:
+                for method in together:
+                    add(record, method)
+        for method in apply:
+            yield known.get((family, method)) or add(
+                run(Trial(family, [method], files, plain), limit), method
+            )

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from benchmarks.zoo.data import Data, data_of, make_batch
 from benchmarks.zoo.families import choose, read
 from benchmarks.zoo.models import SEGMENTER_SIZES, SIZES, build, own_sizes, prepared
-from benchmarks.zoo.records import PLAIN, described
+from benchmarks.zoo.records import described
+from kd_dense.mm.distil.first_steps import split_losses
+from kd_dense.mm.presets.choose import METHODS
+from kd_dense.mm.presets.roles import Side
 from kd_dense.taps import TapError, Taps
 
 
@@ -23,7 +26,7 @@ class Trial(NamedTuple):
     """What is tried in a process of its own."""
 
     family: str
-    method: str
+    methods: Sequence[str]  # none, or several together
     files: Sequence[Path]
     plain: Mapping[str, Any]  # the record of training without a method; empty before that
 
@@ -35,7 +38,7 @@ def attempt(trial: Trial) -> dict[str, Any]:
         Exception: Whatever goes wrong with it.
     """
     package = trial.family.partition('/')[0]
-    if trial.method == PLAIN:
+    if not trial.methods:
         return train_plain(package == 'mmseg', choose(trial.files))
     paths = {path.name: path for path in trial.files}
     student, teacher = (read(paths[trial.plain[key]]) for key in ('student', 'teacher'))
@@ -49,7 +52,7 @@ def attempt(trial: Trial) -> dict[str, Any]:
         type='kd_dense.Distilled',
         student=config.model,
         teacher=guest,
-        preset=trial.method,
+        preset=[*trial.methods],
         checks=False,  # they would run the untrained teacher once more, and complain
     )
     model, data = build(config), data_of(student, package == 'mmseg')
@@ -108,16 +111,21 @@ def logits(model: nn.Module) -> list[str]:
 
 def applicable(model: nn.Module, taps: Taps) -> list[str]:
     """The methods that a model has what they need for."""
-    found = ['cwd']
+    found = ['cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd']
     widths = [[x.shape[1] for x in _maps(taps, name)] for name in necks(model)]
     if any(len(one) > 1 and len({*one}) == 1 for one in widths) and not logits(model):
         found.append('fgd')
     classes = {m.out_channels for m in model.modules() if hasattr(m, 'conv_seg')}
     if any(x.shape[1] in classes for name in logits(model) for x in _maps(taps, name)):
-        found += ['skd', 'intrakd']
+        found += ['skd', 'intrakd', 'kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld']
     if any(isinstance(getattr(m, 'reg_max', None), int) for m in model.modules()):
         found.append('ld')
-    return found
+    if hasattr(model, 'decode_head'):
+        found.append('af_dcd')
+    side = Side(model)
+    parts = {name: [preset.part for preset in METHODS[name].presets] for name in ('dist', 'fbkd')}
+    found += [name for name, some in parts.items() if any(side.has(p) for p in some if p)]
+    return list(dict.fromkeys(found))
 
 
 def _maps(taps: Taps, name: str) -> list[Tensor]:
@@ -149,10 +157,10 @@ def train_step(model: Any, data: Data, size: tuple[int, int]) -> None:
     if infinite:
         raise ValueError(f'not finite: {", ".join(infinite)}')
     if hasattr(model, 'kd'):
-        ours = sum(value for name, value in losses.items() if name.startswith('loss_kd_'))
         own = [p for name, p in _trained(model).items() if not name.startswith('kd.')]
-        gradients = torch.autograd.grad(ours, own, retain_graph=True, allow_unused=True)
-        _check_gradients('from the terms into the student', gradients)
+        for name, term in split_losses(losses)[1].items():
+            gradients = torch.autograd.grad(term, own, retain_graph=True, allow_unused=True)
+            _check_gradients(f'from the term {name!r} into the student', gradients)
     total.backward()
     parameters = _trained(model).values()
     _check_gradients('into the student', [parameter.grad for parameter in parameters])

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 # from ROOT, where everything is run
@@ -17,6 +17,31 @@ TASKS = {'seg': 'segmentation', 'det': 'detection'}
 METRICS = {'seg': ('mIoU', 'mIoU', 1.0), 'det': ('coco/bbox_mAP', 'AP', 100.0)}
 TITLES = {'cwd': 'CWD', 'skd': 'SKD', 'intrakd': 'IntRA-KD', 'fgd': 'FGD', 'ld': 'LD'}
 LONGER = 'student longer'
+
+
+class Run(Protocol):
+    """What a queue runs."""
+
+    @property
+    def model(self) -> str:
+        """Whose costs it has."""
+
+    @property
+    def title(self) -> str:
+        """What its bar says."""
+
+    @property
+    def folder(self) -> Path:
+        """Where log, progress and result lie."""
+
+    def spec(self) -> dict[str, Any]:
+        """What the process that does it is told."""
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of this very run, if it has ended."""
+
+    def progress(self) -> float:
+        """Between 0 and 1."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from examples.quickstart.jobs import METRICS, ROOT, Job
+from examples.quickstart.jobs import METRICS, ROOT, Run
 
 
 class Queue:
@@ -23,7 +23,9 @@ class Queue:
         total: What all jobs cost together, in trainings of a student.
     """
 
-    def __init__(self, processes: int, total: int) -> None:
+    module = 'examples.quickstart'  # what does a job, told it by --job
+
+    def __init__(self, processes: int, total: float) -> None:
         self.processes = processes
         self.total = total
         self.finished = 0.0
@@ -39,7 +41,7 @@ class Queue:
         self.overall = self.bars.add_task('[bold]all runs', total=total, left='')
         self.last_line = 0.0
 
-    def run(self, jobs: Sequence[Job], cost: Mapping[str, float]) -> list[dict[str, Any]]:
+    def run(self, jobs: Sequence[Run], cost: Mapping[str, float]) -> list[dict[str, Any]]:
         """Run jobs that do not depend on each other.
 
         Args:
@@ -47,17 +49,17 @@ class Queue:
             cost: What each model costs, in trainings of a student.
 
         Returns:
-            Their results in order.
+            Their results in order, of those that have been run.
 
         Raises:
             SystemExit: If one fails; the others are ended.
         """
         waiting = [job for job in jobs if job.result() is None]
         self.finished += sum(cost[job.model] for job in jobs if job not in waiting)
-        running: list[tuple[Job, Any, Any]] = []
+        running: list[tuple[Run, Any, Any]] = []
         try:
-            while waiting or running:
-                while waiting and len(running) < self.processes:
+            while running or (waiting and self._goes_on()):
+                while waiting and len(running) < self.processes and self._goes_on():
                     job = waiting.pop(0)
                     bar = self.bars.add_task(job.title, total=1.0, left='')
                     running.append((job, self._start(job), bar))
@@ -77,31 +79,38 @@ class Queue:
         finally:  # one has failed, or somebody has had enough
             for _, process, _ in running:
                 process.terminate()
-        return [json.loads((job.folder / 'result.json').read_text()) for job in jobs]
+        results = (job.result() for job in jobs)
+        return [result for result in results if result is not None]
 
-    def _start(self, job: Job) -> Any:
+    def _goes_on(self) -> bool:
+        """Whether another job may start."""
+        return True
+
+    def _start(self, job: Run) -> Any:
         job.folder.mkdir(parents=True, exist_ok=True)
         for old in ('progress', 'result.json'):
             (job.folder / old).unlink(missing_ok=True)
         with open(job.folder / 'log.txt', 'w') as log:
             return subprocess.Popen(
-                [sys.executable, '-m', 'examples.quickstart', '--job', json.dumps(job.spec())],
+                [sys.executable, '-m', self.module, '--job', json.dumps(job.spec())],
                 cwd=ROOT,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'},
             )
 
-    def _report(self, job: Job, code: int) -> None:
+    def _report(self, job: Run, code: int) -> None:
         if code:
             log = job.folder / 'log.txt'
             tail = '\n'.join(log.read_text().splitlines()[-15:])
             self.bars.stop()
             raise SystemExit(f'{job.title} failed:\n{tail}\nThe whole log is in {log}.')
+        self.bars.console.print(f'done: {job.title}: {self._scores(job)}')
+
+    def _scores(self, job: Any) -> str:
         result = job.result()
         assert result is not None
-        name = METRICS[job.task][1]
-        self.bars.console.print(f'done: {job.title}: {name} {result["metric"]:.1f}')
+        return f'{METRICS[job.task][1]} {result["metric"]:.1f}'
 
     def _show(self, done: float) -> None:
         elapsed = time.monotonic() - self.started

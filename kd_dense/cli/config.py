@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from typing import Any, get_args
 
 from mmengine.config import Config, DictAction
 
-from kd_dense.mm.presets.choose import PRESETS
+from kd_dense.mm.presets.choose import Weights, check_methods, listed_methods
 from kd_dense.mm.run.recipes import read_recipe, set_work_dir
 
 __all__ = ['add_config', 'add_distill_options', 'add_options', 'chosen_config']
@@ -42,7 +42,10 @@ def add_options(parser: argparse.ArgumentParser, launcher: bool = True) -> None:
 
 def add_distill_options(parser: argparse.ArgumentParser) -> Any:
     """Add the options that take the place of a recipe; returns their group."""
-    group = parser.add_argument_group('to distil the model of a config without a recipe')
+    group = parser.add_argument_group(
+        'to distil the model of a config without a recipe',
+        'Methods, by what they need (docs/presets.md has their settings):\n' + listed_methods(),
+    )
     group.add_argument(
         '--teacher', help="config of the teacher: a path, or a name as 'mmdet::FOLDER/FILE.py'"
     )
@@ -54,13 +57,32 @@ def add_distill_options(parser: argparse.ArgumentParser) -> Any:
     )
     group.add_argument(
         '--distill',
-        nargs='+',
-        action='extend',
-        choices=[*PRESETS],
+        nargs='*',
+        action=_Methods,
         metavar='METHOD',
-        help=f'one or several of {", ".join(PRESETS)}; docs/presets.md has their settings',
+        help='one or several of the methods above',
+    )
+    group.add_argument(
+        '--weights',
+        choices=get_args(Weights),
+        default='published',
+        help='those that were published; or shares: weights that set themselves, so that the '
+        'methods pull at the student as strongly as its own losses do (default: published)',
     )
     return group
+
+
+class _Methods(argparse.Action):
+    """Names of methods; an unknown or a missing one is answered with all there are."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        try:
+            check_methods(values)
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or ()), *values])
 
 
 def chosen_config(args: argparse.Namespace) -> Config:
@@ -69,7 +91,10 @@ def chosen_config(args: argparse.Namespace) -> Config:
     teacher, methods, checkpoint = (
         getattr(args, name, None) for name in ('teacher', 'distill', 'teacher_checkpoint')
     )
-    config = read_recipe(args.config, teacher, methods or (), checkpoint, args.cfg_options)
+    weights: Weights = getattr(args, 'weights', 'published')
+    config = read_recipe(
+        args.config, teacher, methods or (), checkpoint, args.cfg_options, weights
+    )
     config.launcher = getattr(args, 'launcher', 'none')
     set_work_dir(config, getattr(args, 'work_dir', None), args.config)
     return config

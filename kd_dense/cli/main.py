@@ -20,6 +20,7 @@ VERBS = {
     'visualize': 'show what teacher and student find, and where they differ',
     'analyze': 'compare trainings by what they logged',
     'export': 'write the bare student of a checkpoint',
+    'from-mmrazor': 'translate a config of mmrazor 1.x into a recipe',
     'benchmark': 'time a distilled training step against the least that it can cost',
 }
 INTRODUCTION = f"""\
@@ -30,7 +31,7 @@ kd_dense {__version__}: distil a large detector or segmenter into a small one.
 
 """
 OVERVIEW = INTRODUCTION + '\n'.join(
-    [*(f'  kd_dense {verb:<10} {text}' for verb, text in VERBS.items()), '',
+    [*(f'  kd_dense {verb:<12} {text}' for verb, text in VERBS.items()), '',
      'kd_dense VERB --help says more, with an example.']
 )  # fmt: skip
 
@@ -53,7 +54,7 @@ def main(verb: str | None = None, arguments: Sequence[str] | None = None) -> Non
         verb, *words = words
     if verb not in VERBS:
         sys.exit(f'kd_dense has no verb {verb!r}, {near_names(verb, VERBS)}\n\n{OVERVIEW}')
-    module = import_module(f'kd_dense.cli.{verb}')
+    module = import_module(f'kd_dense.cli.{verb.replace("-", "_")}')
     parser = argparse.ArgumentParser(
         prog=f'kd_dense {verb}',
         description=module.__doc__,

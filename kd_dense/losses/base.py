@@ -18,7 +18,10 @@ class DistillLoss(nn.Module):
     It detaches the teacher itself.
 
     A loss whose constructor takes ``channels`` is given the width of the teacher's map, and one
-    that takes ``num_classes`` or ``ignore_index`` those of the student's head.
+    that takes ``student_channels`` or ``teacher_channels`` the widths of those maps: a list of
+    all where it takes ``all_maps``, otherwise the number of its own. ``num_classes`` and
+    ``ignore_index`` are those of the student's head; ``sigmoid`` is whether that head, if the tap
+    lies in one, takes each channel for a logit of its own.
 
     Attributes:
         needs: What else it compares with, as ``'boxes'``; all are listed in
@@ -26,6 +29,8 @@ class DistillLoss(nn.Module):
         parts: The names of its parts in the log; none, if it returns a scalar.
         all_maps: Whether it takes the lists of all maps of a tap, rather than one map a call.
         any_channels: Whether student and teacher maps may differ in width.
+        extra_classes: Whether the student's logits may have more classes than the teacher's, whose
+            classes come first; no adapter is put between them.
         adaptable: Whether an adapter in front of the loss makes sense.
 
     Args:
@@ -45,6 +50,7 @@ class DistillLoss(nn.Module):
     parts: tuple[str, ...] = ()
     all_maps = False
     any_channels = False
+    extra_classes = False
     adaptable = True
 
     def __init__(self, weight: float = 1.0) -> None:

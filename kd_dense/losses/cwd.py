@@ -15,6 +15,7 @@ from kd_dense.functional import (
     check_choice,
     check_temperature,
     soft_kl,
+    standardised,
     two_class_logits,
 )
 from kd_dense.losses.base import DistillLoss, check_same_shape
@@ -32,6 +33,7 @@ def cwd_loss(
     norm: Norm = 'channel',
     divergence: Divergence = 'kl',
     first_image_only: bool = False,
+    standardise: bool = False,
 ) -> Tensor:
     r"""Match, channel by channel, where student and teacher put their activation.
 
@@ -67,6 +69,10 @@ def cwd_loss(
         divergence: ``'kl'`` or ``'mse'``.
         first_image_only: Reproduce a slip of the authors' code, which with ``norm='none'``
             reads the first image of the batch alone and still divides by N H W.
+        standardise: Subtract from each channel of both maps its mean over the batch and the
+            positions, and divide by the standard deviation, as a batch norm does that has no
+            parameters: $(x - \mu) / \sqrt{v + 10^{-5}}$ with the biased variance. This is what
+            MMRazor's recipe for RTMDet does.
 
     Returns:
         Scalar, at least float32; for ``kl`` in nats.
@@ -85,8 +91,10 @@ def cwd_loss(
     """
     check_same_shape('cwd_loss', student, teacher)
     check_temperature(temperature)
-    _check_variant('cwd_loss', norm, divergence, first_image_only)
+    _check_variant('cwd_loss', norm, divergence, first_image_only, standardise)
     teacher = teacher.detach()
+    if standardise:
+        student, teacher = _batch_normed(student), _batch_normed(teacher)
     images, channels, height, width = student.shape
     per_position = norm in ('spatial', 'none')
     count = images * (height * width if per_position else channels)
@@ -113,13 +121,24 @@ def cwd_loss(
     return (student - teacher).square().sum() / count
 
 
-def _check_variant(owner: str, norm: str, divergence: str, first_image_only: bool) -> None:
+def _batch_normed(x: Tensor) -> Tensor:
+    return standardised(x, (0, 2, 3), eps=1e-5, unbiased=False, eps_on='variance')
+
+
+def _check_variant(
+    owner: str, norm: str, divergence: str, first_image_only: bool, standardise: bool
+) -> None:
     check_choice(owner, 'norm', norm, Norm)
     check_choice(owner, 'divergence', divergence, Divergence)
     if norm == 'none' and divergence == 'kl':
         raise ValueError(
             f"{owner} with norm='none' compares maps that are no distributions: "
             "expected divergence='mse', got 'kl'"
+        )
+    if standardise and norm == 'channel_mean' and divergence == 'kl':
+        raise ValueError(
+            f"{owner} with norm='channel_mean' takes the logarithm of means, which are negative "
+            "with standardise=True: expected divergence='mse', got 'kl'"
         )
     if first_image_only and norm != 'none':
         raise ValueError(f"{owner}: first_image_only belongs to norm='none', got norm={norm!r}")
@@ -150,14 +169,16 @@ class CWDLoss(DistillLoss):
         norm: Norm = 'channel',
         divergence: Divergence = 'kl',
         first_image_only: bool = False,
+        standardise: bool = False,
     ) -> None:
         super().__init__(weight)
         check_temperature(temperature)
-        _check_variant('CWDLoss', norm, divergence, first_image_only)
+        _check_variant('CWDLoss', norm, divergence, first_image_only, standardise)
         self.temperature = temperature
         self.norm: Norm = norm
         self.divergence: Divergence = divergence
         self.first_image_only = first_image_only
+        self.standardise = standardise
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         return self.weight * cwd_loss(
@@ -167,4 +188,5 @@ class CWDLoss(DistillLoss):
             self.norm,
             self.divergence,
             self.first_image_only,
+            self.standardise,
         )

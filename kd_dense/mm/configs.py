@@ -15,7 +15,9 @@ from mmengine import registry as mmengine_registry
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
-from mmengine.registry import HOOKS, MODELS, DefaultScope, Registry
+from mmengine.optim import AmpOptimWrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper as amp
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS, DefaultScope, Registry
 from mmengine.utils import get_installed_path
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     'RequestError',
     'alone',
     'build_model',
+    'check_mixed_precision',
     'dicts_in',
     'distils',
     'framework',
@@ -185,6 +188,30 @@ def type_of(part: Any, registry: Registry, scope: str | None = None) -> Any:
         return kind
     with registry.switch_scope_and_registry(part.get('_scope_') or scope) as there:
         return there.get(kind)
+
+
+def check_mixed_precision(optim_wrapper: Any, scope: str | None = None) -> None:
+    """Refuse mixed precision where mmengine would assert that there is a GPU.
+
+    Args:
+        optim_wrapper: The part of a config.
+        scope: ``default_scope`` of the config.
+
+    Raises:
+        RequestError: If it is mixed precision, and there is no device for it.
+    """
+    kind = type_of(optim_wrapper, OPTIM_WRAPPERS, scope)
+    if not (isinstance(kind, type) and issubclass(kind, AmpOptimWrapper)):
+        return
+    devices = ('cuda', 'npu', 'mlu', 'musa')
+    if not any(getattr(amp, f'is_{device}_available')() for device in devices):
+        raise RequestError(
+            f"mixed precision ({kind.__name__}) needs a GPU: mmengine's scales gradients on CUDA, "
+            'NPU, MLU or MUSA alone, in bfloat16 too, and there is none here. Train in float32: '
+            "leave out --amp, or where the config has it take optim_wrapper.type='OptimWrapper' "
+            'without loss_scale and dtype. The teacher alone can compute in half precision: '
+            "model.teacher.precision='bf16'"
+        )
 
 
 def has_hook(config: Config, kind: type) -> bool:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 __all__ = ['FiniteCheck', 'Later']
 
+Maps = Mapping[str, Sequence[Tensor]]
+
 
 class Later:
     """Brings a tensor from a GPU without waiting for it, one at a time."""
@@ -44,7 +46,7 @@ class Later:
 
 
 class FiniteCheck:
-    """Looks at the losses of every step and at the teacher's maps behind them.
+    """Looks at the losses of every step and at the maps behind them.
 
     On a GPU the answer is read one or more steps later, so that nothing waits for it.
     """
@@ -59,12 +61,13 @@ class FiniteCheck:
     def __reduce__(self) -> tuple[type[FiniteCheck], tuple[()]]:
         return FiniteCheck, ()
 
-    def check(self, losses: Mapping[str, Tensor], maps: Mapping[str, Sequence[Tensor]]) -> None:
+    def check(self, losses: Mapping[str, Tensor], teacher: Maps, student: Maps) -> None:
         """Check one step.
 
         Args:
             losses: The weighted losses, scalars, by their names in the log.
-            maps: The teacher's maps by tap.
+            teacher: The teacher's maps by tap.
+            student: The student's maps by tap.
 
         Raises:
             FloatingPointError: If a map or a loss is not finite; the message names the tap or
@@ -75,24 +78,28 @@ class FiniteCheck:
         if next(iter(losses.values())).device.type != 'cuda':
             values = torch.stack([loss.detach() for loss in losses.values()])
             if not values.isfinite().all():
-                _raise_first(*_flags(losses, maps))
+                _raise_first(*_flags(losses, teacher, student))
             return
         answer = self._answer.receive()
         if answer is not None and not answer.all():
             _raise_first(answer, self._names)
         if not self._answer.pending:
-            flags, self._names = _flags(losses, maps)
+            flags, self._names = _flags(losses, teacher, student)
             self._answer.send(flags)
 
 
-def _flags(
-    losses: Mapping[str, Tensor], maps: Mapping[str, Sequence[Tensor]]
-) -> tuple[Tensor, list[str]]:
+def _flags(losses: Mapping[str, Tensor], teacher: Maps, student: Maps) -> tuple[Tensor, list[str]]:
     """Whether each map and each loss is finite, causes before effects."""
     named = [
         (f'the teacher map of tap {tap!r} is not finite: check its weights and preprocessing, '
          'and whether it overflows in half precision', x.sum(dtype=torch.float32))
-        for tap, recorded in maps.items()
+        for tap, recorded in teacher.items()
+        for x in recorded
+    ] + [
+        (f'the student map of tap {tap!r} is not finite, before any term has been computed: lower '
+         'the learning rate, clip gradients (optim_wrapper.clip_grad), and check the data and '
+         'whether it overflows in half precision', x.detach().sum(dtype=torch.float32))
+        for tap, recorded in student.items()
         for x in recorded
     ]  # fmt: skip
     named += [

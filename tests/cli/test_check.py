@@ -8,7 +8,7 @@ from examples.quickstart.make_scenes import make_scenes
 from kd_dense.cli import check
 from kd_dense.mm.check.finding import Finding
 from tests.launch import DETECTOR, call
-from tests.miniature import ROOT, make_data, write_miniature
+from tests.miniature import ROOT, make_data, write_small
 
 
 @pytest.fixture
@@ -96,9 +96,12 @@ def test_a_preset_is_written_down_first(preset, teacher, checkpoint, expected):
     ]
 
 
-def test_a_recipe_of_mmdet_for_machines(run, data, tmp_path):
-    config = write_miniature(DETECTOR, data, tmp_path / 'run')
-    code, said = run(config, '--json', '--batches', 1, '--images', 2)
+def test_a_recipe_of_mmdet_for_machines(run, scenes, tmp_path):
+    code, said = run(
+        'configs/quickstart/det_cwd.py', '--json', '--batches', 1, '--images', 2,
+        '--cfg-options', 'train_dataloader.batch_size=2', 'model.teacher.checkpoint=None',
+        f'work_dir={tmp_path / "run"}',
+    )  # fmt: skip
     found = json.loads(said.out)
     assert said.err == ''
     assert code == 1
@@ -117,7 +120,7 @@ def test_what_is_no_number_is_null_for_machines():
 
 
 def test_what_cannot_be_built(run, data, tmp_path):
-    config = write_miniature(DETECTOR, data, tmp_path / 'run', model__terms__cwd__tap='nekc')
+    config = write_small(DETECTOR, data, tmp_path / 'run', model__terms__cwd__tap='nekc')
     code, said = run(config)
     assert code == 1
     assert "did you mean 'neck'" in said.out

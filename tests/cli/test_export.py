@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from tests.launch import CONFIGS, DETECTOR, SEGMENTER, STOCK, call, framework, run_here
-from tests.miniature import ROOT, make_data, write_miniature
+from tests.miniature import ROOT, make_data, write_miniature, write_small
 
 TOOLS = ROOT / 'tools'
 GFL = 'cwd_gfl-r50_from_gfl-r101_1x_coco.py'  # of the recipes without --tta
@@ -54,7 +54,7 @@ def predicted(package, config, checkpoint, picture):
 def test_the_student_gets_out(recipe, options, tmp_path, monkeypatch, capsys):
     data = make_data(tmp_path / 'data')
     work_dir = tmp_path / 'run'
-    config = write_miniature(recipe, data, work_dir)
+    config = write_small(recipe, data, work_dir)
     run_here(monkeypatch, TOOLS / 'train.py', config, **options)
     [checkpoint] = [*work_dir.glob('iter_2.pth'), *work_dir.glob('epoch_1.pth')]
 

@@ -1,5 +1,6 @@
 """Distil without a recipe: what the options do, and the recipe that stands for them."""
 
+import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from mmengine.config import Config
 
 from kd_dense.mm.configs import RequestError
 from kd_dense.mm.presets import recipe as recipe_module
+from kd_dense.mm.presets.choose import listed_methods
 from kd_dense.mm.presets.recipe import recipe
 from kd_dense.mm.presets.settings import Preset
 from tests.launch import call, framework, losses, run_here
@@ -74,13 +76,15 @@ def test_the_dumped_recipe_is_the_same_training(
 def test_a_recipe_is_printed_where_no_file_is_named(program, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     program(f'mmdet::{DETECTOR}', '--teacher', f'mmdet::{DETECTOR}', '--distill', 'fgd',
-            '--distill', 'cwd', '--teacher-checkpoint', 'none', '--dump-config')  # fmt: skip
+            '--distill', 'cwd', '--teacher-checkpoint', 'none', '--weights', 'shares',
+            '--dump-config')  # fmt: skip
     said = capsys.readouterr()
     assert 'current folder' in said.err
     (tmp_path / 'mine.py').write_text(said.out)
     config = Config.fromfile(tmp_path / 'mine.py')
     assert config.model.teacher == dict(config=f'mmdet::{DETECTOR}', checkpoint=None)
     assert [*config.model.terms] == ['fgd', 'cwd']
+    assert config.model.terms.fgd.share == config.model.terms.cwd.share == 0.5
     assert config.model.inherit == ('neck', 'bbox_head')
     assert config.model.student.type == 'RetinaNet'
 
@@ -181,4 +185,17 @@ def test_a_student_that_does_not_exist(program):
 def test_an_unknown_method_is_answered_with_the_known_ones(program, capsys):
     with pytest.raises(SystemExit, match='2'):
         program(f'mmdet::{DETECTOR}', '--teacher', f'mmdet::{DETECTOR}', '--distill', 'fdg')
-    assert 'cwd' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no method 'fdg', did you mean 'fgd'" in said
+    assert listed_methods() in said
+
+
+def test_a_missing_method_is_answered_likewise_and_help_lists_them(program, capsys):
+    for options in (['--distill'], ['--help']):
+        with pytest.raises(SystemExit):
+            program(f'mmdet::{DETECTOR}', *options)
+        out, err = capsys.readouterr()
+        assert textwrap.indent(listed_methods(), '  ' if out else '') in out + err
+    with pytest.raises(SystemExit, match='Methods are') as error:
+        program(f'mmdet::{DETECTOR}', '--teacher', f'mmdet::{DETECTOR}')
+    assert listed_methods() in str(error.value)

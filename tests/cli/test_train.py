@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from tests.launch import DETECTOR, SEGMENTER, STOCK, framework, logged, losses, run, run_here
-from tests.miniature import ROOT, make_data, write_miniature
+from tests.miniature import ROOT, make_data, write_miniature, write_small
 
 TRAIN = ROOT / 'tools' / 'train.py'
 
@@ -27,7 +28,7 @@ def has_distilled(work_dir, steps):
 
 
 def test_trains_then_resumes(data, tmp_path, monkeypatch):
-    config = write_miniature(SEGMENTER, data, tmp_path / 'configured')
+    config = write_small(SEGMENTER, data, tmp_path / 'configured')
     work_dir = tmp_path / 'run'
 
     run(
@@ -50,6 +51,7 @@ def test_trains_then_resumes(data, tmp_path, monkeypatch):
     shutil.rmtree(work_dir)
 
 
+@pytest.mark.long  # tests/configs/test_quickstart.py has the same with small models
 @pytest.mark.parametrize('recipe', [SEGMENTER, DETECTOR], ids=['mmseg', 'mmdet'])
 def test_the_frameworks_own_tool_runs_a_recipe(recipe, data, tmp_path):
     # In a process of its own: nothing but the recipe imports kd_dense there.
@@ -74,6 +76,11 @@ def built(monkeypatch):
 
     monkeypatch.setattr(Runner, 'from_cfg', from_cfg)
     return seen
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
 
 
 class TestOptions:
@@ -123,11 +130,13 @@ class TestOptions:
         run_here(monkeypatch, TRAIN, own)
         assert built.config.custom_hooks == [dict(type='X'), slower, state]
 
+    @pytest.mark.usefixtures('gpu')
     def test_amp(self, built, monkeypatch):
         run_here(monkeypatch, TRAIN, DETECTOR, '--amp')
         assert built.config.optim_wrapper.type == 'AmpOptimWrapper'
         assert built.config.optim_wrapper.loss_scale == 'dynamic'
 
+    @pytest.mark.usefixtures('gpu')
     def test_amp_keeps_what_the_config_says(self, built, monkeypatch):
         run_here(monkeypatch, TRAIN, DETECTOR, '--amp', optim_wrapper__loss_scale=512)
         assert built.config.optim_wrapper.loss_scale == 512
@@ -135,6 +144,13 @@ class TestOptions:
     def test_amp_needs_a_wrapper_that_it_can_replace(self, built, monkeypatch):
         with pytest.raises(SystemExit, match='the config has Mine'):
             run_here(monkeypatch, TRAIN, DETECTOR, '--amp', optim_wrapper__type='Mine')
+
+    @pytest.mark.parametrize('options', [['--amp'], []])
+    def test_amp_needs_a_gpu(self, options, monkeypatch):
+        monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: False)
+        written = {} if options else {'optim_wrapper__type': 'AmpOptimWrapper'}
+        with pytest.raises(SystemExit, match=r'needs a GPU.*Train in float32: leave out --amp'):
+            run_here(monkeypatch, TRAIN, DETECTOR, *options, **written)
 
     def test_auto_scale_lr(self, built, monkeypatch):
         run_here(monkeypatch, TRAIN, DETECTOR)
@@ -222,7 +238,7 @@ class TestMistakes:
         ids=['teacher', 'checkpoint', 'tap', 'classes'],
     )
     def test_in_the_options(self, option, value, error, says, data, tmp_path, monkeypatch):
-        config = write_miniature(SEGMENTER, data, tmp_path / 'run')
+        config = write_small(SEGMENTER, data, tmp_path / 'run')
         trained = []
         monkeypatch.setattr(Runner, 'call_hook', lambda self, name, **_: trained.append(name))
         with pytest.raises(error, match=says):

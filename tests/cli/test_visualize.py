@@ -11,7 +11,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 from kd_dense.cli import visualize
 from kd_dense.mm.configs import build_model
 from tests.launch import DETECTOR, SEGMENTER, call
-from tests.miniature import ROOT, make_data, write_miniature
+from tests.miniature import ROOT, make_data, write_miniature, write_small
 
 
 @pytest.fixture(scope='module')
@@ -47,16 +47,8 @@ def check_page(folder):
     return page, files
 
 
-def small(recipe, data, work_dir, **more):
-    """A miniature with a smaller teacher: what is drawn does not depend on it."""
-    teacher = 'r18' if 'pspnet' in recipe.name else 'r50'
-    name = re.sub('r101', teacher, Config.fromfile(recipe).model.teacher)
-    more = {'model__teacher': dict(config=name, checkpoint=None), **more}
-    return write_miniature(recipe, data, work_dir, **more)
-
-
 def test_a_detector_before_and_after(run, data, tmp_path):
-    config = small(DETECTOR, data, tmp_path / 'run')
+    config = write_small(DETECTOR, data, tmp_path / 'run')
     states = {}
     for name in ('alone', 'distilled'):
         torch.manual_seed(len(states))
@@ -84,7 +76,7 @@ def test_a_segmenter_and_files_without_ground_truth(run, data, tmp_path):
     recipe = (
         ROOT / 'configs/intrakd/intrakd_pspnet-r18_from_pspnet-r101_80k_cityscapes-512x1024.py'
     )
-    config = small(recipe, data, tmp_path / 'run')
+    config = write_small(recipe, data, tmp_path / 'run')
     picture = tmp_path / '50% #1.png'
     shutil.copy(next((data / 'cityscapes/leftImg8bit/val').rglob('*.png')), picture)
     run(config, '--images', picture, '--out', tmp_path / 'out')
@@ -101,7 +93,7 @@ def test_a_detector_and_files(run, data, tmp_path):
     config = write_miniature(
         recipe, data, tmp_path / 'run',
         model__teacher=dict(
-            config='mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', checkpoint=None
+            config='mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', checkpoint=None
         ),
     )  # fmt: skip
     [picture, *_] = (data / 'coco').rglob('*.jpg')
@@ -145,7 +137,7 @@ def test_maps_behind_an_adapter_that_was_not_trained_are_left_out(run, data, tmp
 class TestWhatCannotBeShown:
     @pytest.fixture(scope='class')
     def config(self, data, tmp_path_factory):
-        return small(SEGMENTER, data, tmp_path_factory.mktemp('run') / 'run')
+        return write_small(SEGMENTER, data, tmp_path_factory.mktemp('run') / 'run')
 
     def test_no_such_picture(self, run, config):
         with pytest.raises(SystemExit, match=r'there is no picture missing\.png \(looked in'):
@@ -160,7 +152,7 @@ class TestWhatCannotBeShown:
             run('missing.py')
 
     def test_no_data_set(self, run, data, tmp_path):
-        config = small(SEGMENTER, tmp_path / 'nothing', tmp_path / 'run')
+        config = write_small(SEGMENTER, tmp_path / 'nothing', tmp_path / 'run')
         with pytest.raises(SystemExit, match='put it where the config looks for it'):
             run(config)
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
-from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from kd_dense.mm.files.checkpoint import read_checkpoint
+from tests.configs.models import build
 from tests.configs.test_recipes import Listener
 from tests.miniature import ROOT, make_data, miniature, recipes
 
@@ -33,8 +32,7 @@ def stem(path):
 @pytest.mark.parametrize('path', PLAIN, ids=stem)
 def test_builds_and_is_what_its_name_says(path):
     config = Config.fromfile(path)
-    with DefaultScope.overwrite_default_scope(config.default_scope), torch.device('meta'):
-        ROOT_MODELS.build(config.model)
+    build(config.model, config.default_scope)
     backbone = config.model.backbone
     if 'depth' in backbone:
         assert f'r{backbone.depth}_' in path.stem
@@ -55,7 +53,7 @@ def test_every_teacher_of_ours_is_among_them():
 
 
 def test_what_it_has_trained_teaches(tmp_path):
-    recipe = ROOT / 'configs' / 'ld' / 'ld_atss-r50_from_atss-r101_1x_coco.py'
+    recipe = ROOT / 'configs' / 'ld' / 'ld-self_gfl-r18_from_gfl-r18_1x_coco.py'
     data = make_data(tmp_path / 'data')
     source = Config.fromfile(recipe).model.teacher.config
     run(miniature(get_config(source), data, tmp_path / 'teacher'))

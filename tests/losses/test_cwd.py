@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from kd_dense.losses import CWDLoss, cwd_loss
 from tests.losses.contract import LossContract, OneChannelContract
+from tests.mm.processes import in_two_processes
 
 
 class TestCWD(LossContract):
@@ -115,6 +116,49 @@ class TestCWDMse(LossContract):
     function = staticmethod(lambda s, t: cwd_loss(s, t, divergence='mse'))
 
 
+def halves_and_whole(rank):
+    """The value and the gradient of an image a process, or of both in one process."""
+    student, teacher = TestCWD().example()
+    share = slice(2) if rank is None else slice(rank, rank + 1)
+    student, teacher = (x.detach()[share].clone() for x in (student, teacher))
+    value = cwd_loss(student.requires_grad_(), teacher, standardise=True)
+    return value.detach(), *torch.autograd.grad(value, student)
+
+
+class TestCWDStandardised(LossContract):
+    loss = CWDLoss(weight=2.0, standardise=True)
+    function = staticmethod(lambda s, t: cwd_loss(s, t, standardise=True))
+
+    @pytest.mark.parametrize(
+        'variant',
+        [
+            dict(),
+            dict(norm='spatial'),
+            dict(divergence='mse'),
+            dict(norm='none', divergence='mse'),
+        ],
+    )
+    def test_is_that_of_maps_behind_a_batch_norm_without_parameters(self, variant):
+        pair = self.example()
+        norm = torch.nn.BatchNorm2d(4, affine=False, track_running_stats=False)
+        expected = cwd_loss(*map(norm, pair), **variant)
+        torch.testing.assert_close(cwd_loss(*pair, standardise=True, **variant), expected)
+
+    def test_strength_does_not_count(self):
+        student, teacher = self.example()
+        torch.testing.assert_close(
+            cwd_loss(1e4 * student + 7, teacher, standardise=True),
+            cwd_loss(100 * student, teacher, standardise=True),
+        )
+
+    def test_two_half_batches_average_to_the_whole(self):
+        """In two processes: by themselves, they have statistics of their own."""
+        (first, ours), (second, theirs) = in_two_processes(halves_and_whole)
+        value, grad = halves_and_whole(None)
+        torch.testing.assert_close((first + second) / 2, value)
+        torch.testing.assert_close(torch.cat([ours, theirs]) / 2, grad)
+
+
 @pytest.mark.parametrize('temperature', [0.0, -1.0, float('nan'), float('inf')])
 def test_rejects_a_temperature_that_is_not_positive(temperature):
     maps = torch.zeros(1, 1, 2, 2)
@@ -131,6 +175,7 @@ def test_rejects_a_temperature_that_is_not_positive(temperature):
         (dict(divergence='l2'), r"divergence to be one of .*'mse'.*got 'l2'"),
         (dict(norm='none'), "expected divergence='mse'"),
         (dict(first_image_only=True), "belongs to norm='none'"),
+        (dict(norm='channel_mean', standardise=True), 'means, which are negative'),
     ],
 )
 def test_rejects_variants_that_do_not_exist(arguments, message):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from kd_dense import functional
+from kd_dense.functional import divergence
 from kd_dense.losses.intrakd_regions import region_masks, region_moments
 
 
@@ -120,7 +120,7 @@ def test_moments_do_not_depend_on_how_many_positions_are_taken_at_a_time(
     weights = torch.randn(2, 3, 3, 5, generator=generator, dtype=torch.float64)
     results = []
     for size in (2**17, 1):  # all of them, or the least number, which is 64
-        monkeypatch.setattr(functional, 'CPU_BLOCK_BYTES', 8 * size)
+        monkeypatch.setattr(divergence, 'CPU_BLOCK_BYTES', 8 * size)
         x = maps.clone().requires_grad_()
         moments = region_moments(x, masks, regions, pixels, eps=1e-3)
         results.append((moments, *torch.autograd.grad((moments * weights).sum(), x)))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kd_dense import functional
+from kd_dense.functional import divergence
 from kd_dense.losses import LDImitationLoss
 from kd_dense.losses.ld_imitation import general_instances, imitation_loss
 from kd_dense.losses.ld_regions import fine_grained_region, inside_region
@@ -243,7 +243,7 @@ class TestGeneralInstances(Packed):
         targets = make_targets(per_position=per_position)
         whole = general_instances(*maps, targets)
         for size in (1, 3 * per_position * 4 * BINS * 5):  # one position, or five
-            monkeypatch.setattr(functional, 'CPU_BLOCK_BYTES', 8 * size)
+            monkeypatch.setattr(divergence, 'CPU_BLOCK_BYTES', 8 * size)
             for a, b in zip(general_instances(*maps, targets), whole, strict=True):
                 assert torch.equal(a, b)
 

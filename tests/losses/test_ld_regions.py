@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kd_dense import functional
+from kd_dense.functional import divergence
 from kd_dense.losses.ld_regions import (
     box_iou,
     box_overlaps,
@@ -163,7 +163,7 @@ class TestRegion:
         assert whole.any()
         counted = []
         for size in (1, 3 * 54 * 7):  # one box of each image, or seven
-            monkeypatch.setattr(functional, 'CPU_BLOCK_BYTES', 8 * size)
+            monkeypatch.setattr(divergence, 'CPU_BLOCK_BYTES', 8 * size)
             counted.append(count_operators(lambda: rule(self.targets.priors, self.valid, many)))
             assert torch.equal(rule(self.targets.priors, self.valid, many), whole)
         assert counted[0] > counted[1]

@@ -10,16 +10,34 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kd_dense import losses
 from kd_dense.losses import (
+    AfDCDLoss,
     AttentionMapLoss,
+    CosineLoss,
     CWDLoss,
     DistillLoss,
+    DISTLoss,
+    DKDLoss,
+    FBKDLoss,
     FGDLoss,
+    FitNetsLoss,
+    FTLoss,
+    GDKDLoss,
     HolisticLoss,
     IntRALoss,
+    KDLoss,
     LDImitationLoss,
     LDLoss,
+    LwFLoss,
+    MGDLoss,
+    MimicLoss,
+    NFDLoss,
+    NKDLoss,
     PairWiseLoss,
     PixelWiseLoss,
+    PKDLoss,
+    UnbiasedKDLoss,
+    VkDLoss,
+    WSLDLoss,
 )
 from tests.losses.ld_head import SHAPES, make_maps, make_targets
 from tests.losses.test_fgd import BATCH, BOXES, NO_BOXES
@@ -173,6 +191,7 @@ def cases():
         for divergence in ('kl', 'mse') if norm != 'none' else ('mse',):
             yield CWDLoss, dict(norm=norm, divergence=divergence, temperature=2.0)
     yield CWDLoss, dict(norm='none', divergence='mse', first_image_only=True)
+    yield CWDLoss, dict(standardise=True)
     for divergence in ('cross_entropy', 'kl'):
         yield PixelWiseLoss, dict(divergence=divergence)
     for detach_norm in (True, False):
@@ -189,6 +208,27 @@ def cases():
         yield AttentionMapLoss, dict(norm=norm)
     for box_scale in ('batch', 'image'):
         yield FGDLoss, dict(channels=4, box_scale=box_scale)
+    for kind in (PKDLoss, VkDLoss, NFDLoss, FTLoss, CosineLoss):
+        yield kind, {}
+    yield FitNetsLoss, dict(pooled=(4, 2, 1))
+    for distance, reduction in (('smooth_l1', 'image'), ('squared', 'root')):
+        yield MimicLoss, dict(norm='batch', distance=distance, reduction=reduction)
+    yield FBKDLoss, dict(teacher_channels=[4])
+    # A mask is drawn, but masks nothing: other devices draw other ones.
+    for mask_over in ('positions', 'channels'):
+        yield MGDLoss, dict(channels=4, mask_ratio=0.0, mask_over=mask_over)
+    for groups, pool in ((2, 1), (4, 2)):
+        # Pooled, all tokens of the teacher are larger here, and gradients cancel: not by 1 / 0.07.
+        cut = dict(groups=groups, pool=pool, window=(2, 2), temperature=1.0)
+        yield AfDCDLoss, dict(channels=4, mask_ratio=0.0, **cut)
+    for kind in (DKDLoss, NKDLoss, WSLDLoss, LwFLoss, UnbiasedKDLoss):
+        yield kind, dict(standardise=False)
+    for standardise in (True, False):
+        yield KDLoss, dict(standardise=standardise)
+        yield GDKDLoss, dict(standardise=standardise, valid_only=True)
+        yield DISTLoss, dict(standardise=standardise, per_image=standardise)
+    yield DISTLoss, dict(sigmoid=True)
+    yield KDLoss, dict(per='map', valid_only=False, sigmoid=True)
     for variant in VARIANTS.values():
         yield LDLoss, variant
     for region in ('main', 'inside', 'finegrained', 'gibox', 'all', 'decoupled'):
@@ -231,9 +271,11 @@ def prepare(kind, options, device, dtype=torch.float32):
     if kind is FGDLoss:
         boxes = [x.to(device, dtype) for x in (BOXES, NO_BOXES, BOXES[:1])]
         needs.update(boxes=boxes, batch_shape=BATCH, image_shapes=[BATCH, (40, 30), (20, 48)])
-    if kind is IntRALoss:
+    if 'segmentation' in loss.needs:
         needs['segmentation'] = torch.randint(4, (3, 20, 24), generator=generator).to(device)
     student, teacher = outputs
+    if kind is FBKDLoss:
+        student, teacher = [student], [teacher]
 
     def call():
         result = loss(student, teacher, **needs)

@@ -32,6 +32,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         dict(norm='spatial', divergence='mse'),
         dict(norm='channel_mean', divergence='mse'),
         dict(norm='none', divergence='mse'),
+        dict(standardise=True),
     ],  # channel_mean with kl is defined for positive means only
     'FGDLoss': [dict(), dict(box_scale='image')],
     'PixelWiseLoss': [dict(), dict(divergence='kl'), dict(published_batch=None)],
@@ -49,6 +50,28 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         dict(kernel=3, ignore_index=0),
     ],
     'AttentionMapLoss': [dict(), dict(norm='softmax')],
+    'MimicLoss': [
+        dict(distance='smooth_l1'),
+        dict(norm='batch', reduction='root'),
+        dict(norm='map', distance='squared', reduction='image'),
+    ],
+    'FitNetsLoss': [dict(), dict(pooled=(4, 2, 1))],
+    'PKDLoss': [dict()],
+    'VkDLoss': [dict()],
+    'NFDLoss': [dict()],
+    'FTLoss': [dict()],
+    'CosineLoss': [dict()],
+    'FBKDLoss': [dict()],
+    'MGDLoss': [dict(), dict(mask_over='channels')],
+    'AfDCDLoss': [dict(pool=2, window=(2, 2)), dict(deep=True)],
+    'KDLoss': [dict(), dict(sigmoid=True, valid_only=False), dict(per='map')],
+    'DISTLoss': [dict(), dict(sigmoid=True), dict(per_image=True)],
+    'DKDLoss': [dict(), dict(beta=8.0, reduction='sum')],
+    'GDKDLoss': [dict(), dict(k=1, valid_only=True)],
+    'NKDLoss': [dict()],
+    'WSLDLoss': [dict()],
+    'LwFLoss': [dict()],
+    'UnbiasedKDLoss': [dict()],
     'LDLoss': [
         dict(kd_vlr_weight=1.0),
         dict(kd_vlr_weight=1.0, diou='code'),
@@ -72,7 +95,23 @@ FUNCTIONS = dict(
     intra_loss='IntRALoss',
     attention_map_loss='AttentionMapLoss',
     ld_loss='LDLoss',
+    kd_loss='KDLoss',
+    dist_loss='DISTLoss',
+    dkd_loss='DKDLoss',
+    gdkd_loss='GDKDLoss',
+    nkd_loss='NKDLoss',
+    wsld_loss='WSLDLoss',
+    lwf_loss='LwFLoss',
+    unbiased_kd_loss='UnbiasedKDLoss',
+    unbiased_cross_entropy='UnbiasedKDLoss',  # what stands beside it; of plain operators
+    mimic_loss='MimicLoss',
+    fbkd_loss='FBKDLoss',
+    mgd_loss='MGDLoss',
+    af_dcd_loss='AfDCDLoss',
 )
+# With layers of their own, which they put between the two maps; NKD, which has a label beside the
+# teacher; and DIST, whose correlations of what is almost constant depend on an epsilon.
+NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss'}
 
 
 class Scene(NamedTuple):
@@ -163,7 +202,12 @@ def at_length(test: Any) -> Any:
 def build(name: str, options: dict[str, Any], scene: Scene) -> DistillLoss:
     kind = getattr(losses, name)
     takes = inspect.signature(kind).parameters
-    given = dict(channels=scene.channels, num_classes=CLASSES, temperature=scene.temperature)
+    given = dict(
+        channels=scene.channels,
+        teacher_channels=[scene.channels],
+        num_classes=CLASSES,
+        temperature=scene.temperature,
+    )
     options = {**{k: v for k, v in given.items() if k in takes}, **options}
     if name == 'HolisticLoss':
         options['width'] = 2
@@ -242,7 +286,7 @@ def results(name: str, loss: DistillLoss, scene: Scene, dtype: Any = None) -> tu
 
 
 def all_is_finite(name: str, options: dict[str, Any], scene: Scene) -> None:
-    if name == 'FGDLoss':  # by its constructor
+    if name in ('FGDLoss', 'AfDCDLoss'):  # by their constructors
         scene = scene._replace(channels=max(2, scene.channels))
     loss = build(name, options, scene)
     values, exact = results(name, loss, scene, torch.float32)
@@ -264,8 +308,7 @@ def all_is_finite(name: str, options: dict[str, Any], scene: Scene) -> None:
             representable = full.abs() < torch.finfo(grad.dtype).max / 2
             assert grad[representable].isfinite().all()
 
-    divergence = name != 'HolisticLoss'
-    if divergence and scene.student == 'as the teacher':
+    if name not in NO_DIVERGENCES and scene.student == 'as the teacher':
         largest = max(float(x.abs().max()) for x in maps(name, scene)[0])
         assert all(grad.abs().max() <= 1e-6 * (1 + largest) for grad in exact)
 

@@ -23,6 +23,27 @@ SEGMENTERS: dict[str, dict[str, Any]] = {
         affinity=dict(tap=FEATURES, loss=dict(type='IntRALoss', kernel=3)),
         attention=dict(tap=FEATURES, loss=dict(type='AttentionMapLoss')),
     ),
+    'logits': dict(
+        kd=dict(tap=LOGITS, loss=dict(type='KDLoss')),
+        dist=dict(tap=LOGITS, loss=dict(type='DISTLoss')),
+        dkd=dict(tap=LOGITS, loss=dict(type='DKDLoss')),
+        gdkd=dict(tap=LOGITS, loss=dict(type='GDKDLoss', valid_only=True)),
+        nkd=dict(tap=LOGITS, loss=dict(type='NKDLoss', standardise=True)),
+        wsld=dict(tap=LOGITS, loss=dict(type='WSLDLoss')),
+    ),
+    'mimic': dict(
+        channels=dict(tap=FEATURES, loss=dict(type='PKDLoss', weight=10.0)),
+        direction=dict(tap=FEATURES, loss=dict(type='CosineLoss')),
+        focus=dict(tap='backbone', loss=dict(type='FBKDLoss')),
+    ),
+    # Without a mask, which is another one in each process.
+    'generation': dict(
+        generated=dict(tap=FEATURES, loss=dict(type='MGDLoss', weight=1e-3, mask_ratio=0.0)),
+        contrast=dict(
+            tap=FEATURES,
+            loss=dict(type='AfDCDLoss', mask_ratio=0.0, pool=1, window=(2, 2)),
+        ),
+    ),
 }
 DETECTORS: dict[str, dict[str, Any]] = {
     'cwd-detector': dict(

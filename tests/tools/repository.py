@@ -16,7 +16,9 @@ from tests.miniature import ROOT
 PYTHON = f"""#!/bin/sh
 case "$*" in
     *print*) echo "$VERSION" ;;
-    "-c import sys; sys.exit(sys.version_info"*) case "$VERSION" in 3.9) exit 1 ;; esac ;;
+    "-c import sys; sys.exit("*)
+        exec {sys.executable} -c \
+            "import sys; sys.version_info = *map(int, '$VERSION'.split('.')),; ${{2#*; }}" ;;
     "- "*) exec {sys.executable} "$@" ;;
     "-m venv "*)
         mkdir -p "$3/bin"

@@ -5,9 +5,12 @@ import os
 import shutil
 
 import pytest
+import torch
+from mmengine.config import Config
 
+from kd_dense.mm.configs import build_model
 from tests.launch import SEGMENTER, free_port, losses, run
-from tests.miniature import ROOT, make_data, write_miniature
+from tests.miniature import ROOT, make_data, write_small
 
 TOOLS = ROOT / 'tools'
 
@@ -49,10 +52,12 @@ def threads_at_exit(tmp_path, monkeypatch):
     return names
 
 
-def test_two_processes_train_and_test_a_recipe(tmp_path, threads_at_exit):
-    data = make_data(tmp_path / 'data')
-    config = write_miniature(SEGMENTER, data, tmp_path / 'run')
+@pytest.fixture
+def config(tmp_path):
+    return write_small(SEGMENTER, make_data(tmp_path / 'data'), tmp_path / 'run')
 
+
+def test_two_processes_train_a_recipe(config, tmp_path, threads_at_exit):
     said = run('bash', TOOLS / 'dist_train.sh', config, 2, PORT=free_port())
 
     # a thread of gloo that is left aborts the process now and then, after all is done
@@ -64,8 +69,16 @@ def test_two_processes_train_and_test_a_recipe(tmp_path, threads_at_exit):
     assert 'Distributed training: True' in said
     assert [entry['step'] for entry in losses(tmp_path / 'run')] == [1, 2]
     assert all(entry['loss_kd_cwd'] > 0 for entry in losses(tmp_path / 'run'))
+    assert (tmp_path / 'run' / 'iter_2.pth').is_file()
+    shutil.rmtree(tmp_path)
 
-    run('bash', TOOLS / 'dist_test.sh', config, tmp_path / 'run' / 'iter_2.pth', 2,
+
+@pytest.mark.long
+def test_two_processes_test_a_recipe(config, tmp_path, threads_at_exit):
+    model = build_model(Config.fromfile(config))
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'iter_2.pth')
+
+    run('bash', TOOLS / 'dist_test.sh', config, tmp_path / 'iter_2.pth', 2,
         '--work-dir', tmp_path / 'tested', PORT=free_port())  # fmt: skip
 
     left = threads_at_exit()

@@ -73,6 +73,7 @@ def test_it_is_installed_anew_when_what_is_wanted_changes(repository, file):
         ('onedll', '3.12', None, "unknown stack 'onedll': expected onedl or openmmlab"),
         ('onedl', '3.12', 'no/python', 'PYTHON=no/python does not run: expected the path of'),
         ('onedl', '3.9', None, 'kd_dense needs Python >= 3.10'),
+        ('openmmlab', '3.13', None, 'numpy 1.26, which has no wheels from Python 3.13 on'),
     ],
 )
 def test_errors(tmp_path, stack, version, python, message):

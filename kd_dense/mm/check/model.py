@@ -77,7 +77,7 @@ def _size_of_batches(subject: Subject) -> tuple[int, int] | None:
 
 def _say_taps(subject: Subject, name: str, term: Term, found: Probe) -> None:
     a, b = found.student[term.student_tap], found.teacher[term.teacher_tap]
-    ways = [way for way in term.ways(a, b) if way]
+    ways = [way for way in term.ways(a, b, found.size) if way]
     how = 'compared as they are'
     if ways:
         how = ', '.join(_counted(ways, way, len(a.shapes)) for way in dict.fromkeys(ways))

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from numbers import Real
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from torch.utils.data import Subset
 from kd_dense.mm.check.data import in_this_process
 from kd_dense.mm.check.finding import ERROR, OK, WARNING, Subject
 from kd_dense.mm.check.ranking import SCORES, lower_is_better, main_score, watched
+from kd_dense.mm.configs import dicts_in
 from kd_dense.mm.distil.distilled import bare
 from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
 
@@ -24,6 +27,8 @@ __all__ = ['check_scores']
 
 # A teacher that is this far behind a trained student on a few pictures is not so by chance.
 CLEARLY = 0.9
+# What the frameworks' metrics call the files and folders that they write, or empty first.
+WRITTEN = ('outfile_prefix', 'outfile_path', 'out_file_path', 'output_dir')
 
 Scores = dict[str, float]
 
@@ -159,31 +164,41 @@ def _spread(ends: Sequence[int], count: int) -> Iterator[int]:
         yield from (start + index * size // share for index in range(share))
 
 
-def _evaluator(config: Any) -> Any:
-    """Build it as the Runner does, which takes what is built already."""
+def _evaluator(config: Any, folder: str) -> Any:
+    """Build it as the Runner does, which takes what is built already.
+
+    Args:
+        config: Of the evaluator.
+        folder: Takes the files that its metrics write.
+    """
     config = copy.deepcopy(config)
-    if isinstance(config, (dict, list)):
-        runner: Any = None  # the method makes no use of it
-        return Runner.build_evaluator(runner, config)
-    return config
+    if not isinstance(config, (dict, list)):
+        return config
+    for part in dicts_in(config):
+        for name in WRITTEN:
+            if part.get(name):
+                part[name] = str(Path(mkdtemp(dir=folder), Path(part[name]).name))
+    runner: Any = None  # the method makes no use of it
+    return Runner.build_evaluator(runner, config)
 
 
 @torch.no_grad()
 def _score(subject: Subject, side: str, model: Any, pictures: _Pictures) -> Scores:
-    evaluator = _evaluator(subject.config.val_evaluator)
-    evaluator.dataset_meta = pictures.metainfo
     was_training, _ = model.training, model.eval()
     ids: list[Any] = []
-    try:
-        for batch in pictures.loader:
-            samples = model.val_step(batch)
-            ids += [sample.metainfo.get('img_id') for sample in samples]
-            evaluator.process(samples, batch)
-            subject.tell(f'{side}, picture {len(ids)} of {pictures.images}')
-    finally:
-        model.train(was_training)
-    _count_alone(evaluator, ids, pictures.ends)
-    scores = evaluator.evaluate(pictures.images)
+    with TemporaryDirectory() as folder:
+        evaluator = _evaluator(subject.config.val_evaluator, folder)
+        evaluator.dataset_meta = pictures.metainfo
+        try:
+            for batch in pictures.loader:
+                samples = model.val_step(batch)
+                ids += [sample.metainfo.get('img_id') for sample in samples]
+                evaluator.process(samples, batch)
+                subject.tell(f'{side}, picture {len(ids)} of {pictures.images}')
+        finally:
+            model.train(was_training)
+        _count_alone(evaluator, ids, pictures.ends)
+        scores = evaluator.evaluate(pictures.images)
     return {k: float(v) for k, v in scores.items() if _is_number(v)}
 
 

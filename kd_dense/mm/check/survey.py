@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd_dense.mm.batches.made_up import blank_batch
 from kd_dense.mm.distil.fitting import check_classes
 from kd_dense.mm.distil.term import Term
-from kd_dense.mm.models.probe import Yield, forward, replicate
+from kd_dense.mm.models.probe import FEATURES, Yield, forward, replicate
 from kd_dense.taps import TapError, Taps
 
 __all__ = ['Pair', 'Place', 'compare', 'survey']
@@ -76,13 +76,13 @@ def survey(model: nn.Module, size: tuple[int, int]) -> list[Place]:
 def _run(model: nn.Module, taps: Taps, size: tuple[int, int]) -> None:
     """Record in as much of the model as runs, on a device without data if possible."""
     problems = []
-    for features_only in (False, True):
+    for names in (taps.names, FEATURES):  # all, or as far as a model without head
         for device in ('meta', 'cpu'):
             replica = replicate(model, device)
             replica.eval()
             try:
                 with torch.device(device), taps.on(replica):
-                    forward(replica, *blank_batch(model, size, device), features_only)
+                    forward(replica, *blank_batch(model, size, device), names)
             except Exception as error:  # any layer may refuse
                 problems.append(f'{type(error).__name__}: {error}')
             else:
@@ -133,7 +133,7 @@ def _verdict(
     term = Term('pair', tap=tap, loss=dict(type='CWDLoss'))
     try:
         check_classes(term, student, a, teacher, b)
-        term.build_losses(b)
+        term.build_losses(a, b)
         term.fit(a, b)
     except ValueError as error:
         return 'no: ' + str(error).removeprefix("term 'pair': ")

@@ -137,6 +137,12 @@ def _say_weight(
     if not weights:
         subject.say(OK, f'{name} is switched off (weight 0)')
         return
+    if term.shares:
+        shares: dict[str, Any] = {k: one.share for k, one in term.shares.items()}
+        spelt = ', '.join(f'{part} {share:g}' for part, share in shares.items())
+        text = f"{name}: pulls at its maps as a share of what the task's losses do ({spelt}); its "
+        subject.say(OK, f'{text}weight follows from the second iteration on', term=name, **shares)
+        return
     judged = [weight for weight in weights if isfinite(weight.ratio)]
     value, length, ratio, agreement = (
         median(column) for column in zip(*(judged or weights), strict=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from kd_dense.mm.cost.nested import bytes_of
 from kd_dense.mm.cost.steps import Batch
-from kd_dense.mm.models.probe import forward, needs_features_only
+from kd_dense.mm.models.probe import forward
 from kd_dense.taps import Taps
 
 __all__ = ['largest_layer', 'minimal_forward']
@@ -28,7 +28,7 @@ def minimal_forward(model: Any, calls: Mapping[str, int], batch: Batch) -> Taps:
         What was recorded.
     """
     with torch.no_grad(), Taps(calls).on(model, stop_after=calls) as taps:
-        forward(model, *batch, features_only=needs_features_only(calls))
+        forward(model, *batch, names=calls)
     return taps
 
 

@@ -17,6 +17,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from kd_dense.losses import HolisticLoss
+from kd_dense.mm.configs import check_mixed_precision
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.schedules import Schedule
@@ -88,6 +89,7 @@ class Trained:
         if optim_wrapper is None:
             self.optimizer = _NoSteps(torch.optim.SGD(self.model.parameters()))
         else:
+            check_mixed_precision(optim_wrapper)
             self.optimizer = build_optim_wrapper(self.model, deepcopy(optim_wrapper))
         for group in self.optimizer.param_groups:
             group['lr'] = 0.0

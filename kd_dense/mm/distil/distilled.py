@@ -23,15 +23,25 @@ from kd_dense.mm.distil.term import Term
 from kd_dense.mm.finite import FiniteCheck
 from kd_dense.mm.models.inherit import check_inherit, inherit_parts
 from kd_dense.mm.models.probe import Probe
-from kd_dense.mm.presets.choose import choose_preset
+from kd_dense.mm.presets.choose import Weights, choose_preset
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.mm.teachers.openmmlab import Teacher
 from kd_dense.registry import MODELS
+from kd_dense.shares import ShareMeter
 from kd_dense.taps import Taps, near_names
 
 __all__ = ['Distilled', 'bare', 'distilled', 'own_class']
 
-FIELDS = ('student', 'teacher', 'terms', 'inherit', 'preset', 'data_preprocessor', 'checks')
+FIELDS = (
+    'student',
+    'teacher',
+    'terms',
+    'inherit',
+    'preset',
+    'weights',
+    'data_preprocessor',
+    'checks',
+)
 
 
 @MODELS.register_module()
@@ -41,6 +51,7 @@ def Distilled(  # noqa: N802  (a type in configs)
     terms: Mapping[str, Mapping[str, Any]] | None = None,
     inherit: Sequence[str] = (),
     preset: str | Sequence[str] | None = None,
+    weights: Weights = 'published',
     data_preprocessor: Mapping[str, Any] | None = None,
     checks: bool = True,
     **unknown: Any,
@@ -58,6 +69,8 @@ def Distilled(  # noqa: N802  (a type in configs)
         inherit: Parts of the student, as ``'neck'``, that start from the teacher's weights.
         preset: Name of a method, as ``'cwd'``, or names, as ``['fgd', 'cwd']``, whose settings for
             such models take the place of ``terms`` and ``inherit``. See ``docs/presets.md``.
+        weights: Of a preset: ``'published'``, or ``'shares'`` that set themselves. See
+            [`kd_dense.mm.presets.choose.choose_preset`][].
         data_preprocessor: For a student whose config has none. mmengine's Runner gives it to
             the model where a config has one beside the model, as those of mmseg have.
         checks: Whether the first iterations are watched, and warnings given where the teacher
@@ -114,18 +127,25 @@ def Distilled(  # noqa: N802  (a type in configs)
         if preset is not None:
             if terms or inherit:
                 raise ValueError('expected either preset, or terms and inherit, got both')
-            chosen = choose_preset(preset, model, guest.model)
+            chosen = choose_preset(preset, model, guest.model, weights)
             terms, inherit = chosen.terms, chosen.inherit
             print_log(
                 f'preset {preset!r} for {chosen}\n'
                 '  (kd_dense train --dump-config writes this as a recipe)',
                 logger='current',
             )
+        elif weights != 'published':
+            raise ValueError(
+                f'weights={weights!r} belongs to a preset; a term says it itself, as share=1.0'
+            )
         distillation, found = build_terms(model, guest.model, {} if terms is None else terms)
         guest.by_loss = found.by_loss
         check_inherit(model, guest.model, inherit)
         guest.check_taps(found.teacher)
-    student_taps = Taps(chain(*(term.student_taps for term in distillation.values())))
+    student_taps = Taps(
+        chain(*(term.student_taps for term in distillation.values())),
+        seams=[term.student_tap for term in distillation.values() if term.shares],
+    )
     channels = input_channels(model), input_channels(guest.model)
     preprocess = Repreprocess(model.data_preprocessor, guest.model.data_preprocessor, channels)
     if channels[0] != channels[1]:
@@ -161,6 +181,7 @@ class _Plan:
         self.preprocess = preprocess
         self.inherit = inherit
         self.finite = FiniteCheck()
+        self.meter = ShareMeter()
         self.first_steps = FirstSteps() if checks else None
 
 
@@ -263,19 +284,24 @@ def _distil(
     plan = model.kd_plan
     plan.teacher.wait(plan.teacher_taps)
     losses: dict[str, Tensor] = {}
-    maps: dict[str, Sequence[Tensor]] = {}
+    ours: dict[str, Sequence[Tensor]] = {}
+    theirs: dict[str, Sequence[Tensor]] = {}
     wanted = chain(*(term.loss.needs for name, term in model.kd.items() if factors[name]))
     step = Step(model, inputs, samples, plan.student_taps, plan.teacher_taps)
+    plan.meter.start()
     found = gather(wanted, step)
     for name, term in model.kd.items():
         if not factors[name]:
             losses.update(term.idle(any_tensor(inputs)))
             continue
-        student, teacher = plan.student_taps[term.student_tap], plan.teacher_taps[term.teacher_tap]
+        student, teacher = term.maps(step)
         needs = {need: found[need] for need in term.loss.needs}
-        losses.update(term(student, teacher, factors[name], needs))
-        maps[term.teacher_tap] = teacher
-    plan.finite.check(losses, maps)
+        if term.shares:
+            losses.update(term.shared(step, factors[name], needs, plan.meter))
+        else:
+            losses.update(term(student, teacher, factors[name], needs))
+        ours[term.student_tap], theirs[term.teacher_tap] = student, teacher
+    plan.finite.check(losses, theirs, ours)
     if plan.first_steps is not None:
         plan.first_steps.after({**task, **losses}, model.kd, factors)
     return losses

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Any
+
+from torch import nn
 
 from kd_dense.losses import DistillLoss
 from kd_dense.mm.arguments import check_arguments
 from kd_dense.registry import MODELS
 from kd_dense.schedules import Schedule
+from kd_dense.shares import Share
 from kd_dense.taps import near_names
 
-__all__ = ['build_adapter', 'build_losses', 'build_schedule', 'tap_names']
+__all__ = ['WHOLE', 'build_adapter', 'build_losses', 'build_schedule', 'build_shares', 'tap_names']
+
+WHOLE = 'whole'  # in the place of a part: the loss with all its parts
 
 
 def tap_names(name: str, tap: str | Mapping[str, str]) -> tuple[str, str]:
@@ -61,20 +66,43 @@ def build_schedule(name: str, config: Mapping[str, Any]) -> Schedule:
         raise ValueError(f'{owner}: {error}') from None
 
 
+def build_shares(name: str, share: float | Mapping[str, float] | None) -> nn.ModuleDict:
+    """The shares of a term: none, one for the whole loss, or one for each part.
+
+    Args:
+        name: The name of the term.
+        share: Its field.
+
+    Raises:
+        ValueError: If one is no positive number.
+    """
+    if share is None:
+        return nn.ModuleDict()
+    given = share if isinstance(share, Mapping) else {WHOLE: share}
+    try:
+        return nn.ModuleDict({k: Share(v) for k, v in given.items() if k != '_scope_'})
+    except ValueError as error:
+        raise ValueError(f'term {name!r}: {error}') from None
+
+
 def build_losses(
     name: str,
     loss: Mapping[str, Any] | DistillLoss,
-    shapes: list[tuple[int, ...]],
+    student: Sequence[tuple[int, ...]],
+    teacher: Sequence[tuple[int, ...]],
     given: Mapping[str, Any],
+    through: bool = False,
 ) -> list[DistillLoss]:
-    """The loss for all maps; or, where it is made for maps of a certain width, one for each.
+    """The loss for all maps; or, where it is made for maps of certain widths, one for each.
 
     Args:
         name: The name of the term.
         loss: Config of a loss, or a loss.
-        shapes: Those of the teacher's maps.
+        student: The shapes of the student's maps.
+        teacher: Those of the teacher's.
         given: What a loss gets that has an argument of that name and is not told it in its
             config; None, where it is not known.
+        through: Whether all maps of the student go through an adapter to the teacher's width.
 
     Raises:
         ValueError: If there is no such loss, or it refuses or lacks an argument.
@@ -99,15 +127,24 @@ def build_losses(
                 f'term {name!r}: {loss["type"]} takes {argument} from the decode_head of a '
                 'segmenter, and the student has none'
             )
-    configs = [config]
-    if 'channels' in parameters and 'channels' not in loss:
-        flat = [shape for shape in shapes if len(shape) < 2]
-        if flat:
-            raise ValueError(
-                f'term {name!r}: {loss["type"]} is made for maps (N, C, H, W), and the teacher '
-                f'yields a tensor of shape {flat[0]}'
-            )
-        configs = [{**config, 'channels': shape[1]} for shape in shapes]
+    # As wide as the loss is given them.
+    if through or not getattr(cls, 'any_channels', False):
+        student = teacher
+    told = {
+        argument: _widths(name, loss, whose, shapes)
+        for argument, whose, shapes in (
+            ('channels', 'teacher', teacher),
+            ('student_channels', 'student', student),
+            ('teacher_channels', 'teacher', teacher),
+        )
+        if argument in parameters and argument not in loss
+    }
+    configs = [{**config, **told}]
+    if told and not getattr(cls, 'all_maps', False):
+        configs = [
+            {**config, **dict(zip(told, widths, strict=True))}
+            for widths in zip(*told.values(), strict=False)
+        ]
     built = [_build(name, cls, one) for one in configs]
     if not isinstance(built[0], DistillLoss):
         raise ValueError(
@@ -115,6 +152,19 @@ def build_losses(
             f'got {type(built[0]).__name__}'
         )
     return built
+
+
+def _widths(
+    name: str, loss: Mapping[str, Any], whose: str, shapes: Sequence[tuple[int, ...]]
+) -> list[int]:
+    """The channels of the maps of one side."""
+    flat = [shape for shape in shapes if len(shape) < 2]
+    if flat:
+        raise ValueError(
+            f'term {name!r}: {loss["type"]} is made for maps (N, C, H, W), and the {whose} '
+            f'yields a tensor of shape {flat[0]}'
+        )
+    return [shape[1] for shape in shapes]
 
 
 def build_adapter(name: str, config: Mapping[str, Any]) -> Any:

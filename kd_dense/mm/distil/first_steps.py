@@ -113,10 +113,13 @@ class FirstSteps:
             self._teacher_loss = None
         for name, value in ours.items():
             critic = isinstance(terms[name].loss, HolisticLoss)  # it has learnt nothing yet
-            if factors[name] and not critic:
+            if factors[name] and not critic and not terms[name].shares:
                 share = value.detach().abs() / factors[name] / task.detach().abs()
                 self._shares.setdefault(name, []).append(share)
         if self._seen == ITERATIONS:
+            for name, term in terms.items():
+                if factors[name]:
+                    _check_measured(name, term)
             for name, shares in self._shares.items():
                 _weigh(terms[name], float(torch.stack(shares).median()))
             self._shares = {}
@@ -146,6 +149,20 @@ def _weigh(term: Term, share: float) -> None:
         logger='current',
         level=30,
     )
+
+
+def _check_measured(name: str, term: Any) -> None:
+    """Name a share that has nothing to go by."""
+    idle = [part for part, share in term.shares.items() if not float(share.steps)]
+    if idle:
+        print_log(
+            f'term {name!r} has a share ({", ".join(idle)}) of what the losses of the task pull '
+            f'at the maps of tap {term.student_tap!r}, and in the first {ITERATIONS} iterations '
+            'there was no gradient of these, or none of the term: it stays next to nothing. Tap '
+            'what the task uses, or give the loss a weight in place of the share',
+            logger='current',
+            level=30,
+        )
 
 
 def split_losses(losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

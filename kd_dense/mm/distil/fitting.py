@@ -12,6 +12,7 @@ from torch import nn
 from kd_dense.mm.batches.targets import NEEDS
 from kd_dense.mm.distil.rehearsal import rehearse
 from kd_dense.mm.distil.term import Term
+from kd_dense.mm.distil.tokens import shapes_as_maps
 from kd_dense.mm.models.probe import Probe, Yield, probe
 
 __all__ = ['build_terms', 'check_classes']
@@ -76,8 +77,13 @@ def _named(terms: Mapping[str, Mapping[str, Any]]) -> dict[str, Term]:
 
 def _fit(term: Term, student: nn.Module, teacher: nn.Module, found: Probe) -> None:
     """Build the losses and the adapters of a term for what its taps yield."""
-    ours, theirs = found.student[term.student_tap], found.teacher[term.teacher_tap]
-    term.build_losses(theirs, _told_by_heads(student, term.student_tap))
+    ours, theirs = shapes_as_maps(
+        found.student[term.student_tap],
+        found.teacher[term.teacher_tap],
+        found.size,
+        term.of_features,
+    )
+    term.build_losses(ours, theirs, _told_by_heads(student, term.student_tap))
     check_classes(term, student, ours, teacher, theirs)
     for need in term.loss.needs:
         _check_need(term, need, student, teacher)
@@ -112,6 +118,8 @@ def check_classes(
     if s is None or t is None:
         return
     adapts = term.adapter is True and all(x.adaptable and not x.any_channels for x in term.losses)
+    if any(x.extra_classes for x in term.losses) and s.classes >= t.classes:
+        return
     for a, b in zip(ours.shapes, theirs.shapes, strict=False):
         if not len(a) == len(b) == 4:
             continue
@@ -141,6 +149,7 @@ def _told_by_heads(student: nn.Module, tap: str) -> dict[str, Any]:
     return dict(
         num_classes=None if head is None else head.channels,
         ignore_index=next((one for one in ignored if one is not None), None),
+        sigmoid=_on_way(student, tap, _sigmoid),
     )
 
 
@@ -184,6 +193,12 @@ def _head(module: nn.Module) -> _Head | None:
     elif out in (classes, 1):  # of mmseg
         logits = out
     return _Head(classes or width, width, logits)
+
+
+def _sigmoid(module: nn.Module) -> bool | None:
+    """Whether a head of mmdet takes each class for itself."""
+    value = getattr(module, 'use_sigmoid_cls', None)
+    return value if isinstance(value, bool) else None
 
 
 def _ignore_index(module: nn.Module) -> int | None:

@@ -115,10 +115,9 @@ def _compute(term: Term, step: Step) -> None:
             'student, but not while it computes its loss: tap a module that both need'
         )
     try:
-        student = step.student_taps[term.student_tap]
+        student, teacher = term.maps(step)
     except TapError as error:
         raise TapError(f'term {term.name!r}: {error}') from None
-    teacher = step.teacher_taps[term.teacher_tap]
     try:
         needs = gather(term.loss.needs, step)
         losses = copy.deepcopy(term).cpu()(student, teacher, 1.0, needs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain, cycle
 from typing import Any, cast
 
@@ -13,15 +14,25 @@ from torch import Tensor, nn
 from kd_dense.adapters import Adapter, resize
 from kd_dense.functional import without_autocast
 from kd_dense.losses import DistillLoss
-from kd_dense.mm.batches.targets import NEEDS
-from kd_dense.mm.distil.fields import build_adapter, build_losses, build_schedule, tap_names
-from kd_dense.mm.models.probe import Yield
+from kd_dense.mm.batches.made_up import any_tensor
+from kd_dense.mm.batches.targets import NEEDS, Step
+from kd_dense.mm.distil.fields import (
+    WHOLE,
+    build_adapter,
+    build_losses,
+    build_schedule,
+    build_shares,
+    tap_names,
+)
+from kd_dense.mm.distil.tokens import as_maps, shapes_as_maps
+from kd_dense.mm.models.probe import Yield, needs_features_only
 from kd_dense.mm.wording import spelt
+from kd_dense.shares import Share, ShareMeter
 from kd_dense.taps import TapError, near_names
 
 __all__ = ['Term']
 
-FIELDS = ('tap', 'loss', 'adapter', 'schedule')
+FIELDS = ('tap', 'loss', 'share', 'adapter', 'schedule')
 
 
 class Term(nn.Module):
@@ -31,6 +42,10 @@ class Term(nn.Module):
         name: What the log calls it, as ``loss_kd_<name>``.
         tap: A tap, or ``dict(student=..., teacher=...)`` where the names differ.
         loss: Config of a loss, or a loss.
+        share: How strongly the term pulls at the student's maps, as a share of what the losses
+            of the task do: see [`kd_dense.shares.Share`][]. One for the whole loss, whose own
+            weights then only say how its parts stand to each other; or one for each part, as
+            ``dict(foreground=0.5, relation=0.1)``, where those that are not named are off.
         adapter: ``True`` adds an [`kd_dense.adapters.Adapter`][] to each map that needs
             one, and resizes others on images where their sizes differ; ``False`` makes a
             difference of shape an error; and a config builds another module, which is given
@@ -47,6 +62,7 @@ class Term(nn.Module):
         /,
         tap: str | Mapping[str, str] | None = None,
         loss: Mapping[str, Any] | DistillLoss | None = None,
+        share: float | Mapping[str, float] | None = None,
         adapter: bool | Mapping[str, Any] = True,
         schedule: Mapping[str, Any] | None = None,
         **unknown: Any,
@@ -76,19 +92,30 @@ class Term(nn.Module):
         self.adapter = adapter
         self.adapters = nn.ModuleList()
         self._config = loss
+        self.shares = build_shares(name, share)
         self.schedule = build_schedule(name, {} if schedule is None else schedule)
 
-    def build_losses(self, teacher: Yield, given: Mapping[str, Any] | None = None) -> None:
+    def build_losses(
+        self, student: Yield, teacher: Yield, given: Mapping[str, Any] | None = None
+    ) -> None:
         """Build the loss, or one for each map where it depends on their width.
 
         Args:
-            teacher: What the tap yields in the teacher.
+            student: What the tap yields in the student, tokens as maps.
+            teacher: What it yields in the teacher.
             given: What a loss gets that has an argument of that name, as ``num_classes``.
 
         Raises:
             ValueError: If there is no such loss, or it refuses its arguments.
         """
-        self.losses.extend(build_losses(self.name, self._config, teacher.shapes, given or {}))
+        shapes = student.shapes, teacher.shapes
+        through = isinstance(self.adapter, Mapping)
+        self.losses.extend(build_losses(self.name, self._config, *shapes, given or {}, through))
+        for part in {*self.shares} - {WHOLE, *self.loss.parts}:
+            raise ValueError(
+                f'term {self.name!r}: share: {type(self.loss).__name__} has no part {part!r}, '
+                + (near_names(part, self.loss.parts) if self.loss.parts else 'nor any other one')
+            )
         for need in self.loss.needs:
             if need not in NEEDS:
                 raise ValueError(
@@ -100,7 +127,7 @@ class Term(nn.Module):
         """Build an adapter for each pair of maps that needs one.
 
         Args:
-            student: What the tap yields in the student.
+            student: What the tap yields in the student, tokens as maps.
             teacher: What it yields in the teacher.
 
         Raises:
@@ -156,7 +183,8 @@ class Term(nn.Module):
         if len(student) != 4 or len(teacher) != 4:
             raise ValueError(
                 f'term {self.name!r}: {shapes}; there is an adapter for maps (N, C, H, W) '
-                'only: tap where the shapes agree'
+                'only, and for tokens (N, L, C) that are those of an image: tap where the shapes '
+                'agree'
             )
 
     @property
@@ -174,6 +202,28 @@ class Term(nn.Module):
     def teacher_taps(self) -> list[str]:
         """All that must be recorded in the teacher."""
         return [self.teacher_tap, *chain(*(NEEDS[need].taps for need in self.loss.needs))]
+
+    @property
+    def of_features(self) -> bool:
+        """Whether both taps lie in backbone or neck."""
+        return needs_features_only([self.student_tap, self.teacher_tap])
+
+    def maps(
+        self, step: Step, alias: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The maps of student and teacher in a step, tokens as maps.
+
+        Args:
+            step: The step.
+            alias: What stands for each map of the student.
+        """
+        student = step.student_taps[self.student_tap]
+        return as_maps(
+            student if alias is None else [alias(x) for x in student],
+            step.teacher_taps[self.teacher_tap],
+            any_tensor(step.inputs).shape[-2:],
+            self.of_features,
+        )
 
     def factor(self) -> float:
         """The schedule's factor now; 0 means that the term is off in this iteration."""
@@ -208,7 +258,7 @@ class Term(nn.Module):
         """Compare the maps of a step.
 
         Args:
-            student: The student's maps.
+            student: The student's maps, as [`maps`][kd_dense.mm.distil.term.Term.maps] has them.
             teacher: The teacher's maps.
             factor: The schedule's factor.
             needs: What the loss needs beside them, by name.
@@ -250,6 +300,34 @@ class Term(nn.Module):
             for part in self.loss.parts or ('',)
         }
 
+    def shared(
+        self, step: Step, factor: float, needs: Mapping[str, Any], meter: ShareMeter
+    ) -> dict[str, Tensor]:
+        """Compare the maps of a step, with the weights that the shares ask for.
+
+        Args:
+            step: The step.
+            factor: The schedule's factor.
+            needs: What the loss needs beside the maps, by name.
+            meter: Measures what pulls at the maps.
+
+        Returns:
+            As [`forward`][kd_dense.mm.distil.term.Term.forward]; and, for the log, the weight as
+            ``kd_weight_<name>`` and the share that the last step measured as ``kd_share_<name>``.
+        """
+        found: dict[str, Tensor] = {}
+        for part, module in self.shares.items():
+            share = cast(Share, module)
+            student, teacher = self.maps(step, partial(meter.alias, share))
+            losses = self(student, teacher, 1.0, needs)
+            if part != WHOLE:
+                losses = {self._key(part): losses[self._key(part)]}
+            weight = meter.weigh(share, torch.stack([*losses.values()]).sum(), factor)
+            found |= {key: weight * loss for key, loss in losses.items()}
+            own = self.name if part == WHOLE else f'{self.name}.{part}'
+            found |= {f'kd_weight_{own}': weight, f'kd_share_{own}': share.pull.clone()}
+        return found
+
     def adapted(self, student: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
         """The student's maps as the loss is given them, behind their adapters.
 
@@ -264,17 +342,19 @@ class Term(nn.Module):
             for adapter, x, t in zip(self.adapters, student, teacher, strict=True)
         ]
 
-    def ways(self, student: Yield, teacher: Yield) -> list[str]:
+    def ways(self, student: Yield, teacher: Yield, image: Sequence[int]) -> list[str]:
         """What each map of the student goes through where the taps yield this.
 
         Args:
             student: What the tap yields in the student, on images of any size.
             teacher: What it yields in the teacher, on the same ones.
+            image: Their size.
 
         Returns:
             For each map the class of its adapter, ``'resized'``, or nothing where it is compared
             as it is.
         """
+        student, teacher = shapes_as_maps(student, teacher, image, self.of_features)
         resized = [
             not self._agree(*both) for both in zip(student.shapes, teacher.shapes, strict=True)
         ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ from kd_dense.mm.batches.made_up import add_labels, blank_batch
 from kd_dense.taps import TapError, Taps
 
 __all__ = [
+    'FEATURES',
     'LARGEST',
     'Probe',
     'Yield',
@@ -62,7 +65,7 @@ def forward(
     model: Any,
     inputs: Any,
     data_samples: Any,
-    features_only: bool,
+    names: Iterable[str],
     by_loss: bool = False,
 ) -> None:
     """Run as much of an OpenMMLab model as taps may need.
@@ -71,16 +74,50 @@ def forward(
         model: The model.
         inputs: Its batch.
         data_samples: The samples of the batch.
-        features_only: Run backbone and neck alone, where the model can.
+        names: The taps. Where all lie in backbone and neck, these run alone if the model can, and
+            auxiliary heads, which a segmenter runs in its loss only, run where they are tapped.
         by_loss: Compute the model's own loss: trackers, semi-supervised detectors and some
             others run in no other way on the batches of their training.
     """
+    names = [*names]
     if by_loss:
         model.loss(inputs, copy.deepcopy(data_samples))  # some models write into the samples
-    elif features_only and hasattr(model, 'extract_feat'):
+    elif needs_features_only(names) and hasattr(model, 'extract_feat'):
         model.extract_feat(inputs)
     else:
-        model(inputs, data_samples, mode='tensor')
+        with _auxiliary_heads(model, names):
+            model(inputs, data_samples, mode='tensor')
+
+
+@contextmanager
+def _auxiliary_heads(model: Any, names: Sequence[str]) -> Iterator[None]:
+    """Let the auxiliary heads that are tapped run as soon as a segmenter has its features."""
+    whole = getattr(model, 'auxiliary_head', None)
+    heads: dict[str, Any] = {'auxiliary_head': whole}
+    if isinstance(whole, nn.ModuleList):
+        heads = {f'auxiliary_head.{index}': head for index, head in enumerate(whole)}
+    depth = 2 if isinstance(whole, nn.ModuleList) else 1
+    wanted = ['.'.join(n.partition('[')[0].split('.')[:depth]) for n in names]
+    tapped = [head for place, head in heads.items() if any(fnmatch(place, w) for w in wanted)]
+    if not tapped or not hasattr(model, 'extract_feat'):
+        yield
+        return
+    extract_feat, own = model.extract_feat, 'extract_feat' in vars(model)
+
+    def extract_and_run(inputs: Any) -> Any:
+        features = extract_feat(inputs)
+        for head in tapped:
+            head.forward(features)
+        return features
+
+    model.extract_feat = extract_and_run
+    try:
+        yield
+    finally:
+        if own:
+            model.extract_feat = extract_feat
+        else:
+            del model.extract_feat
 
 
 def probe(
@@ -210,7 +247,7 @@ def _run(
         add_labels(model, samples, size)
     try:
         with torch.device(device), taps.on(replica):
-            forward(replica, inputs, samples, needs_features_only(taps.names), in_loss)
+            forward(replica, inputs, samples, taps.names, in_loss)
     except Exception as error:  # whatever a layer raises
         return error
     return None

@@ -16,7 +16,7 @@ from kd_dense.losses import DistillLoss
 from kd_dense.mm.batches.targets import NEEDS, Step, gather
 from kd_dense.mm.distil.distilled import own_class
 from kd_dense.mm.distil.rehearsal import alone
-from kd_dense.mm.models.probe import FEATURES, forward, needs_features_only
+from kd_dense.mm.models.probe import FEATURES, forward
 from kd_dense.mm.pictures.views import (
     UNLABELLED,
     Array,
@@ -161,16 +161,13 @@ def compare(
             if in_loss:  # the student's own, as without us
                 own_class(type(model)).loss(model, inputs, samples)
             else:
-                forward(model, inputs, samples, needs_features_only(ours.names))
-        needs = gather(
-            chain(*(term.loss.needs for term in terms.values())),
-            Step(model, inputs, samples, ours, theirs),
-        )
+                forward(model, inputs, samples, ours.names)
+        step = Step(model, inputs, samples, ours, theirs)
+        needs = gather(chain(*(term.loss.needs for term in terms.values())), step)
         found = {
             name: _compared(
                 term,
-                ours[term.student_tap],
-                theirs[term.teacher_tap],
+                term.maps(step),
                 {need: needs[need] for need in term.loss.needs},
                 view.classes,
             )
@@ -193,14 +190,13 @@ def _complete(samples: Any, view: View, inputs: Tensor) -> None:
 
 def _compared(
     term: Any,
-    student: list[Tensor],
-    teacher: list[Tensor],
+    maps: tuple[list[Tensor], list[Tensor]],
     needs: Mapping[str, Any],
     classes: tuple[str, ...],
 ) -> Compared:
     # A copy, because a critic changes with every call.
     term = copy.deepcopy(term).cpu().eval()
-    ours, theirs, needs = _on_cpu((student, teacher, dict(needs)))
+    ours, theirs, needs = _on_cpu((*maps, dict(needs)))
     adapted = term.adapted(ours, theirs)
     value = sum(float(x) for x in term(ours, theirs, 1.0, needs).values())
     feature = term.student_tap.partition('.')[0].partition('[')[0] in FEATURES

@@ -6,21 +6,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
+from kd_dense.functional import check_choice
 from kd_dense.mm.presets import methods
-from kd_dense.mm.presets.roles import Pair
-from kd_dense.mm.presets.settings import Preset, Sums, scaled
-from kd_dense.taps import near_names
+from kd_dense.mm.presets.roles import LOGITS, Pair
+from kd_dense.mm.presets.settings import Method, Preset, Sums, scaled
+from kd_dense.registry import MODELS
 
-__all__ = ['PRESETS', 'choose_preset']
+__all__ = ['METHODS', 'SUMS', 'Weights', 'check_methods', 'choose_preset', 'listed_methods']
 
-# The order in help and messages; others come behind, by name.
+Weights = Literal['published', 'shares']
+# The order in help and messages; other files come behind, by name.
 FIRST = ('cwd', 'skd', 'fgd', 'ld', 'intrakd')
 
 
@@ -32,20 +35,70 @@ def _files() -> dict[str, ModuleType]:
 
 
 _FILES = _files()
-PRESETS: dict[str, tuple[Preset, ...]] = {name: file.PRESETS for name, file in _FILES.items()}
+METHODS: dict[str, Method] = {k: m for file in _FILES.values() for k, m in file.METHODS.items()}
 SUMS: dict[str, Sums] = {loss: s for file in _FILES.values() for loss, s in file.SUMS.items()}
 
+# What a method asks of models and data: the most that any of its settings asks.
+GROUPS = {
+    'logits': 'class logits of a segmenter',
+    'features': 'features',
+    'segmentation': 'label maps of a segmenter, beside logits or features',
+    'objects': 'boxes of a detector, beside its features or what its head predicts',
+}
 
-def choose_preset(names: str | Sequence[str], student: nn.Module, teacher: nn.Module) -> Preset:
+
+def listed_methods() -> str:
+    """The methods, a line each, grouped by what they need."""
+    groups: dict[str, list[str]] = {group: [] for group in GROUPS}
+    width = max(map(len, METHODS))
+    for name, method in METHODS.items():
+        groups[_group(method)].append(f'    {name:<{width}}  {method.summary}')
+    return '\n'.join(
+        '\n'.join([f'  {GROUPS[group]}:', *lines]) for group, lines in groups.items() if lines
+    )
+
+
+def _group(method: Method) -> str:
+    terms = [term for preset in method.presets for term in preset.terms.values()]
+    needs = {need for term in terms for need in MODELS.get(term['loss']['type']).needs}
+    if needs - {'segmentation'}:
+        return 'objects'
+    if needs:
+        return 'segmentation'
+    return 'logits' if all(term['tap'] in LOGITS for term in terms) else 'features'
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Raise ``ValueError`` unless there are methods of these names, at least one."""
+    unknown = next((n for n in names if not isinstance(n, str) or n not in METHODS), None)
+    if names and unknown is None:
+        return
+    wrong = 'no method was named'
+    if names:
+        near = get_close_matches(str(unknown), METHODS)
+        wrong = f'there is no method {unknown!r}'
+        wrong += f', did you mean {", ".join(map(repr, near))}?' if near else ''
+    raise ValueError(f'{wrong}; by what they need, there are\n{listed_methods()}')
+
+
+def choose_preset(
+    names: str | Sequence[str],
+    student: nn.Module,
+    teacher: nn.Module,
+    weights: Weights = 'published',
+) -> Preset:
     """Find settings of one or several methods that fit a student and its teacher.
 
     Args:
         names: Name of a method, as ``'cwd'``, or names, as ``['fgd', 'cwd']``.
         student: The student.
         teacher: The teacher.
+        weights: ``'published'``; or ``'shares'``: the terms pull at the student together as
+            strongly as its own losses do, each as much as the others, whatever weights were
+            published. See [`kd_dense.shares.Share`][].
 
     Returns:
-        For each method the first of ``PRESETS[name]`` that fits both models, with the taps of
+        For each method the first of its presets that fits both models, with the taps of
         these models and with weights for their maps. Of several methods, all terms, and all
         parts that any of them inherits; a term whose name is taken gets that of its method in
         front.
@@ -56,11 +109,10 @@ def choose_preset(names: str | Sequence[str], student: nn.Module, teacher: nn.Mo
         RuntimeError: If the models run at no size that could be tried.
     """
     names = [names] if isinstance(names, str) else names
-    if not isinstance(names, Sequence) or not names:
+    if not isinstance(names, Sequence):
         raise ValueError(f"expected preset as a name or a list of names, as 'cwd', got {names!r}")
-    for name in names:
-        if not isinstance(name, str) or name not in PRESETS:
-            raise ValueError(f'there is no preset {name!r}, {near_names(str(name), PRESETS)}')
+    check_methods(names)
+    check_choice('preset', 'weights', weights, Weights)
     if len(set(names)) < len(names):
         raise ValueError(f'preset: a name comes twice in {list(names)}')
     pair = Pair(student, teacher)
@@ -69,6 +121,8 @@ def choose_preset(names: str | Sequence[str], student: nn.Module, teacher: nn.Mo
     for name, preset in chosen.items():
         for term, fields in preset.terms.items():
             terms[f'{name}_{term}' if term in terms else term] = fields
+    if weights == 'shares':
+        terms = {k: {**fields, 'share': round(1 / len(terms), 3)} for k, fields in terms.items()}
     return Preset(
         terms=terms,
         inherit=tuple(dict.fromkeys(part for p in chosen.values() for part in p.inherit)),
@@ -78,7 +132,7 @@ def choose_preset(names: str | Sequence[str], student: nn.Module, teacher: nn.Mo
 
 
 def _choose(name: str, pair: Pair) -> Preset:
-    for preset in PRESETS[name]:
+    for preset in METHODS[name].presets:
         terms = _fitted(preset, pair) if pair.student.has(preset.part, preset.kinds) else None
         if terms is not None:
             same = all(fields['loss'] == preset.terms[t]['loss'] for t, fields in terms.items())
@@ -87,7 +141,7 @@ def _choose(name: str, pair: Pair) -> Preset:
                 inherit=pair.inherited(preset.inherit),
                 source=preset.source + ('' if same else ' (weights scaled to these maps)'),
             )
-    known = ', '.join(dict.fromkeys(preset.models for preset in PRESETS[name]))
+    known = ', '.join(dict.fromkeys(preset.models for preset in METHODS[name].presets))
     student, teacher = (type(side.whole).__name__ for side in (pair.student, pair.teacher))
     raise ValueError(
         f'preset {name!r} has settings for {known}, and none of these fits a student {student} '
@@ -96,16 +150,19 @@ def _choose(name: str, pair: Pair) -> Preset:
 
 
 def _fitted(preset: Preset, pair: Pair) -> dict[str, Any] | None:
-    """The terms of a preset for two models; None, if one of them lacks a place."""
+    """The terms of a preset for two models; None, if one of them lacks a place they need."""
     terms = {}
     for name, fields in preset.terms.items():
         found = pair.places(fields['tap'])
+        if found is None and fields.get('optional'):
+            continue
         if found is None:
             return None
         ours, theirs, maps = found
         tap = ours if ours == theirs else dict(student=ours, teacher=theirs)
         loss = dict(fields['loss'])
-        if preset.layout is not None:
+        if preset.layout is not None and maps:  # of logits there is one, whatever the layout
             loss = scaled(loss, maps, preset.layout, SUMS[loss['type']])
-        terms[name] = dict(tap=tap, loss=loss)
-    return terms
+        terms[name] = {k: v for k, v in fields.items() if k != 'optional'}
+        terms[name].update(tap=tap, loss=loss)
+    return terms or None

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from keyword import iskeyword
 from pathlib import Path
-from textwrap import fill, indent
+from textwrap import fill
 from typing import Any
 
 from kd_dense.mm.configs import RequestError
 from kd_dense.mm.presets.settings import Preset
+from kd_dense.mm.presets.spelling import BASE, WIDTH, relative, spelt
 
 __all__ = ['recipe']
-
-# Comes before the other bases of a recipe; only the repository has it.
-BASE = Path(__file__).resolve().parents[3] / 'configs' / '_base_' / 'kd_dense.py'
-WIDTH = 99
 
 
 def recipe(
@@ -78,15 +74,15 @@ def recipe(
         *([] if pure else ['_delete_=True']),
         f'type={_kind("Distilled", pure)}',
         f'student={scope}model' if teacher is not None else f'student={scope}model.student',
-        f'teacher={scope}model.teacher' if teacher is None else f'teacher={_spelt(teacher)}',
+        f'teacher={scope}model.teacher' if teacher is None else f'teacher={spelt(teacher, 12, 4)}',
         *([f'inherit={chosen.inherit!r}'] if chosen.inherit else []),
-        f'terms={_spelt(chosen.terms)}',
+        f'terms={spelt(chosen.terms, 10, 4)}',
     ]
-    joined = ',\n'.join(fields)
+    joined = ',\n    '.join(fields)
     return (
         f'"""{"+".join(names).upper()} for {Path(base).stem}.\n\n'
         + '\n'.join(fill(note, WIDTH) for note in notes)
-        + f'\n"""\n{head}model = dict(\n{indent(joined, " " * 4)})\n'
+        + f'\n"""\n{head}model = dict(\n    {joined})\n'
     )
 
 
@@ -95,10 +91,10 @@ def _kind(name: str, pure: bool) -> str:
 
 
 def _bases(base: str, folder: Path) -> str:
-    bases = [base if '::' in base else _relative(Path(base), folder)]
+    bases = [base if '::' in base else relative(Path(base), folder)]
     if BASE.is_file():
-        bases.insert(0, _relative(BASE, folder))
-    return f'_base_ = [{_listed([repr(one) for one in bases])}]\n'
+        bases.insert(0, relative(BASE, folder))
+    return f'_base_ = {spelt(bases, 9)}\n'
 
 
 def _imports(base: Path, folder: Path, critic: bool) -> str:
@@ -112,7 +108,7 @@ def _imports(base: Path, folder: Path, critic: bool) -> str:
 
 def _module(path: Path, folder: Path) -> str:
     """A file as Python imports it from a file of a folder."""
-    steps = Path(_relative(path, folder)).with_suffix('').parts
+    steps = Path(relative(path, folder)).with_suffix('').parts
     names = [step for step in steps if step != '..']
     if not all(name.isidentifier() and not iskeyword(name) for name in names):
         raise RequestError(
@@ -121,28 +117,3 @@ def _module(path: Path, folder: Path) -> str:
             'underscores, and write the recipe into its folder'
         )
     return '.' * (len(steps) - len(names) + 1) + '.'.join(names)
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-
-
-def _spelt(value: Any) -> str:
-    """A nested value as a config writes it."""
-    if not isinstance(value, Mapping):
-        return repr(value)
-    return f'dict({_listed([f"{key}={_spelt(item)}" for key, item in value.items()])})'
-
-
-def _listed(items: Sequence[str]) -> str:
-    """Items with commas between them: on one line if they are short, else below."""
-    lines: list[str] = []
-    for item in items:
-        joined = f'{lines[-1]}, {item}' if lines else item
-        if lines and '\n' not in joined and len(joined) < WIDTH - 25:
-            lines[-1] = joined
-        else:
-            lines.append(item)
-    if len(lines) == 1 and '\n' not in lines[0]:
-        return lines[0]
-    return '\n' + indent(',\n'.join(lines), ' ' * 4)

@@ -14,7 +14,10 @@ from kd_dense.mm.models.inherit import fits
 from kd_dense.mm.models.probe import FEATURES, probe
 from kd_dense.taps import TapError, Taps
 
-__all__ = ['IMAGE', 'Map', 'Pair', 'Side']
+__all__ = ['IMAGE', 'LOGITS', 'Map', 'Pair', 'Side']
+
+# The taps that stand for class logits of a segmenter.
+LOGITS = ('logits', 'aux_logits')
 
 # Published weights of detectors belong to images of this size, in pixels.
 IMAGE = 800 * 1216
@@ -83,6 +86,24 @@ class Side:
         )
         return f'{found[-1]}[0]' if again else found[-1]
 
+    def aux_logits(self) -> str | None:
+        """Where an auxiliary head of a segmenter yields class logits, the last if several do."""
+        classes = [getattr(head, 'num_classes', None) for head in self._heads('decode_head')]
+        found = [
+            name
+            for name in self.parts
+            if re.fullmatch(r'auxiliary_head(\.\d+)?\.conv_seg', name)
+            # Some classify boundaries.
+            and getattr(self.parts[name.rpartition('.')[0]], 'num_classes', None) in classes[-1:]
+        ]
+        return found[-1] if found else None
+
+    def _heads(self, name: str) -> list[nn.Module]:
+        head = self.parts.get(name)
+        if head is None:
+            return []
+        return [*head] if isinstance(head, nn.ModuleList) else [head]
+
     def class_maps(self, head: str) -> list[Map]:
         """The maps of class logits of a dense head, or nothing where it does not say them."""
         part: Any = self.parts.get(head)
@@ -117,9 +138,9 @@ class Pair:
         """Find a tap in both models.
 
         Args:
-            tap: ``'logits'``, the name of a part, or a tap in backbone or neck: of its maps those
-                that both models have at the same strides, of which ``[:4]`` takes the first
-                four; ``[-1]`` is the last map of each.
+            tap: ``'logits'`` or ``'aux_logits'``, the name of a part, or a tap in backbone or
+                neck: of its maps those that both models have at the same strides, of which
+                ``[:4]`` takes the first four; ``[-1]`` is the last map of each.
 
         Returns:
             The student's tap, the teacher's, and the maps that are compared: of features those
@@ -133,8 +154,8 @@ class Pair:
         ours, theirs = self.student, self.teacher
         names: Sequence[str | None]
         maps: list[Map] = []
-        if tap == 'logits':
-            names = ours.logits(), theirs.logits()
+        if tap in LOGITS:
+            names = getattr(ours, tap)(), getattr(theirs, tap)()
         elif path.partition('.')[0] in FEATURES:
             if path not in self._features:
                 self._features[path] = self._probe(path)

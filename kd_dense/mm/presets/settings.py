@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from kd_dense.mm.presets.roles import IMAGE, Map
 
-__all__ = ['Layout', 'Preset', 'scaled']
+__all__ = ['Layout', 'Method', 'Preset', 'Sums', 'scaled']
 
 # For each weight of a loss, what the loss sums over a map: the weight is divided by it.
 Sums = Mapping[str, Callable[[Map], float]]
@@ -37,10 +37,11 @@ class Preset(NamedTuple):
 
     A tap in backbone or neck stands for those of its maps that both models have at the same
     strides. The tap ``'logits'`` stands for the class logits of a segmenter, wherever its head
-    has them.
+    has them, and ``'aux_logits'`` for those of its auxiliary head.
 
     Attributes:
-        terms: What to distil.
+        terms: What to distil, as in a config. A term with ``optional=True`` is left out where one
+            of the models lacks its tap.
         inherit: Parts to inherit, where both models are of one class and something fits.
         source: Where the settings come from.
         models: Which students they are for, in words.
@@ -65,9 +66,19 @@ class Preset(NamedTuple):
             tap = fields['tap']
             if not isinstance(tap, str):
                 tap = f'{tap["student"]} (teacher: {tap["teacher"]})'
-            lines.append(f'  {name}: {loss["type"]}({arguments}) on {tap}')
+            rest = ''.join(
+                f', {k}={v!r}' for k, v in fields.items() if k not in ('tap', 'loss', 'optional')
+            )
+            lines.append(f'  {name}: {loss["type"]}({arguments}) on {tap}{rest}')
         parts = ', '.join(self.inherit) or 'nothing'
         return '\n'.join([f'{self.models}:', *lines, f'  inherits {parts}', f'  {self.source}'])
+
+
+class Method(NamedTuple):
+    """A method: what it is, in a few words, and its settings; the first that fit are taken."""
+
+    summary: str
+    presets: tuple[Preset, ...]
 
 
 def scaled(

@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from kd_dense.mm.check.check import check as check_config
 from kd_dense.mm.check.finding import Finding
+from kd_dense.mm.presets.choose import Weights
 from kd_dense.mm.run.recipes import read_recipe
 
 __all__ = ['check']
@@ -21,6 +22,7 @@ def check(
     methods: str | Sequence[str] = (),
     *,
     teacher_checkpoint: str | os.PathLike[str] | None = None,
+    weights: Weights = 'published',
     options: Mapping[str, Any] | None = None,
     batches: int = 4,
     images: int = 50,
@@ -36,6 +38,7 @@ def check(
         methods: One or several presets, as ``'fgd'``.
         teacher_checkpoint: Its weights, a path or an address; by default those published with
             its config; ``'none'`` for an untrained teacher.
+        weights: Of the presets, see [`kd_dense.mm.presets.choose.choose_preset`][].
         options: Settings of the student's config to override, as ``{'train_cfg.max_epochs': 6}``.
         batches: How many batches of the training data each term is weighed on.
         images: How many pictures of the validation data both models are scored on.
@@ -59,5 +62,5 @@ def check(
         config = student
     else:
         chosen = [methods] if isinstance(methods, str) else methods
-        config = read_recipe(student, teacher, chosen, teacher_checkpoint, options)
+        config = read_recipe(student, teacher, chosen, teacher_checkpoint, options, weights)
     return check_config(config, batches, images, student_checkpoint, device)

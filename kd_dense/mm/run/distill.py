@@ -17,6 +17,7 @@ from torch import nn
 from kd_dense.mm.configs import RequestError, distils, read_config
 from kd_dense.mm.distil.distilled import Distilled, own_class
 from kd_dense.mm.hooks.checkpoint import newest_checkpoint
+from kd_dense.mm.presets.choose import Weights
 from kd_dense.mm.run.export import export
 from kd_dense.mm.run.recipes import read_recipe, set_work_dir, teacher_spec, write_recipe
 from kd_dense.mm.run.train import train
@@ -33,6 +34,8 @@ class Outcome(NamedTuple):
         scores: Of the validation after the last iteration, by name; empty where the config has
             none.
         student: A checkpoint of the student alone, for its own config.
+        weights: Of the presets: ``'published'``, or ``'shares'`` that set themselves. See
+            [`kd_dense.mm.presets.choose.choose_preset`][].
         work_dir: Where logs and checkpoints are.
     """
 
@@ -48,6 +51,7 @@ def distill(
     *,
     config: Source | None = None,
     teacher_checkpoint: Source | None = None,
+    weights: Weights = 'published',
     work_dir: Source | None = None,
     options: Mapping[str, Any] | None = None,
     amp: bool = False,
@@ -101,7 +105,9 @@ def distill(
             raise RequestError(
                 'a student that is a model needs config=..., for data, schedule and evaluation'
             )
-        found, build = _with_models(student, teacher, chosen, source, teacher_checkpoint, options)
+        found, build = _with_models(
+            student, teacher, chosen, source, teacher_checkpoint, options, weights
+        )
         if dump_config is not None:
             raise RequestError('a model that was built elsewhere cannot be written as a recipe')
     elif config is not None:
@@ -110,7 +116,7 @@ def distill(
         )
     else:
         source = student
-        found = read_recipe(student, teacher, chosen, teacher_checkpoint, options)
+        found = read_recipe(student, teacher, chosen, teacher_checkpoint, options, weights)
         if not distils(found):
             raise RequestError(f'{source} is no recipe: name a teacher and methods')
         if dump_config is not None:
@@ -135,6 +141,7 @@ def _with_models(
     source: Source,
     teacher_checkpoint: Source | None,
     options: Mapping[str, Any] | None,
+    weights: Weights,
 ) -> tuple[Config, Callable[[], nn.Module]]:
     """The config of data and schedule, and what builds the student where one is a model."""
     if teacher is None:
@@ -157,6 +164,7 @@ def _with_models(
             student if isinstance(student, nn.Module) else config.model,
             guest,
             preset=methods,
+            weights=weights,
             data_preprocessor=config.get('data_preprocessor'),
         )
         return model

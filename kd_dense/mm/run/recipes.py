@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 from kd_dense.mm.configs import RequestError, distils, has_hook, is_pure, read_config
 from kd_dense.mm.distil.distilled import Distilled
 from kd_dense.mm.hooks.critic import CriticHook
-from kd_dense.mm.presets.choose import choose_preset
+from kd_dense.mm.presets.choose import Weights, choose_preset, listed_methods
 from kd_dense.mm.presets.recipe import recipe
 from kd_dense.mm.teachers.openmmlab import Teacher
 
@@ -26,6 +26,7 @@ def read_recipe(
     methods: Sequence[str],
     teacher_checkpoint: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    weights: Weights = 'published',
 ) -> Config:
     """Read a recipe, or make one of the config of a student.
 
@@ -35,18 +36,25 @@ def read_recipe(
         methods: Names of presets.
         teacher_checkpoint: See [`teacher_spec`][].
         options: Settings to override.
+        weights: Of the presets, see [`kd_dense.mm.presets.choose.choose_preset`][].
 
     Raises:
         RequestError: If a config does not exist, or these do not go together.
     """
     if bool(teacher) != bool(methods) or (teacher_checkpoint and not teacher):
+        known = '' if methods else f'. Methods are\n{listed_methods()}'
         raise RequestError(
             'a teacher and methods go together (--teacher, --distill), a checkpoint of the '
-            'teacher (--teacher-checkpoint) with them'
+            f'teacher (--teacher-checkpoint) with them{known}'
         )
     found = read_config(config, options)
     if teacher:
-        add_teacher(found, teacher_spec(teacher, teacher_checkpoint), methods)
+        add_teacher(found, teacher_spec(teacher, teacher_checkpoint), methods, weights)
+    elif weights != 'published':
+        raise RequestError(
+            f'weights {weights!r} (--weights) belong to methods and their teacher (--distill, '
+            '--teacher); a recipe says share=1.0 in its terms'
+        )
     return found
 
 
@@ -92,13 +100,19 @@ def teacher_spec(
     return dict(config=name, checkpoint=checkpoint)
 
 
-def add_teacher(config: Config, teacher: Mapping[str, Any], methods: Sequence[str]) -> None:
+def add_teacher(
+    config: Config,
+    teacher: Mapping[str, Any],
+    methods: Sequence[str],
+    weights: Weights = 'published',
+) -> None:
     """Make a recipe of the config of a student.
 
     Args:
         config: It is changed.
         teacher: What [`teacher_spec`][] returned.
         methods: Names of presets.
+        weights: Of the presets.
 
     Raises:
         RequestError: If it is a recipe already.
@@ -109,7 +123,11 @@ def add_teacher(config: Config, teacher: Mapping[str, Any], methods: Sequence[st
             'the methods (--teacher, --distill), or give the config of its student'
         )
     config.model = dict(
-        type='kd_dense.Distilled', student=config.model, teacher=dict(teacher), preset=[*methods]
+        type='kd_dense.Distilled',
+        student=config.model,
+        teacher=dict(teacher),
+        preset=[*methods],
+        weights=weights,
     )
 
 
@@ -145,7 +163,7 @@ def write_recipe(config: Config, base: str, with_teacher: bool, file: Path | Non
         model.student.setdefault('data_preprocessor', config.data_preprocessor)
     with DefaultScope.overwrite_default_scope(config.get('default_scope')):
         student, guest = MODELS.build(model.student), Teacher(model.teacher).model
-        chosen = choose_preset(names, student, guest)
+        chosen = choose_preset(names, student, guest, model.get('weights', 'published'))
         Distilled(student, guest, chosen.terms, chosen.inherit)  # all of it fits
     teacher: Any = None
     if with_teacher:

@@ -15,7 +15,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
 
-from kd_dense.mm.configs import RequestError, has_hook, type_name, type_of
+from kd_dense.mm.configs import RequestError, check_mixed_precision, has_hook, type_name, type_of
 from kd_dense.mm.hooks.checkpoint import is_complete, newest_checkpoint, what_remains
 from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.mm.hooks.random_state import RandomStateHook
@@ -55,6 +55,7 @@ def train(
     check_writable(Path(config.work_dir))
     if amp:
         use_mixed_precision(config)
+    check_mixed_precision(config.get('optim_wrapper'), config.get('default_scope'))
     if auto_scale_lr:
         if 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
             raise RequestError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')

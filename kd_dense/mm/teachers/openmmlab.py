@@ -20,7 +20,7 @@ from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.configs import distils, read_config, type_name
 from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
-from kd_dense.mm.models.probe import forward, needs_features_only
+from kd_dense.mm.models.probe import forward
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.taps import Taps, near_names
 
@@ -242,8 +242,7 @@ class Teacher:
                 batch = {name: self._cast(images) for name, images in batch.items()}
             else:
                 batch = self._cast(batch)
-            features_only = needs_features_only(calls)
-            forward(self.model, batch, data_samples, features_only, self.by_loss)
+            forward(self.model, batch, data_samples, calls, self.by_loss)
 
     def _cast(self, images: Tensor) -> Tensor:
         """Give the images the type and the memory layout of the teacher's weights."""

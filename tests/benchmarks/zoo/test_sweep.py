@@ -10,7 +10,7 @@ from benchmarks.zoo.trial import Trial
 
 def trial(monkeypatch, attempt, limit=60.0):
     monkeypatch.setattr(sweep, 'attempt', attempt)
-    return sweep.run(Trial('mmdet/any', 'cwd', (), {}), limit)
+    return sweep.run(Trial('mmdet/any', ['cwd'], (), {}), limit)
 
 
 class TestTrial:
@@ -18,7 +18,7 @@ class TestTrial:
         record = trial(monkeypatch, lambda _: dict(taps={'cwd': 'neck'}))
         assert record['ok']
         assert record['taps'] == {'cwd': 'neck'}
-        assert (record['family'], record['method']) == ('mmdet/any', 'cwd')
+        assert record['family'] == 'mmdet/any'
 
     def test_an_error_is_recorded(self, monkeypatch):
         def attempt(_):
@@ -44,3 +44,38 @@ class TestTrial:
             return {}
 
         assert trial(monkeypatch, attempt)['ok']
+
+
+class TestTogether:
+    """Methods beyond the first are tried in one step, and alone only where that fails."""
+
+    METHODS = ('cwd', 'kd', 'dist')
+
+    def sweep(self, monkeypatch, output, fails=()):
+        tried = []
+
+        def run(trial, limit):
+            tried.append(tuple(trial.methods))
+            ok = not {*fails} & {*trial.methods}
+            record = dict(family=trial.family, operators=False, ok=ok, reason='no')
+            return record | dict(applies=[*self.METHODS]) if not trial.methods else record
+
+        monkeypatch.setattr(sweep, 'run', run)
+        records = [*sweep.sweep({'mmseg/any': []}, self.METHODS, output, 60.0)]
+        return tried, {r['method']: r['ok'] for r in records}
+
+    def test_all_get_the_record(self, monkeypatch, tmp_path):
+        tried, records = self.sweep(monkeypatch, tmp_path / 'zoo.jsonl')
+        assert tried == [(), ('kd', 'dist'), ('cwd',)]
+        assert records == dict(plain=True, cwd=True, kd=True, dist=True)
+
+    def test_the_one_that_fails_is_found(self, monkeypatch, tmp_path):
+        tried, records = self.sweep(monkeypatch, tmp_path / 'zoo.jsonl', fails=['dist'])
+        assert tried == [(), ('kd', 'dist'), ('cwd',), ('kd',), ('dist',)]
+        assert records == dict(plain=True, cwd=True, kd=True, dist=False)
+
+    def test_what_is_known_is_not_tried_again(self, monkeypatch, tmp_path):
+        self.sweep(monkeypatch, tmp_path / 'zoo.jsonl')
+        tried, records = self.sweep(monkeypatch, tmp_path / 'zoo.jsonl')
+        assert tried == []
+        assert len(records) == 4

@@ -1,21 +1,30 @@
-"""The quickstart from end to end, on a tiny data set and a few iterations."""
+"""The quickstart from end to end, on a tiny data set and a few iterations.
+
+A run is a process of its own that spends more on its start than on four iterations; most tests do
+them in their own process, as if it were another.
+"""
 
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from examples.quickstart import __main__ as command
+from examples.quickstart import queue, report, training
 from examples.quickstart.make_scenes import make_scenes
-from examples.quickstart.report import spread
 
 ROOT = Path(__file__).resolve().parents[3]
 METHODS = {
     'seg': ['CWD', 'SKD', 'IntRA-KD'],
     'det': ['CWD', 'SKD', 'FGD', 'LD'],
 }
+# These stay processes: that of a method, and all in the tests of --long.
+IN_A_PROCESS = 'det_cwd_seed0'
 
 
 def quickstart(*arguments):
@@ -30,16 +39,53 @@ def quickstart(*arguments):
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('scenes')
-    make_scenes(folder, train=32, val=8, test=8)
+    make_scenes(folder, train=8, val=2, test=2)
     return folder
 
 
-def test_trains_compares_and_draws(data, tmp_path):
-    arguments = ('--data', data, '--work-dir', tmp_path, '--iterations', 4, '--methods', 'all')
-    done = quickstart(*arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.fixture
+def quickstart_here(monkeypatch, capsys):
+    """The same as a function that returns what is printed, its runs in this process."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('SCENES', '')
+    monkeypatch.setattr(report, 'PICTURES', 2)
+    monkeypatch.setattr(report, 'measure_speed', partial(report.measure_speed, images=4))
+    monkeypatch.setattr(
+        queue, 'subprocess', SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT)
+    )
+    read = training._read
+
+    def read_with_a_name(spec):
+        config = read(spec)
+        # mmengine keeps loggers and visualizers of a process by this name
+        config.experiment_name = spec['folder'].replace('/', '_')
+        return config
+
+    monkeypatch.setattr(training, '_read', read_with_a_name)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['quickstart', *map(str, arguments)])
+        capsys.readouterr()
+        command.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def start(words, stdout, **options):
+    """Do a run of the queue, in a process only where it is to."""
+    assert words[:4] == [sys.executable, '-m', 'examples.quickstart', '--job']
+    spec = json.loads(words[4])
+    if Path(spec['folder']).name == IN_A_PROCESS:
+        return subprocess.Popen(words, stdout=stdout, **options)
+    training.train_and_test(spec)
+    return SimpleNamespace(poll=lambda: 0, returncode=0)
+
+
+def assert_compared(tmp_path, printed):
+    """All that is asked for with ``--methods all --iterations 4`` is there."""
     table = (tmp_path / 'results.md').read_text()
-    assert table in done.stdout + '\n'
+    assert table in printed + '\n'
     tables = dict(zip(METHODS, table.split('### ')[1:], strict=True))
     for task, methods in METHODS.items():
         rows = [line.split(' | ')[0].strip('| ') for line in tables[task].splitlines()[4:]]
@@ -57,21 +103,34 @@ def test_trains_compares_and_draws(data, tmp_path):
         assert len(sizes) == 2  # the teacher's, and that of all students
         assert len(results[f'{task}_cwd_seed0']['curve']) == 4
 
-    again = quickstart(*arguments)  # nothing is trained twice
-    assert again.returncode == 0
-    assert 'done:' not in again.stdout
+
+def test_trains_compares_and_draws(data, tmp_path, quickstart_here):
+    arguments = ('--data', data, '--work-dir', tmp_path, '--iterations', 4, '--methods', 'all')
+    assert_compared(tmp_path, quickstart_here(*arguments))
+    table = (tmp_path / 'results.md').read_text()
+
+    again = quickstart_here(*arguments)  # nothing is trained twice
+    assert 'done:' not in again
     assert (tmp_path / 'results.md').read_text().splitlines()[:4] == table.splitlines()[:4]
 
 
-def test_several_seeds_have_a_spread():
-    assert spread([1.0, 2.0, 6.0]) == '3.0 ± 2.6'
-    assert spread([1.0]) == '1.0'
-
-
-def test_from_scratch_makes_what_is_committed(data, tmp_path):
-    where = ('--data', data, '--work-dir', tmp_path)
-    done = quickstart(*where, '--iterations', 2, '--tasks', 'det', '--from-scratch')
+@pytest.mark.long
+def test_trains_in_processes(tmp_path):
+    make_scenes(tmp_path / 'scenes', train=32, val=8, test=8)
+    where = ('--data', tmp_path / 'scenes', '--work-dir', tmp_path)
+    done = quickstart(*where, '--iterations', 4, '--methods', 'all')
     assert done.returncode == 0, done.stdout + done.stderr
+    assert_compared(tmp_path, done.stdout)
+
+
+def test_several_seeds_have_a_spread():
+    assert report.spread([1.0, 2.0, 6.0]) == '3.0 ± 2.6'
+    assert report.spread([1.0]) == '1.0'
+
+
+def test_from_scratch_makes_what_is_committed(data, tmp_path, quickstart_here):
+    where = ('--data', data, '--work-dir', tmp_path)
+    quickstart_here(*where, '--iterations', 2, '--tasks', 'det', '--from-scratch')
     for name in ('det_teacher', 'backbone_student'):
         ours, committed = (
             torch.load(folder / f'{name}.pth', weights_only=True)['state_dict']

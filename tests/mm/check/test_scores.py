@@ -129,6 +129,18 @@ def test_an_evaluator_as_the_runner_builds_it(recipe, kind):
     assert config.to_dict() == before
 
 
+def test_what_a_metric_writes_is_left_alone(recipe, tmp_path):
+    before = tmp_path / 'results.pkl'
+    before.write_text('of a run')
+    written = [
+        dict(type='DumpResults', out_file_path=str(before)),
+        dict(type='IoUMetric', output_dir=str(tmp_path / 'pictures')),
+    ]
+    assert of(run(recipe('seg_cwd', val_evaluator=written)), 'scores').status == OK
+    assert [*tmp_path.iterdir()] == [before]
+    assert before.read_text() == 'of a run'
+
+
 def test_an_evaluator_that_is_built(recipe):
     config = recipe('seg_cwd')
     with_scope = METRICS.build(dict(_scope_='mmseg', **EVALUATORS['dict']))

@@ -56,6 +56,16 @@ def test_batches_without_anything_for_the_task_do_not_count():
     assert subject.findings[0].status == OK
 
 
+def test_a_share_needs_no_other_weight():
+    subject = Subject(Config(), check='terms')
+    term = Term('x', tap='neck', loss=dict(type='CWDLoss'), share=0.5)
+    term.losses.append(CWDLoss())
+    _say_weight(subject, 'x', term, [_Weight(1e-3, 1.0, 1e-6, 0.9)], 1.0)
+    [found] = subject.findings
+    assert found.status == OK
+    assert "a share of what the task's losses do (whole 0.5)" in found.message
+
+
 class TestTheTeacherAlone:
     """Nothing but terms: the weights of the task's losses are 0, or it has none."""
 

@@ -3,7 +3,11 @@
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.optim import AmpOptimWrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+from torch import nn
 
+from kd_dense.mm.configs import RequestError
 from kd_dense.mm.cost.steps import Batch, Trained, build_to_try, differentiate_critics
 from kd_dense.mm.cost.terms import recorded, term_alone
 from tests.mm import methods, toy
@@ -42,6 +46,13 @@ def test_the_config_of_the_optimizer_stays_as_it_is():
     config = ConfigDict(OPTIMIZER)
     Trained(build_to_try(toy.distilled()), config)
     assert config == OPTIMIZER
+
+
+@pytest.mark.parametrize('kind', ['AmpOptimWrapper', AmpOptimWrapper])
+def test_mixed_precision_without_a_gpu(kind, monkeypatch):
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: False)
+    with pytest.raises(RequestError, match=r'needs a GPU.*take optim_wrapper\.type='):
+        Trained(nn.Linear(1, 1), dict(OPTIMIZER, type=kind))
 
 
 def test_critics_take_no_step():

@@ -382,9 +382,16 @@ class TestRunTime:
         with pytest.raises(FloatingPointError, match=message):
             toy.losses(model)
 
-    def test_a_loss_that_is_not_finite_names_its_term(self):
+    @pytest.mark.parametrize('value', [float('nan'), float('inf')])
+    def test_a_student_map_that_is_not_finite_is_named_before_the_term(self, value):
         model = toy.build(toy.distilled())
-        model.decode_head.conv_seg.bias.data[2] = float('nan')
+        model.decode_head.conv_seg.bias.data[2] = value
+        message = r"the student map of tap 'decode_head\.conv_seg' is not finite, before any term"
+        with pytest.raises(FloatingPointError, match=message):
+            toy.losses(model)
+
+    def test_a_loss_that_is_not_finite_names_its_term(self):
+        model = toy.build(toy.distilled(terms=toy.logits_term(weight=1e45)))
         with pytest.raises(FloatingPointError, match="the loss of term 'logits' is not finite"):
             toy.losses(model)
 
@@ -422,7 +429,7 @@ class TestRunTime:
         model = toy.build(toy.distilled())
         good = model.decode_head.conv_seg.bias.data.clone()
         model.decode_head.conv_seg.bias.data[2] = float('nan')
-        with pytest.raises(FloatingPointError, match='logits'):
+        with pytest.raises(FloatingPointError, match='is not finite'):
             toy.losses(model)
         assert 'forward' not in vars(model.decode_head.conv_seg)
         model.decode_head.conv_seg.bias.data.copy_(good)

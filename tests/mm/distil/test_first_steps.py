@@ -55,6 +55,28 @@ def test_the_losses_of_the_first_batch_are_compared(monkeypatch, config, scenes)
     assert found == [(float(teacher), float(student.detach()))]
 
 
+def test_a_share_that_has_nothing_to_go_by(log):
+    term = dict(tap='backbone.layer4', loss=toy.CWD, share=1.0)
+    student = toy.segmenter()
+    student.decode_head.loss_decode = dict(type='mmseg.CrossEntropyLoss', loss_weight=0.0)
+    model = trained(toy.build(toy.distilled(terms=dict(one=term), student=student)))
+    for _ in range(ITERATIONS):
+        losses = toy.losses(model)
+        sum(v for k, v in losses.items() if 'loss' in k).backward()
+    assert log().count("term 'one' has a share (whole)") == 1
+    assert 'it stays next to nothing' in log()
+
+
+def test_a_share_is_not_weighed_as_a_loss(log):
+    term = dict(tap='backbone.layer4', loss=toy.CWD, share=1.0)
+    model = trained(toy.build(toy.distilled(terms=dict(one=term))))
+    for _ in range(ITERATIONS):
+        losses = toy.losses(model)
+        sum(v for k, v in losses.items() if 'loss' in k).backward()
+    assert 'has no effect' not in log()
+    assert 'has a share' not in log()
+
+
 def test_a_teacher_that_has_learnt_something(log):
     steps(trained(toy.build(toy.distilled())))
     assert TEACHER not in log()

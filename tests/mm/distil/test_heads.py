@@ -113,6 +113,99 @@ class StrictlyIgnoringLoss(IgnoringLoss):
         super().__init__(weight, ignore_index)
 
 
+@MODELS.register_module(force=True)
+class WideLoss(DistillLoss):
+    """Is told the widths of its maps."""
+
+    def __init__(self, student_channels, teacher_channels, weight=1.0, sigmoid=None):
+        super().__init__(weight)
+        self.told = student_channels, teacher_channels
+        self.sigmoid = sigmoid
+
+    def forward(self, student, teacher):
+        assert (student.shape[1], teacher.shape[1]) == self.told
+        return self.weight * (student.mean() - teacher.detach().mean()).square()
+
+
+@MODELS.register_module(force=True)
+class AnyWidthLoss(WideLoss):
+    any_channels = True
+
+
+@MODELS.register_module(force=True)
+class AllWidthsLoss(AnyWidthLoss):
+    all_maps = True
+
+    def forward(self, student, teacher):
+        widths = [[x.shape[1] for x in maps] for maps in (student, teacher)]
+        assert widths == [*self.told]
+        return self.weight * sum(x.mean() for x in student)
+
+
+class TestWidths:
+    """As wide as the maps are that the loss is given."""
+
+    @staticmethod
+    def told(kind, tap='backbone', loss=None, **fields):
+        sides = toy.segmenter(8), toy.segmenter(16)
+        model = distilled(*sides, tap, dict(type=kind, **(loss or {})), **fields)
+        return [loss.told for loss in model.kd['term'].losses]
+
+    def test_of_each_map_a_number(self):
+        pairs = [(8, 16), (16, 32), (32, 64), (64, 128)]
+        assert self.told('AnyWidthLoss') == pairs
+        assert self.told('WideLoss') == [(wide, wide) for _, wide in pairs]  # behind an adapter
+        own = dict(type='Adapter', norm=True)
+        assert self.told('AnyWidthLoss', adapter=own) == [(wide, wide) for _, wide in pairs]
+
+    def test_of_all_maps_lists(self):
+        assert self.told('AllWidthsLoss') == [([8, 16, 32, 64], [16, 32, 64, 128])]
+
+    def test_what_the_config_says_stays(self):
+        loss = dict(teacher_channels=32)
+        assert self.told('AnyWidthLoss', 'backbone[1]', loss) == [(16, 32)]
+        with pytest.raises(ValueError, match='AssertionError'):
+            self.told('AnyWidthLoss', 'backbone[1]', dict(student_channels=7))
+
+
+class TestSigmoid:
+    @pytest.mark.parametrize(
+        ('tap', 'expected'), [('bbox_head.retina_cls', True), ('bbox_head', True), ('neck', None)]
+    )
+    def test_is_that_of_the_head_that_is_tapped(self, tap, expected):
+        model = distilled(toy.detector(8), toy.detector(8), tap, dict(type='AnyWidthLoss'))
+        assert model.kd['term'].loss.sigmoid is expected
+
+    def test_of_a_softmax_head(self):
+        sides = toy.detector(8), toy.detector(8)
+        for side in sides:
+            side.bbox_head.loss_cls = dict(type='CrossEntropyLoss', use_sigmoid=False)
+        model = distilled(*sides, 'bbox_head.retina_cls', dict(type='AnyWidthLoss'))
+        assert model.kd['term'].loss.sigmoid is False
+
+
+@MODELS.register_module(force=True)
+class NewClassesLoss(DistillLoss):
+    extra_classes = any_channels = True
+
+    def forward(self, student, teacher):
+        known = student[:, : teacher.shape[1]]
+        return self.weight * (known - teacher.detach()).square().mean()
+
+
+class TestExtraClasses:
+    def test_of_the_student_are_allowed(self):
+        loss = dict(type='NewClassesLoss')
+        model = distilled(segmenter(8, classes=5), segmenter(16, classes=3), loss=loss)
+        assert not [*model.kd.parameters()]
+        assert toy.losses(model)['loss_kd_term'] > 0
+
+    def test_of_the_teacher_are_not(self):
+        loss = dict(type='NewClassesLoss')
+        with pytest.raises(ValueError, match=r'logits of 3 classes in the student and .* of 5'):
+            distilled(segmenter(8, classes=3), segmenter(16, classes=5), loss=loss)
+
+
 class TestIgnoreIndex:
     @staticmethod
     def found(student, tap='decode_head.conv_seg', kind='IgnoringLoss', **loss):

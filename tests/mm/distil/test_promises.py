@@ -398,7 +398,9 @@ class TestPromise10OtherFeaturesDoNotChangeWhatIsDistilled:
         sum(kd.values()).backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
-    @pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
+    @pytest.mark.parametrize(
+        'backend', [pytest.param('eager', marks=pytest.mark.long), 'aot_eager']
+    )
     def test_compile(self, model, expected, backend):
         torch._dynamo.reset()
         compiled = torch.compile(model, backend=backend)
@@ -409,6 +411,7 @@ class TestPromise10OtherFeaturesDoNotChangeWhatIsDistilled:
         grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         self.assert_close(grads, expected)
 
+    @pytest.mark.long
     def test_compile_in_the_runner(self, tmp_path):
         torch._dynamo.reset()
         plain, compiled = (

@@ -8,9 +8,10 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
-from kd_dense.adapters import resize
+from kd_dense.adapters import Adapter, resize
 from kd_dense.losses import DistillLoss, cwd_loss
-from kd_dense.mm.models.probe import probe
+from kd_dense.mm.distil.tokens import shapes_as_maps
+from kd_dense.mm.models.probe import Yield, probe
 from kd_dense.registry import MODELS
 from tests.mm import toy
 
@@ -34,14 +35,19 @@ class Halves(BaseModule):
 
 
 class Tokens(nn.Module):
-    """A neck that yields the last map as a sequence, too."""
+    """A neck that yields the last map as a sequence, too, behind some more tokens."""
+
+    def __init__(self, extra=0):
+        super().__init__()
+        self.extra = extra
 
     def forward(self, maps):
         self.tokens(maps[-1])
         return maps
 
     def tokens(self, x):
-        return x.flatten(2).transpose(1, 2)
+        tokens = x.flatten(2).transpose(1, 2)
+        return torch.cat([tokens[:, : self.extra].square(), tokens], 1), x.shape[2:]
 
 
 @MODELS.register_module(force=True)
@@ -163,6 +169,60 @@ class TestSizesThatDiffer:
             assert losses(model, size)['loss_kd_term'] > 0
 
 
+class TestTokens:
+    """Tokens (N, L, C) of an image are a map, whatever stands in front of them."""
+
+    @staticmethod
+    def model(student, teacher, tap='neck.tokens', **fields):
+        sides = [toy.build(segmenter(*one)) for one in ((8, UP), (16, DOWN))]
+        for side, extra in zip(sides, (student, teacher), strict=True):
+            side.neck = Tokens(extra)
+        return toy.build(
+            toy.distilled(*sides, terms=dict(term=dict(tap=tap, loss=toy.CWD, **fields)))
+        )
+
+    @pytest.mark.parametrize('extra', [(0, 0), (1, 0), (0, 1), (5, 2)])
+    @pytest.mark.parametrize('size', [64, 65, (48, 96)])
+    def test_are_compared_as_their_maps_are(self, extra, size):
+        """With an adapter, and of the sizes of each side."""
+        tokens = self.model(*extra)
+        as_maps = self.model(*extra, tap='backbone[-1]')
+        as_maps.load_state_dict(tokens.state_dict())
+        teacher = tokens.kd_plan.teacher.model.state_dict()
+        as_maps.kd_plan.teacher.model.load_state_dict(teacher)
+        student, teacher, value = maps(tokens, size)
+        expected_student, expected_teacher, expected = maps(as_maps, size)
+        assert torch.equal(student, expected_student)
+        assert torch.equal(teacher, expected_teacher)
+        assert torch.equal(value, expected)
+
+    def test_beside_a_map(self):
+        tap = dict(student='backbone[-1]', teacher='neck.tokens')
+        model = self.model(0, 1, tap)
+        assert isinstance(model.kd['term'].adapters[0], Adapter)
+        student, teacher, _ = maps(model, 64)
+        assert student.shape[2:] == teacher.shape[2:] == (8, 8)
+        found = probe(model, [tap['student']], model.kd_plan.teacher.model, [tap['teacher']])
+        ways = model.kd['term'].ways(
+            found.student[tap['student']], found.teacher[tap['teacher']], found.size
+        )
+        assert ways == ['Adapter']
+
+    def test_what_a_head_yields_stays_as_it_is(self):
+        """Queries (N, Q, C), of which there may be as many as a map has positions."""
+        sides = [Yield(1, [(2, 100, 8)]), Yield(1, [(2, 100, 8)])]
+        same = shapes_as_maps(*sides, (512, 512), features=False)
+        assert list(same) == sides
+        turned = shapes_as_maps(*sides, (512, 512), features=True)
+        assert [one.shapes for one in turned] == [[(2, 8, 10, 10)]] * 2
+
+    def test_without_an_adapter(self):
+        with pytest.raises(
+            ValueError, match=r'\(2, 8, 8, 8\), the .* \(2, 16, 8, 8\).*adapter=False'
+        ):
+            self.model(1, 1, adapter=False)
+
+
 class TestRefuses:
     SHAPES = r"'term': the student map has shape \(2, 5, 9, 9\), the teacher map \(2, 5, 8, 8\), "
     REMEDY = 'agree on other images: pad these to a multiple of .*pad_size_divisor'
@@ -183,11 +243,11 @@ class TestRefuses:
     def test_what_is_no_map(self):
         sides = [toy.build(segmenter(8, rounding)) for rounding in (UP, DOWN)]
         for side in sides:
-            side.neck = Tokens()
+            side.neck = Tokens(extra=3)
         terms = dict(term=dict(tap='neck.tokens', loss=dict(type='ExactLoss')))
         model = toy.build(toy.distilled(*sides, terms=terms))
         assert losses(model, 64)['loss_kd_term'] > 0
-        message = r'\(2, 81, 8\), the teacher map \(2, 64, 8\); .* maps \(N, C, H, W\) only'
+        message = r'\(2, 84, 8\), the teacher map \(2, 67, 8\); .* maps \(N, C, H, W\) only'
         with pytest.raises(ValueError, match=message):
             losses(model, 65)
 
@@ -210,4 +270,4 @@ class TestWays:
         model = distilled(64, tap)
         teacher = model.kd_plan.teacher.model
         found = probe(model, [tap], teacher, [tap], first=size)
-        assert model.kd['term'].ways(found.student[tap], found.teacher[tap]) == expected
+        assert model.kd['term'].ways(found.student[tap], found.teacher[tap], size) == expected

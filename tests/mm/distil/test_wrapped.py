@@ -16,7 +16,7 @@ from kd_dense.mm import Distilled
 from kd_dense.mm.batches.made_up import add_labels, blank_batch, labelled_samples
 from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.distil.term import Term
-from kd_dense.mm.models.probe import probe
+from kd_dense.mm.models.probe import Yield, probe
 from tests.mm import toy
 
 VIDEO = dict(mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0], bgr_to_rgb=True)
@@ -214,7 +214,8 @@ class TestBranchesOfALayer:
     @staticmethod
     def term():
         term = Term('t', tap='backbone', loss=toy.CWD)
-        term.build_losses(found := type('Found', (), dict(shapes=[(2, 4, 8, 8)])))
+        found = Yield(1, [(2, 4, 8, 8)])
+        term.build_losses(found, found)
         term.fit(found, found)
         return term
 

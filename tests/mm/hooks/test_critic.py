@@ -11,7 +11,6 @@ from kd_dense.mm.run.export import export
 from tests.mm import toy
 from tests.mm.distil.test_promises import assert_equal_states, student_state, train
 from tests.mm.distil.test_training import scalars
-from tests.mm.processes import in_two_processes
 
 HOOK = dict(type='kd_dense.CriticHook')
 # A gradient shows in the weights as it is.
@@ -263,7 +262,10 @@ def converge(critic):
 
 
 def train_a_part(rank, world_size, work_dir):
-    """Train on two batches of four pictures, in this process and perhaps another."""
+    """Train on two batches of four pictures, in this process and perhaps another.
+
+    tests/mm/distil/test_distributed.py compares the two.
+    """
     found = {}
     for name, loss in {
         'hinge': dict(kind='hinge', preprocess='tanh'),
@@ -299,19 +301,3 @@ def train_a_part(rank, world_size, work_dir):
             {n: p.detach().numpy() for n, p in student.items() if not n.startswith('kd.')},
         )
     return found
-
-
-def test_two_processes_have_one_critic_that_of_a_single_process(tmp_path):
-    found = in_two_processes(train_a_part, 2, str(tmp_path / 'two'))
-    single = train_a_part(0, 1, str(tmp_path / 'one'))
-    for kind in ('hinge', 'wgan-gp'):
-        (start, ends, _), (_, others, _) = found[0][kind], found[1][kind]
-        before, expected, student = single[kind]
-        for name in expected:
-            assert (start[name] == before[name]).all()
-            assert (ends[name] == others[name]).all(), f'{kind}: {name} differs between processes'
-            moved = ((expected[name] - before[name]) ** 2).sum() ** 0.5
-            apart = ((ends[name] - expected[name]) ** 2).sum() ** 0.5
-            assert apart <= 1e-2 * moved + 1e-6, f'{kind}: {name} {apart} of {moved}'
-        for name, value in student.items():
-            assert abs(found[0][kind][2][name] - value).max() < 1e-4, f'{kind}: {name}'

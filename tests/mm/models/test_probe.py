@@ -1,4 +1,5 @@
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -131,17 +132,76 @@ AUXILIARY = dict(
 )
 
 
-class TestTapsThatRunInTheLossAlone:
-    """As those in the auxiliary heads of segmenters."""
+@cache
+def loss_head():
+    """A head with a layer that it runs while it computes its loss."""
+    from mmseg.models.decode_heads import FCNHead
+
+    class LossHead(FCNHead):
+        def loss_by_feat(self, seg_logits, batch_data_samples):
+            return super().loss_by_feat(self.extra(seg_logits), batch_data_samples)
+
+    return LossHead
+
+
+class TestAuxiliaryHeads:
+    """Which segmenters run in their loss alone."""
 
     @staticmethod
-    def model(width=8, **others):
+    def model(width=8, count=1, **others):
         auxiliary = dict(AUXILIARY, in_channels=2 * width)
-        return toy.build(toy.segmenter(width, auxiliary_head=auxiliary, **others))
+        heads = auxiliary if count == 1 else [auxiliary] * count
+        return toy.build(toy.segmenter(width, auxiliary_head=heads, **others))
+
+    @pytest.mark.parametrize(
+        ('count', 'tap'),
+        [
+            (1, 'auxiliary_head'),
+            (1, 'auxiliary_head.conv_seg'),
+            (2, 'auxiliary_head.1.conv_seg'),
+            (2, 'auxiliary_head.*.conv_seg'),
+        ],
+    )
+    def test_run_behind_the_features_where_they_are_tapped(self, count, tap):
+        model = self.model(count=count)
+        attributes = [vars(m).keys() for m in model.modules()]
+        taps = [tap, 'decode_head.conv_seg']
+        found = probe(model, taps, self.model(16, count), taps)
+        assert not found.student_by_loss
+        assert not found.by_loss
+        calls = 2 if '*' in tap else 1
+        for side in (found.student, found.teacher):
+            assert side[tap] == Yield(calls, [(2, 5, 8, 8)] * calls)
+            assert side['decode_head.conv_seg'] == Yield(1, [(2, 5, 8, 8)])
+        assert [vars(m).keys() for m in model.modules()] == attributes
+
+    def test_others_do_not_run(self):
+        model = self.model(count=2)
+        model.auxiliary_head[0].forward = lambda *_: {}['not asked for']
+        assert not probe(model, [], model, ['auxiliary_head.1']).by_loss
+
+    def test_are_distilled(self):
+        student, teacher = self.model(dropout=0.0), self.model(16)
+        term = dict(tap='auxiliary_head.conv_seg', loss=toy.CWD)
+        model = toy.build(toy.distilled(student=student, teacher=teacher, terms=dict(term=term)))
+        runs = []
+        teacher.decode_head.register_forward_pre_hook(lambda *_: runs.append(1))
+        losses = toy.losses(model)
+        assert losses['loss_kd_term'] > 0
+        assert not runs  # the teacher stops before
+
+
+class TestTapsThatRunInTheLossAlone:
+    @staticmethod
+    def model(width=8, **others):
+        model = toy.build(toy.segmenter(width, **others))
+        model.decode_head.extra = torch.nn.Conv2d(5, 5, 1)
+        model.decode_head.__class__ = loss_head()
+        return model
 
     def test_are_found_there(self):
         model = self.model()
-        taps = ['auxiliary_head.conv_seg', 'decode_head.conv_seg']
+        taps = ['decode_head.extra', 'decode_head.conv_seg']
         found = probe(model, taps, self.model(16), taps)
         assert found.student_by_loss
         assert found.by_loss
@@ -151,21 +211,21 @@ class TestTapsThatRunInTheLossAlone:
 
     def test_decide_for_their_own_model_alone(self):
         model = self.model()
-        found = probe(model, ['decode_head.conv_seg'], self.model(), ['auxiliary_head.conv_seg'])
+        found = probe(model, ['decode_head.conv_seg'], self.model(), ['decode_head.extra'])
         assert not found.student_by_loss
         assert found.by_loss
 
     def test_leave_the_model_as_it_is(self):
         model = self.model().train()
         state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-        yields(model, 'auxiliary_head.conv_seg')
+        yields(model, 'decode_head.extra')
         assert torch.equal(torch.get_rng_state(), random)
         assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
     def test_a_larger_size_is_tried_where_the_loss_refuses_the_small_one(self):
         model = self.model()
         model.neck = NeedsSize(48)
-        assert probe(model, ['auxiliary_head'], model, ['auxiliary_head']).size == (256, 256)
+        assert probe(model, ['decode_head.extra'], model, ['decode_head.extra']).size == (256, 256)
 
     def test_those_that_never_run_are_refused(self):
         model = self.model()
@@ -185,9 +245,9 @@ class TestTapsThatRunInTheLossAlone:
     @pytest.mark.parametrize(
         'tap',
         [
-            'auxiliary_head.conv_seg',
-            dict(student='decode_head.conv_seg', teacher='auxiliary_head.conv_seg'),
-            dict(student='auxiliary_head.conv_seg', teacher='decode_head.conv_seg'),
+            'decode_head.extra',
+            dict(student='decode_head.conv_seg', teacher='decode_head.extra'),
+            dict(student='decode_head.extra', teacher='decode_head.conv_seg'),
         ],
         ids=['both', 'teacher', 'student'],
     )

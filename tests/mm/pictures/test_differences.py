@@ -11,6 +11,9 @@ from tests.mm.pictures.looking import detection, drawn, see, see_method, texts
 # The values of these are made of more than what the map shows, or of something else.
 PARTS = {
     ('fgd', 'fgd'): ('foreground', 'background'),
+    ('generation', 'contrast'): ('features',),
+    ('logits', 'dist'): None,
+    ('mimic', 'focus'): None,
     ('skd', 'pixel'): None,
     ('skd', 'holistic'): None,
 }

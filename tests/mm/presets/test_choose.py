@@ -7,7 +7,7 @@ import torch
 
 import kd_dense.losses
 from kd_dense.mm.presets import choose, methods
-from kd_dense.mm.presets.choose import PRESETS
+from kd_dense.mm.presets.choose import METHODS
 from tests.mm import toy, toy_heads
 from tests.mm.presets.building import build, untrained
 
@@ -26,6 +26,17 @@ def binary(width):
     loss = dict(type='CrossEntropyLoss', use_sigmoid=True)
     config.decode_head.update(out_channels=1, threshold=0.5, loss_decode=loss)
     return config
+
+
+def with_auxiliary(model, count=1, classes=5):
+    """A segmenter with an auxiliary head, or with a list of them."""
+    heads = [
+        dict(model.decode_head, in_channels=model.decode_head.in_channels // 2, in_index=2,
+             num_classes=classes)
+        for _ in range(count)
+    ]  # fmt: skip
+    model.auxiliary_head = heads[0] if count == 1 else heads
+    return model
 
 
 class TestFamilies:
@@ -134,20 +145,94 @@ class TestSeveral:
         assert losses['loss_kd_fgd.foreground'] > 0
         assert losses['loss_kd_ld.main'] > 0
 
+    def test_shares_take_the_place_of_weights(self):
+        model = build(preset=['cwd', 'skd'], weights='shares')
+        shares = {name: term.shares.whole.share for name, term in model.kd.items()}
+        assert len(shares) == 4
+        assert set(shares.values()) == {0.25}
+
     def test_a_name_that_is_taken_gets_its_method_in_front(self, monkeypatch):
-        monkeypatch.setitem(choose.PRESETS, 'other', PRESETS['cwd'])
+        monkeypatch.setitem(METHODS, 'other', METHODS['cwd'])
         model = build(preset=['cwd', 'other'])
         assert [*model.kd] == ['cwd', 'other_cwd']
 
 
+class TestOptionalTerms:
+    """A term that a preset can do without."""
+
+    def optional(self, monkeypatch):
+        loss = dict(type='CWDLoss', weight=0.4)
+        terms = dict(
+            cwd=dict(tap='logits', loss=loss),
+            aux=dict(tap='aux_logits', loss=loss, optional=True, schedule=dict(stop=10)),
+        )
+        row = METHODS['cwd'].presets[0]._replace(terms=terms)
+        monkeypatch.setitem(METHODS, 'cwd', METHODS['cwd']._replace(presets=(row,)))
+
+    def test_is_left_out_where_a_model_lacks_its_place(self, monkeypatch):
+        self.optional(monkeypatch)
+        assert [*build(preset='cwd').kd] == ['cwd']
+        one_side = with_auxiliary(toy.segmenter())
+        assert [
+            *build(preset='cwd', student=one_side, teacher=untrained(toy.segmenter(16))).kd
+        ] == ['cwd']
+
+    def test_is_there_where_both_have_it_with_all_that_it_says(self, monkeypatch, log):
+        self.optional(monkeypatch)
+        both = [with_auxiliary(toy.segmenter(width)) for width in (8, 16)]
+        model = build(preset='cwd', student=both[0], teacher=untrained(both[1]))
+        assert [*model.kd] == ['cwd', 'aux']
+        assert model.kd.aux.student_tap == 'auxiliary_head.conv_seg'
+        assert model.kd.aux.schedule.stop == 10
+        assert "on auxiliary_head.conv_seg, schedule={'stop': 10}" in log()
+
+
+class TestListed:
+    def test_every_method_has_a_line_in_the_group_of_what_it_needs(self):
+        lines = choose.listed_methods().splitlines()
+        groups, group = {}, None
+        for line in lines:
+            if line.startswith('    '):
+                groups[line.split()[0]] = group
+                assert METHODS[line.split()[0]].summary in line
+                assert len(line) <= 99
+            else:
+                group = line
+        assert groups.keys() == METHODS.keys()
+        assert groups['cwd'] == '  features:'
+        assert 'label maps' in groups['intrakd']
+        assert 'boxes' in groups['fgd']
+        assert 'boxes' in groups['ld']
+
+    def test_logits_alone(self, monkeypatch):
+        row = METHODS['cwd'].presets[0]
+        method = METHODS['cwd']._replace(presets=(row,))
+        monkeypatch.setitem(METHODS, 'cwd', method)
+        first, line, *_ = choose.listed_methods().splitlines()
+        assert first == '  class logits of a segmenter:'
+        assert line.split()[0] == 'cwd'
+
+    def test_an_error_proposes_near_names_and_lists_all(self):
+        with pytest.raises(ValueError, match=r"no method 'fdg', did you mean .*'fgd'") as error:
+            choose.check_methods(['cwd', 'fdg'])
+        assert choose.listed_methods() in str(error.value)
+        with pytest.raises(ValueError, match=r"no method 'qqqqq'; by what they need"):
+            choose.check_methods(['qqqqq'])
+
+
 class TestFiles:
-    def test_a_new_file_is_a_new_method_behind_the_others(self, tmp_path, monkeypatch):
-        (tmp_path / 'zzz.py').write_text('PRESETS, SUMS = (), {}')
+    def test_a_new_file_is_a_new_family_behind_the_others(self, tmp_path, monkeypatch):
+        (tmp_path / 'zzz.py').write_text('METHODS, SUMS = {}, {}')
+        known = [*choose._files()]
         monkeypatch.setattr(methods, '__path__', [*methods.__path__, str(tmp_path)])
         found = choose._files()
         del sys.modules[found['zzz'].__name__]
-        assert [*found] == [*PRESETS, 'zzz']
-        assert [*PRESETS][:5] == ['cwd', 'skd', 'fgd', 'ld', 'intrakd']
+        assert [*found] == [*known, 'zzz']
+        assert [*METHODS][:5] == ['cwd', 'skd', 'fgd', 'ld', 'intrakd']
+
+    def test_a_name_belongs_to_one_file(self):
+        named = [name for file in choose._files().values() for name in file.METHODS]
+        assert named == [*METHODS]
 
     def test_one_file_has_the_rule_of_a_loss(self):
         named = [loss for file in choose._files().values() for loss in file.SUMS]
@@ -157,11 +242,14 @@ class TestFiles:
 @pytest.mark.parametrize(
     ('others', 'message'),
     [
-        (dict(preset='cdw'), "no preset 'cdw', did you mean 'cwd'"),
-        (dict(preset=['cwd', 'cdw']), "no preset 'cdw', did you mean 'cwd'"),
+        (dict(preset='cdw'), "no method 'cdw', did you mean 'cwd'"),
+        (dict(preset=['cwd', 'cdw']), "no method 'cdw', did you mean 'cwd'"),
         (dict(preset=['cwd', 'cwd']), 'comes twice'),
-        (dict(preset=[]), 'expected preset as a name or a list of names'),
+        (dict(preset=[]), 'no method was named'),
+        (dict(preset=5), 'expected preset as a name or a list of names'),
         (dict(preset='cwd', inherit=['backbone']), 'either preset, or terms and inherit'),
+        (dict(preset='cwd', weights='share'), "weights to be one of .*'shares'.*got 'share'"),
+        (dict(terms=toy.logits_term(), weights='shares'), 'a term says it itself, as share=1.0'),
         (dict(preset='cwd', teacher=untrained(toy.detector())),
          'none of these fits a student EncoderDecoder with a teacher RetinaNet'),
         (dict(preset='ld', student=toy.detector()), 'has settings for GFL, ATSS with'),
@@ -176,13 +264,14 @@ def test_what_does_not_fit_is_an_error(others, message):
 def table(method):
     """The table of a method as docs/presets.md has it."""
     lines = ['| student | tap | loss | inherits | source |', '|-|-|-|-|-|']
-    for preset in PRESETS[method]:
+    for preset in METHODS[method].presets:
         groups = {}
         for name, fields in preset.terms.items():
             arguments = {k: v for k, v in fields['loss'].items() if k != 'type'}
             said = ', '.join(f'{k}={v!r}' for k, v in arguments.items())
+            rest = ''.join(f', `{k}={v!r}`' for k, v in fields.items() if k not in ('tap', 'loss'))
             groups.setdefault(fields['tap'], []).append(
-                f'{name}: `{fields["loss"]["type"]}({said})`'
+                f'{name}: `{fields["loss"]["type"]}({said})`{rest}'
             )
         taps = '<br>'.join(f'`{tap}`' for tap in groups)
         losses = '<br>'.join('; '.join(said) for said in groups.values())
@@ -192,14 +281,14 @@ def table(method):
     return '\n'.join(lines)
 
 
-@pytest.mark.parametrize('method', PRESETS)
+@pytest.mark.parametrize('method', METHODS)
 def test_the_page_has_the_table(method):
     assert table(method) in PAGE.read_text(), f'docs/presets.md lacks:\n\n{table(method)}'
 
 
 def test_every_weight_in_the_table_is_one_of_its_loss():
-    for rows in PRESETS.values():
-        for preset in rows:
+    for method in METHODS.values():
+        for preset in method.presets:
             for fields in preset.terms.values():
                 loss = dict(fields['loss'])
                 takes = inspect.signature(getattr(kd_dense.losses, loss.pop('type'))).parameters

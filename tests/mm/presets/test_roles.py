@@ -114,6 +114,31 @@ class TestRoles:
         assert Side(model).logits() == expected
 
 
+@pytest.mark.parametrize(
+    ('classes', 'expected'),
+    [
+        ([], None),
+        ([5], 'auxiliary_head.conv_seg'),
+        ([5, 5], 'auxiliary_head.1.conv_seg'),
+        ([5, 2], 'auxiliary_head.0.conv_seg'),  # of boundaries, as STDC's last
+        ([2], None),
+    ],
+)
+def test_where_auxiliary_logits_are(classes, expected):
+    def head(count):
+        module = nn.ModuleDict(dict(conv_seg=nn.Conv2d(1, count, 1)))
+        module.num_classes = count
+        return module
+
+    model = nn.Module()
+    model.decode_head = head(5)
+    heads = nn.ModuleList(map(head, classes))
+    if classes:
+        model.auxiliary_head = heads[0] if len(heads) == 1 else heads
+    assert Side(model).aux_logits() == expected
+    assert Pair(model, model).places('aux_logits') == (expected and (expected, expected, []))
+
+
 def test_where_both_run_at_their_own_size_alone():
     """A student that rounds up and a teacher that rounds down, at 769x769 only."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kd_dense.mm.presets.settings import Preset, Sums
+from kd_dense.mm.presets.settings import Method, Preset, Sums
 
-__all__ = ['PRESETS', 'SUMS']
+__all__ = ['METHODS', 'SUMS']
 
 
 def _on(feature: str) -> dict[str, Any]:
@@ -18,21 +18,26 @@ def _on(feature: str) -> dict[str, Any]:
     }
 
 
-PRESETS = (
-    Preset(
-        models='segmenters with class logits and a bottleneck',
-        part='decode_head.bottleneck',
-        terms=_on('decode_head.bottleneck'),
-        inherit=(),
-        source="ours: the authors' settings are not public",
+METHODS = {
+    'intrakd': Method(
+        'moments of features by class, attention, and class distributions',
+        (
+            Preset(
+                models='segmenters with class logits and a bottleneck',
+                part='decode_head.bottleneck',
+                terms=_on('decode_head.bottleneck'),
+                inherit=(),
+                source="ours: the authors' settings are not public",
+            ),
+            Preset(
+                models='other segmenters with class logits',
+                terms=_on('backbone[-1]'),
+                inherit=(),
+                source="ours: the authors' settings are not public",
+            ),
+        ),
     ),
-    Preset(
-        models='other segmenters with class logits',
-        terms=_on('backbone[-1]'),
-        inherit=(),
-        source="ours: the authors' settings are not public",
-    ),
-)
+}
 
 # Nothing is summed over maps: there is one, and the losses are means over it.
 SUMS: dict[str, Sums] = {}

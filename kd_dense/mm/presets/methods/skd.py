@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kd_dense.mm.presets.settings import P3_TO_P7, Preset, Sums
+from kd_dense.mm.presets.settings import P3_TO_P7, Method, Preset, Sums
 
-__all__ = ['PRESETS', 'SUMS']
+__all__ = ['METHODS', 'SUMS']
 
 
 def _pair(tap: str) -> dict[str, Any]:
@@ -21,27 +21,32 @@ def _all(feature: str) -> dict[str, Any]:
     }
 
 
-PRESETS = (
-    Preset(
-        models='segmenters with class logits and a bottleneck',
-        part='decode_head.bottleneck',
-        terms=_all('decode_head.bottleneck'),
-        inherit=(),
-        source='authors, run_train_val.sh: PSPNet on Cityscapes',
+METHODS = {
+    'skd': Method(
+        'logits per pixel, how alike the regions are, and a critic (detectors: the second)',
+        (
+            Preset(
+                models='segmenters with class logits and a bottleneck',
+                part='decode_head.bottleneck',
+                terms=_all('decode_head.bottleneck'),
+                inherit=(),
+                source='authors, run_train_val.sh: PSPNet on Cityscapes',
+            ),
+            Preset(
+                models='other segmenters with class logits',
+                terms=_all('backbone[-1]'),
+                inherit=(),
+                source="authors, run_train_val.sh; the pair-wise part on the backbone's last map",
+            ),
+            Preset(
+                models='detectors with a neck',
+                terms=_pair('neck'),
+                inherit=(),
+                source='the pair-wise part alone, with the weight for segmentation',
+                layout=P3_TO_P7,
+            ),
+        ),
     ),
-    Preset(
-        models='other segmenters with class logits',
-        terms=_all('backbone[-1]'),
-        inherit=(),
-        source="authors, run_train_val.sh; the pair-wise part on the backbone's last map",
-    ),
-    Preset(
-        models='detectors with a neck',
-        terms=_pair('neck'),
-        inherit=(),
-        source='the pair-wise part alone, with the weight for segmentation',
-        layout=P3_TO_P7,
-    ),
-)
+}
 
 SUMS: dict[str, Sums] = {'PairWiseLoss': dict(weight=lambda m: 1)}

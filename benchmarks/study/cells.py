@@ -1,0 +1,150 @@
+"""The grid of the study: which data, models and schedules, and what a run is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+OWN = Path('benchmarks/study/configs')
+QUICKSTART = Path('configs/quickstart')
+WORK = Path('work_dirs/study')
+
+METRICS = {'segmentation': ('mIoU', 1.0), 'detection': ('coco/bbox_mAP', 100.0)}
+SCHEDULES = ('short', 'plateau')
+SEEDS = (0, 1, 2)
+
+
+class Data(NamedTuple):
+    """A set of pictures and the pair that is trained on it.
+
+    Attributes:
+        task: Segmentation or detection.
+        student: Its config.
+        teacher: Its config.
+        iterations: Of the student, by schedule; of the teacher under ``'teacher'``.
+        needs: The folder that must exist.
+        inherit: Parts that the student can start from the teacher's weights.
+        weights: Of the teacher, where they are committed.
+    """
+
+    task: str
+    student: Path
+    teacher: Path
+    iterations: Mapping[str, int]
+    needs: Path
+    inherit: tuple[str, ...] = ()
+    weights: Path | None = None
+
+
+def _real(name: str, task: str, short: int, plateau: int, teacher: int, *inherit: str) -> Data:
+    return Data(
+        task,
+        OWN / f'{name}_student.py',
+        OWN / f'{name}_teacher.py',
+        dict(short=short, plateau=plateau, teacher=teacher),
+        Path('data/real') / name,
+        inherit,
+    )
+
+
+def _scenes(task: str, teacher: int) -> Data:
+    short = dict(seg='segmentation', det='detection')[task]
+    return Data(
+        short,
+        QUICKSTART / f'{task}_student.py',
+        QUICKSTART / f'{task}_teacher.py',
+        dict(short=600, plateau=2400, teacher=teacher),
+        Path('data/scenes'),
+        (),
+        QUICKSTART / 'checkpoints' / f'{task}_teacher.pth',
+    )
+
+
+HEADS = ('neck', 'bbox_head')
+SETS: dict[str, Data] = {
+    'scenes-segmentation': _scenes('seg', 1600),
+    'scenes-detection': _scenes('det', 2000),
+    'camvid': _real('camvid', 'segmentation', 600, 2400, 1600),
+    'cards': _real('cards', 'detection', 400, 1200, 800, *HEADS),
+    'bccd': _real('bccd', 'detection', 400, 1200, 800, *HEADS),
+    'neudet': _real('neudet', 'detection', 400, 1200, 1200, *HEADS),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        set: Of pictures.
+        method: ``'teacher'``, ``'alone'``, or a name in `benchmarks.study.methods.METHODS`.
+        weights: ``'published'`` or ``'shares'``; ``'-'`` where no term has any.
+        schedule: How long: ``'short'`` or ``'plateau'``; of the teacher ``'teacher'``.
+        control: ``'none'``; or ``'cpu_time'`` for a student alone that trains for as much CPU
+            time as ``equals`` takes.
+        equals: What a control is compared with.
+        seed: Of start values and of the order of pictures.
+        iterations: How long that is.
+    """
+
+    set: str
+    method: str
+    weights: str
+    schedule: str
+    seed: int
+    iterations: int
+    control: str = 'none'
+    equals: str = ''
+
+    @property
+    def data(self) -> Data:
+        return SETS[self.set]
+
+    @property
+    def teacher(self) -> bool:
+        return self.method == 'teacher'
+
+    @property
+    def title(self) -> str:
+        words = [self.set, self.method, *([self.weights] if self.weights != '-' else [])]
+        words += [f'as {self.equals}'] if self.equals else []
+        return ', '.join([*words, self.schedule, f'seed {self.seed}'])
+
+    @property
+    def model(self) -> str:
+        """What a queue tells the costs of runs apart by."""
+        return self.title
+
+    @property
+    def folder(self) -> Path:
+        return WORK / self.title.replace(', ', '_').replace(' ', '-')
+
+    def spec(self) -> dict[str, Any]:
+        """What a run depends on, beside the code."""
+        return asdict(self)
+
+    def result(self) -> dict[str, Any] | None:
+        """What the run wrote, if it has ended."""
+        try:
+            line = dict(json.loads((self.folder / 'result.json').read_text()))
+        except FileNotFoundError:
+            return None
+        # another schedule of that name writes to the same folder
+        return line if line['iterations'] in (0, self.iterations) else None
+
+    def progress(self) -> float:
+        """The part of its iterations that a run has done."""
+        try:
+            return float((self.folder / 'progress').read_text())
+        except (FileNotFoundError, ValueError):
+            return 0.0
+
+
+def teacher_of(name: str) -> Cell:
+    """The training of the teacher of a set."""
+    iterations = SETS[name].iterations['teacher']
+    return Cell(name, 'teacher', '-', 'teacher', 0, iterations)

@@ -1,0 +1,9 @@
+"""BCCD, blood cells: the teacher."""
+
+_base_ = 'gfl_teacher.py'
+classes = ('RBC', 'WBC', 'Platelets')
+own = dict(data_root='{{$REAL_PICTURES:data/real}}/bccd/', metainfo=dict(classes=classes))
+model = dict(bbox_head=dict(num_classes=3))
+train_dataloader = dict(dataset=own)
+val_dataloader = dict(dataset=own)
+test_dataloader = dict(dataset=own)

@@ -1,0 +1,41 @@
+"""PSPNet on a ResNet-18 a quarter as wide as usual, from scratch."""
+
+_base_ = 'camvid.py'
+norm_cfg = dict(type='BN')
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        size=(160, 160),
+        pad_val=0,
+        seg_pad_val=255,
+        test_cfg=dict(size_divisor=1),
+    ),
+    backbone=dict(
+        type='ResNetV1c',
+        depth=18,
+        stem_channels=16,
+        base_channels=16,
+        strides=(1, 2, 1, 1),
+        dilations=(1, 1, 2, 4),
+        norm_cfg=norm_cfg,
+        contract_dilation=True,
+    ),
+    decode_head=dict(
+        type='PSPHead',
+        in_channels=128,
+        in_index=3,
+        channels=32,
+        pool_scales=(1, 2, 3, 6),
+        dropout_ratio=0.1,
+        num_classes=11,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss'),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
+)

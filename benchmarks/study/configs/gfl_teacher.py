@@ -1,0 +1,19 @@
+"""GFL on a MobileNetV2 that was trained on ImageNet."""
+
+_base_ = 'gfl_student.py'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='MobileNetV2',
+        out_indices=(2, 4, 6),
+        norm_cfg=dict(type='BN'),
+        init_cfg=dict(
+            type='Pretrained', checkpoint='{{$REAL_PICTURES:data/real}}/weights/mobilenet_v2.pth'
+        ),
+    ),
+    neck=dict(in_channels=[32, 96, 320], start_level=0),
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+param_scheduler = [dict(type='OneCycleLR', eta_max=1e-3, total_steps=800, by_epoch=False)]
+train_cfg = dict(max_iters=800, val_interval=800)
+default_hooks = dict(checkpoint=dict(interval=800))

@@ -1,0 +1,110 @@
+"""The page of the study, from its lines alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+__all__ = ['page', 'paired']
+
+Line = Mapping[str, Any]
+# Two-sided 95 % of Student's distribution, by degrees of freedom.
+T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+HEAD = """# Does it make a better student?
+
+Every run of the study, none left out; [study.jsonl](study.jsonl) has them line by line, with the
+commit that made each. `python -m benchmarks.study` runs what has no line yet, and
+`python -m benchmarks.study --page docs/results/study.md` writes this page.
+
+Scores are mIoU (segmentation) and AP (detection) in percent, on test pictures; `val` is on
+pictures that neither train nor test. `gain` is the mean over seeds of the difference to the
+student alone of the same seed and schedule, with the half width of its 95 % interval (Student's t;
+with three seeds it is 2.5 times the spread of the differences). `gap` is the share of the distance
+between the student alone and its teacher. `as X` is the student alone for the CPU time of X.
+"""
+
+
+def page(lines: Sequence[Line]) -> str:
+    """The page, as Markdown."""
+    parts = [HEAD]
+    for name, task in dict.fromkeys((x['set'], x['task']) for x in lines):
+        own = [x for x in lines if (x['set'], x['task']) == (name, task)]
+        teachers = [x for x in own if x['method'] == 'teacher']
+        parts.append(f'## {name}, {task}\n')
+        parts += [
+            f'Teacher `{x["teacher"]}`: val {x["val"]:.1f}, test {x["test"]:.1f}. '
+            f'Student `{x["student"]}`.\n'
+            for x in teachers
+        ]
+        best = teachers[0]['test'] if teachers else math.nan
+        students = [x for x in own if x['method'] != 'teacher']
+        parts += [
+            _table([x for x in students if x['schedule'] == schedule], schedule, best)
+            for schedule in dict.fromkeys(x['schedule'] for x in students)
+        ]
+    return '\n'.join(parts)
+
+
+def _table(lines: Sequence[Line], schedule: str, teacher: float) -> str:
+    alone = {x['seed']: x for x in lines if _kind(x) == ('alone', '-', '')}
+    rows = []
+    for kind in sorted({_kind(x) for x in lines}, key=_order):
+        runs = {x['seed']: x for x in lines if _kind(x) == kind}
+        scores = [x['test'] for x in runs.values()]
+        differences = [x['test'] - alone[s]['test'] for s, x in runs.items() if s in alone]
+        rows.append(
+            f'| {_spelt(kind)} | {len(runs)} | {runs[min(runs)]["iterations"]:,} '
+            f'| {mean(x["cpu_s"] for x in runs.values()):.0f} '
+            f'| {mean(x["val"] for x in runs.values()):.1f} | {mean(scores):.1f}{_spread(scores)} '
+            + ('| | |' if kind == ('alone', '-', '') else _gain(differences, alone, teacher))
+        )
+    head = '| student | seeds | iterations | CPU s | val | test | gain | gap |\n'
+    return f'### {schedule}\n\n{head}|-|-|-|-|-|-|-|-|\n' + '\n'.join(rows) + '\n'
+
+
+def _kind(x: Line) -> tuple[str, str, str]:
+    return x['method'], x['weights'], x['equals']
+
+
+def _order(kind: tuple[str, str, str]) -> tuple[Any, ...]:
+    method, weights, equals = kind
+    places = ['alone', 'inherit']
+    about = equals.partition(' ')[0] or method
+    return (places.index(about) if about in places else 2, about, bool(equals), weights)
+
+
+def _spelt(kind: tuple[str, str, str]) -> str:
+    method, weights, equals = kind
+    if equals:
+        return f'alone, as {equals}'
+    return method if weights in ('-', 'published') else f'{method}, {weights}'
+
+
+def _spread(scores: Sequence[float]) -> str:
+    return f' +- {stdev(scores):.1f}' if len(scores) > 1 else ''
+
+
+def _gain(differences: Sequence[float], alone: Mapping[int, Line], teacher: float) -> str:
+    if not differences:
+        return '| | |'
+    middle, half = paired(differences)
+    base = mean(x['test'] for x in alone.values())
+    gap = f'{100 * middle / (teacher - base):.0f} %' if teacher > base else ''
+    width = '' if math.isnan(half) else f' +- {half:.1f}'
+    return f'| {middle:+.1f}{width} | {gap} |'
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean of paired differences, and the half width of its 95 % interval.
+
+    Examples:
+        >>> middle, half = paired([1.0, 2.0, 3.0])
+        >>> round(middle, 2), round(half, 2)
+        (2.0, 2.48)
+    """
+    count = len(differences)
+    if count < 2:
+        return mean(differences), math.nan
+    return mean(differences), T95.get(count - 1, 2.0) * stdev(differences) / math.sqrt(count)

@@ -1,0 +1,54 @@
+"""The lines of the results file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.cells import SETS, Cell
+
+__all__ = ['Results']
+
+# What tells one run from another one.
+KEY = ('set', 'task', 'method', 'weights', 'schedule', 'control', 'equals', 'seed', 'iterations')
+
+
+class Results:
+    """What has been run.
+
+    Args:
+        file: One JSON object a line; it need not exist.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        text = file.read_text() if file.is_file() else ''
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+
+    def find(self, cell: Cell) -> dict[str, Any] | None:
+        """The line of a run, if it has one."""
+        wanted = {**cell.spec(), 'task': cell.data.task, 'set': cell.set.partition('-')[0]}
+        if cell.teacher and cell.data.weights is not None:
+            wanted['iterations'] = 0  # tested, not trained
+        found = (x for x in self.lines if all(x[key] == wanted[key] for key in KEY))
+        return next(found, None)
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Write a line behind the others."""
+        self.lines.append(line)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.file, 'a') as out:
+            out.write(json.dumps(line) + '\n')
+
+    def seconds(self, name: str, schedule: str, method: str, weights: str) -> list[float]:
+        """CPU seconds of the runs of a method, one for each seed."""
+        wanted = dict(
+            set=name.partition('-')[0],
+            task=SETS[name].task,
+            schedule=schedule,
+            method=method,
+            weights=weights,
+            control='none',
+        )
+        return [x['cpu_s'] for x in self.lines if all(x[k] == v for k, v in wanted.items())]

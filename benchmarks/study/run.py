@@ -1,0 +1,127 @@
+"""One run of the study, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+import kd_dense.mm  # noqa: F401
+from benchmarks.study.cells import METRICS, ROOT, Cell, teacher_of
+from benchmarks.study.methods import distillation
+
+VALIDATIONS = 6  # of a training
+
+
+class Watch(Hook):
+    """Notes progress, scores, and the CPU time of training, validation left out."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+        self.cpu = self.started = 0.0
+        self.curve: list[tuple[int, float]] = []
+
+    def before_train(self, runner: Runner) -> None:
+        self.started = time.process_time()
+
+    def before_val(self, runner: Runner) -> None:
+        self.cpu += time.process_time() - self.started
+
+    def after_val(self, runner: Runner) -> None:
+        self.started = time.process_time()
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        if runner.iter % 10 == 0:
+            (self.cell.folder / 'progress').write_text(str(runner.iter / runner.max_iters))
+
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
+        self.curve.append((runner.iter, score(self.cell, metrics)))
+
+
+def score(cell: Cell, metrics: Mapping[str, float]) -> float:
+    """The metric of a task in percent; without a single detection COCO's has no value."""
+    key, scale = METRICS[cell.data.task]
+    return round(scale * float(metrics.get(key, 0.0)), 2)
+
+
+def run(cell: Cell) -> None:
+    """Do a run, and write ``result.json`` into its folder."""
+    config = read(cell)
+    runner, watch = Runner.from_cfg(config), Watch(cell)
+    runner.register_hook(watch, priority='VERY_LOW')
+    if config.load_from:
+        val = score(cell, runner.val())
+        iterations = 0
+    else:
+        runner.train()
+        val, iterations = watch.curve[-1][1], cell.iterations
+    sizes = [(n, p.numel()) for n, p in runner.model.named_parameters()]
+    line = {
+        'set': cell.set.partition('-')[0],
+        'task': cell.data.task,
+        'student': cell.data.student.as_posix(),
+        'teacher': cell.data.teacher.as_posix(),
+        'method': cell.method,
+        'weights': cell.weights,
+        'schedule': cell.schedule,
+        'control': cell.control,
+        'equals': cell.equals,
+        'seed': cell.seed,
+        'iterations': iterations,
+        'cpu_s': round(watch.cpu, 1),
+        'val': val,
+        'test': score(cell, runner.test()),
+        'curve': watch.curve,
+        'parameters': sum(count for name, count in sizes if not name.startswith('kd.')),
+        'commit': commit(),
+    }
+    (cell.folder / 'result.json').write_text(json.dumps(line))
+
+
+def read(cell: Cell) -> Config:
+    """The config of a run."""
+    data = cell.data
+    config = Config.fromfile(str(data.teacher if cell.teacher else data.student))
+    config.work_dir = str(cell.folder)
+    config.randomness.seed = cell.seed
+    for name in ('train', 'val', 'test'):
+        loader = config[f'{name}_dataloader']
+        loader.num_workers, loader.persistent_workers = 0, False  # so that its CPU time counts
+    for name in ('val', 'test'):
+        evaluator, loader = config[f'{name}_evaluator'], config[f'{name}_dataloader']
+        if evaluator.type == 'CocoMetric' and 'ann_file' not in evaluator:
+            evaluator.ann_file = loader.dataset.data_root + loader.dataset.ann_file
+    config.train_cfg.max_iters = config.param_scheduler[0].total_steps = cell.iterations
+    config.train_cfg.val_interval = -(-cell.iterations // VALIDATIONS)
+    config.default_hooks.checkpoint.interval = cell.iterations
+    config.default_hooks.checkpoint.max_keep_ckpts = 1
+    if cell.teacher:
+        config.load_from = None if data.weights is None else str(data.weights)
+    elif cell.method != 'alone':
+        config.model = dict(
+            type='kd_dense.Distilled',
+            student=config.model,
+            teacher=dict(config=str(data.teacher), checkpoint=str(weights_of_teacher(cell))),
+            **distillation(cell.method, data),
+        )
+    return config
+
+
+def weights_of_teacher(cell: Cell) -> Path:
+    """Where the weights of the teacher of a set lie."""
+    teacher = teacher_of(cell.set)
+    return cell.data.weights or teacher.folder / f'iter_{teacher.iterations}.pth'
+
+
+def commit() -> str:
+    """The commit of the code; with a plus where files have changed since."""
+    command = ['git', 'describe', '--always', '--dirty=+', '--abbrev=10', '--exclude=*']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()

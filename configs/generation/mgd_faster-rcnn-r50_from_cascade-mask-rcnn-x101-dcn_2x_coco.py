@@ -1,0 +1,15 @@
+"""MGD from Cascade Mask R-CNN with deformable convolutions to Faster R-CNN R50.
+
+Source: the configs in `det/configs/distillers/mgd` of the authors' repository (yzd-v/MGD). The
+fifth level is a pooled fourth and is left out.
+"""
+_base_ = ['../_base_/kd_dense.py', 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py']
+model = dict(
+    _delete_=True,
+    type='kd_dense.Distilled',
+    student=_base_.model,
+    teacher='mmdet::dcn/cascade-mask-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco.py',
+    terms=dict(
+        mgd=dict(
+            tap='neck[:4]',
+            loss=dict(type='MGDLoss', weight=5e-7, mask_ratio=0.45))))

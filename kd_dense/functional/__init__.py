@@ -1,0 +1,29 @@
+"""Maths that several losses share."""
+
+from kd_dense.functional.checks import (
+    at_least_float32,
+    check_choice,
+    check_published_batch,
+    check_temperature,
+    published_sum,
+    without_autocast,
+)
+from kd_dense.functional.divergence import in_blocks, soft_kl, two_class_logits
+from kd_dense.functional.labels import labels_at
+from kd_dense.functional.ranks import mean_over_ranks, standardised, sum_over_ranks
+
+__all__ = [
+    'at_least_float32',
+    'check_choice',
+    'check_published_batch',
+    'check_temperature',
+    'in_blocks',
+    'labels_at',
+    'mean_over_ranks',
+    'published_sum',
+    'soft_kl',
+    'standardised',
+    'sum_over_ranks',
+    'two_class_logits',
+    'without_autocast',
+]

@@ -1,0 +1,222 @@
+"""Weights that set themselves: how strongly a term pulls, as a share of what the task does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.autograd import Variable
+
+from kd_dense.functional import at_least_float32, mean_over_ranks
+
+__all__ = ['Share', 'ShareMeter']
+
+# A weight follows the gradients of about so many measurements.
+MEMORY = 50
+# What a term is worth in its first step, which only measures.
+FIRST_VALUE = 1e-3
+
+
+class Share(nn.Module):
+    r"""The weight of a loss that pulls ``share`` times as strongly as the losses of the task.
+
+    Pull is the norm of a gradient by the student's maps of a tap, all maps that the loss uses
+    together. With $g$ of the task and $k$ of the loss as it is, the weight is
+
+    $$
+    w = \text{share} \cdot \exp\Bigl(\operatorname{mean}_{\text{steps}}
+        \log \frac{\lVert g \rVert}{\lVert k \rVert}\Bigr)
+    $$
+
+    a mean over all steps so far and, later, over the last 50 or so. The weight of a step is thus
+    known before its backward pass, which measures for the steps that follow; in the first step it
+    makes the loss worth next to nothing. What is measured without a gradient of the one or the
+    other, or with one that is not finite, is left out.
+
+    All that it knows are buffers, so that a resumed training goes on as it was.
+
+    Args:
+        share: $\lVert w k \rVert / \lVert g \rVert$ that is aimed at, ``> 0``.
+
+    Raises:
+        ValueError: If ``share`` is not a positive number.
+
+    Examples:
+        >>> share = Share(0.5)
+        >>> share.update(torch.tensor([4.0, 1.0]))  # the squares of both norms
+        >>> share.weight(torch.tensor(7.0))  # whatever the loss is
+        tensor(1.)
+    """
+
+    log_ratio: Tensor
+    steps: Tensor
+    first: Tensor
+    pull: Tensor
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        real = isinstance(share, Real) and not isinstance(share, bool)
+        if not (real and share > 0 and math.isfinite(share)):
+            raise ValueError(f'expected a share > 0, got share={share!r}')
+        self.share = share
+        self.register_buffer('log_ratio', torch.zeros(()))
+        self.register_buffer('steps', torch.zeros(()))
+        self.register_buffer('first', torch.zeros(()))
+        self.register_buffer('pull', torch.zeros(()))
+        self._begun = False  # whether `first` is known: so that nothing waits to be told
+
+    @torch.no_grad()
+    def weight(self, loss: Tensor) -> Tensor:
+        """The weight in this step.
+
+        Args:
+            loss: The loss that is to be weighted.
+        """
+        if not self._begun:
+            self._begun = True
+            size = mean_over_ranks(at_least_float32(loss.detach().abs()))
+            self.first.copy_(FIRST_VALUE / size.clamp(min=FIRST_VALUE))
+        return torch.where(self.steps > 0, self.share * self.log_ratio.exp(), self.first)
+
+    @torch.no_grad()
+    def update(self, squares: Tensor, weight: float | Tensor = 1.0) -> None:
+        """Take in what a step has measured.
+
+        Args:
+            squares: Squared norms of the gradients of the task and of the loss without weight,
+                ``(2,)``, of all processes together.
+            weight: What the loss had in that step: ``pull`` is what share came of it.
+        """
+        task, loss = squares
+        usable = squares.isfinite().all() & (task > 0) & (loss > 0)
+        self.steps += usable
+        rate = (1 / self.steps.clamp(min=1)).clamp(min=1 / MEMORY)
+        change = rate * ((task / loss).log() / 2 - self.log_ratio)
+        self.log_ratio += torch.where(usable, change, 0)
+        self.pull.copy_(torch.where(usable, weight * (loss / task).sqrt(), self.pull))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._begun = bool(self.first > 0)
+
+
+class ShareMeter:
+    """Measures, in the one backward pass of a step, how strongly losses and the task pull.
+
+    Examples:
+        >>> x = torch.ones(3, requires_grad=True)
+        >>> y = 2 * x
+        >>> share, meter = Share(1.0), ShareMeter()
+        >>> loss = meter.alias(share, y).sum()
+        >>> loss = meter.weigh(share, loss) * loss
+        >>> (y.square().sum() + loss).backward()
+        >>> share.log_ratio.exp()  # gradients of 4 and of 1 by each number
+        tensor(4.)
+    """
+
+    def __init__(self) -> None:
+        self._maps: dict[int, _Map] = {}
+        self._weights: dict[int, tuple[Share, Tensor]] = {}
+        self._queued = False
+
+    def __deepcopy__(self, memo: object) -> ShareMeter:
+        return ShareMeter()
+
+    def start(self) -> None:
+        """Forget a step that had no backward pass."""
+        self._maps, self._weights, self._queued = {}, {}, False
+
+    def alias(self, share: Share, x: Tensor) -> Tensor:
+        """A map of the student for one loss alone, so that its gradient is told from others.
+
+        Args:
+            share: Of the loss.
+            x: The map, as the model goes on with it.
+        """
+        if not x.requires_grad:
+            return x
+        if id(x) not in self._maps:
+            self._maps[id(x)] = _Map(x, self._arrived)
+        return self._maps[id(x)].alias(id(share))
+
+    def weigh(self, share: Share, loss: Tensor, factor: float = 1.0) -> Tensor:
+        """The weight of a loss in this step, which is to be measured.
+
+        Args:
+            share: Of the loss.
+            loss: The loss, computed from what [`alias`][] returned.
+            factor: Of a schedule: it comes on top of the share.
+        """
+        weight = factor * share.weight(loss)
+        self._weights[id(share)] = share, weight
+        return weight
+
+    def _arrived(self) -> None:
+        """A gradient of a loss has come: at the end of this backward pass, all are added up."""
+        if not self._queued:
+            self._queued = True
+            Variable._execution_engine.queue_callback(self._finish)
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        maps, weights = [*self._maps.values()], self._weights
+        self.start()
+        squares = [
+            torch.stack([*_total(weight, (m.squares.get(key) for m in maps)), weight.square()])
+            for key, (_, weight) in weights.items()
+        ]
+        if not squares:
+            return
+        task, loss, square_of_weight = torch.stack(squares).unbind(1)
+        measured = torch.stack([task, loss / square_of_weight], 1)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(measured)
+        for (share, weight), one in zip(weights.values(), measured, strict=True):
+            share.update(one, weight)
+
+
+def _total(like: Tensor, pairs: Iterable[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor]:
+    known = [pair for pair in pairs if pair is not None]
+    if not known:
+        return like.new_zeros(()), like.new_zeros(())
+    task, loss = (torch.stack(one).sum() for one in zip(*known, strict=True))
+    return task, loss
+
+
+class _Map:
+    """A map of the student, and the gradients by it."""
+
+    def __init__(self, x: Tensor, arrived: Callable[[], None]) -> None:
+        self.x = x  # held, so that no other tensor gets its id
+        self.arrived = arrived
+        self.losses: dict[int, Tensor] = {}
+        self.squares: dict[int, tuple[Tensor, Tensor]] = {}
+        x.register_hook(self._all)
+
+    def alias(self, key: int) -> Tensor:
+        alias = self.x.view_as(self.x)
+        alias.register_hook(lambda grad: self._one(key, grad))
+        return alias
+
+    def _one(self, key: int, grad: Tensor) -> None:
+        self.losses[key] = grad.detach()
+        self.arrived()
+
+    def _all(self, grad: Tensor) -> None:
+        """The gradient of everything is there: what is not the losses' is the task's."""
+        if not self.losses:
+            return
+        task = grad.detach()
+        for loss in self.losses.values():
+            task = task - loss
+        pull = _square(task)
+        self.squares = {key: (pull, _square(loss)) for key, loss in self.losses.items()}
+        self.losses = {}
+
+
+def _square(grad: Tensor) -> Tensor:
+    return at_least_float32(grad).square().sum()

@@ -1,0 +1,97 @@
+"""The study: its grid, what it remembers, and its page."""
+
+import pytest
+
+from benchmarks.study import __main__ as study
+from benchmarks.study.cells import SETS, Cell, teacher_of
+from benchmarks.study.page import page
+from benchmarks.study.results import Results
+
+
+def line(cell, test=50.0, cpu_s=10.0, iterations=None):
+    return {
+        **cell.spec(),
+        'set': cell.set.partition('-')[0],
+        'task': cell.data.task,
+        'student': cell.data.student.as_posix(),
+        'teacher': cell.data.teacher.as_posix(),
+        'iterations': cell.iterations if iterations is None else iterations,
+        'cpu_s': cpu_s,
+        'val': test,
+        'test': test,
+        'commit': 'abc',
+    }
+
+
+@pytest.fixture
+def results(tmp_path):
+    found = Results(tmp_path / 'study.jsonl')
+    found.add(line(teacher_of('camvid'), 60.0))
+    for seed, (alone, cwd) in enumerate([(40.0, 43.0), (41.0, 44.5), (42.0, 44.5)]):
+        found.add(line(Cell('camvid', 'alone', '-', 'short', seed, 600), alone, 100.0))
+        cell = Cell('camvid', 'cwd', 'published', 'short', seed, 600)
+        found.add(line(cell, cwd, 150.0))
+    return found
+
+
+class TestGrid:
+    def test_goes_seed_by_seed(self):
+        args = study.parse(['--sets', 'camvid', 'cards', '--methods', 'alone', 'cwd'])
+        cells = [*study.same_schedule(args)]
+        assert [c.seed for c in cells] == sorted(c.seed for c in cells)
+        assert len({*cells}) == len(cells) == 2 * 2 * 3
+
+    def test_a_control_takes_as_long_as_its_method(self, results):
+        args = study.parse(['--sets', 'camvid', '--methods', 'alone', 'cwd', '--seeds', '2'])
+        cells = [*study.same_cpu_time(args, results)]
+        assert [(c.method, c.iterations, c.equals, c.seed) for c in cells] == [
+            ('alone', 900, 'cwd', 0),
+            ('alone', 900, 'cwd', 1),
+        ]
+
+    @pytest.mark.parametrize('name', SETS)
+    def test_configs_exist_and_shared_pictures_fit_them(self, name):
+        data = SETS[name]
+        assert data.student.is_file()
+        assert data.teacher.is_file()
+        assert data.iterations['plateau'] > data.iterations['short']
+
+
+class TestResults:
+    def test_what_has_its_line_is_found_again(self, results):
+        again = Results(results.file)
+        assert again.find(Cell('camvid', 'alone', '-', 'short', 1, 600))['test'] == 41.0
+        assert again.find(Cell('camvid', 'alone', '-', 'short', 3, 600)) is None
+        assert again.find(Cell('camvid', 'alone', '-', 'plateau', 1, 2400)) is None
+
+    def test_the_two_tasks_of_scenes_are_told_apart(self, tmp_path):
+        found = Results(tmp_path / 'study.jsonl')
+        cells = [
+            Cell(f'scenes-{task}', 'alone', '-', 'short', 0, 600)
+            for task in ('segmentation', 'detection')
+        ]
+        found.add(line(cells[0]))
+        assert found.find(cells[0])
+        assert not found.find(cells[1])
+
+    def test_a_teacher_that_is_only_tested_has_no_iterations(self, tmp_path):
+        found = Results(tmp_path / 'study.jsonl')
+        teacher = teacher_of('scenes-detection')
+        found.add(line(teacher, iterations=0))
+        assert found.find(teacher)
+
+
+class TestPage:
+    def test_says_gain_interval_and_gap(self, results):
+        text = page(results.lines)
+        assert 'Teacher `benchmarks/study/configs/camvid_teacher.py`: val 60.0, test 60.0' in text
+        row = next(x for x in text.splitlines() if x.startswith('| cwd'))
+        # the differences are 3, 3.5 and 2.5: their spread is 0.5, and 4.303 * 0.5 / sqrt(3) is 1.2
+        assert row == '| cwd | 3 | 600 | 150 | 44.0 | 44.0 +- 0.9 | +3.0 +- 1.2 | 16 % |'
+
+    def test_a_control_stands_behind_its_method(self, results):
+        for seed in range(3):
+            cell = Cell('camvid', 'alone', '-', 'short', seed, 900, 'cpu_time', 'cwd')
+            results.add(line(cell, 45.0, 151.0))
+        rows = [x.split('|')[1].strip() for x in page(results.lines).splitlines() if '|' in x]
+        assert rows[-3:] == ['alone', 'cwd', 'alone, as cwd']

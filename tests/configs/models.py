@@ -1,0 +1,35 @@
+"""Models of configs without their weights, each built once."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+_built: dict[str, nn.Module] = {}
+
+
+def both(recipe: Config) -> tuple[nn.Module, nn.Module]:
+    """The student and the teacher of a recipe."""
+    named = recipe.model.teacher
+    teacher = get_config(named if isinstance(named, str) else named.config)
+    scope = recipe.default_scope
+    return build(recipe.model.student, scope), build(teacher.model, scope)
+
+
+def build(model: Any, scope: str) -> nn.Module:
+    """The model of a config on the ``meta`` device; where it needs values, on the CPU."""
+    key = f'{scope} {model}'
+    if key not in _built:
+        needs_values = re.search('Swin|MixVision', str(model.backbone.type))
+        with (
+            DefaultScope.overwrite_default_scope(scope),
+            torch.device('cpu' if needs_values else 'meta'),
+        ):
+            _built[key] = MODELS.build(model)
+    return _built[key]

@@ -1,0 +1,112 @@
+"""Weights that set themselves."""
+
+import copy
+
+import pytest
+import torch
+
+from kd_dense.shares import Share, ShareMeter
+
+
+def step(share, task, loss, factor=1.0, scale=1.0):
+    """One step on a map, with gradients of the task and of a loss by each number."""
+    x = torch.ones(4, requires_grad=True)
+    y, meter = 2 * x, ShareMeter()
+    value = loss * meter.alias(share, y).sum()
+    value = meter.weigh(share, value, factor) * value
+    (scale * (task * y.sum() + value)).backward()
+    return x.grad
+
+
+class TestShare:
+    @pytest.mark.parametrize('share', [0, -1, float('nan'), float('inf'), True, '1'])
+    def test_refuses_what_is_no_share(self, share):
+        with pytest.raises(ValueError, match='expected a share > 0'):
+            Share(share)
+
+    def test_is_the_geometric_mean_of_steps(self):
+        share = Share(2.0)
+        for square in (1.0, 16.0):
+            share.update(torch.tensor([square, 1.0]))
+        torch.testing.assert_close(share.weight(torch.tensor(1.0)), torch.tensor(4.0))
+
+    def test_forgets_slowly(self):
+        share = Share(1.0)
+        for square in [1.0] * 300 + [100.0] * 300:
+            share.update(torch.tensor([square, 1.0]))
+        assert 9.9 < share.weight(torch.tensor(1.0)) <= 10
+
+    @pytest.mark.parametrize('square', [[0.0, 1.0], [1.0, 0.0], [float('inf'), 1.0]])
+    def test_leaves_out_a_step_that_says_nothing(self, square):
+        share = Share(1.0)
+        share.update(torch.tensor([9.0, 1.0]))
+        share.update(torch.tensor(square))
+        torch.testing.assert_close(share.weight(torch.tensor(1.0)), torch.tensor(3.0))
+
+
+class TestMeter:
+    def test_first_step_measures_and_teaches_next_to_nothing(self):
+        share = Share(1.0)
+        grad = step(share, task=3.0, loss=600.0)
+        assert 2 * 3.0 < grad[0] < 2 * 3.0 * 1.001
+        torch.testing.assert_close(share.log_ratio.exp(), torch.tensor(3.0 / 600.0))
+
+    def test_from_then_on_the_loss_pulls_its_share(self):
+        share = Share(0.5)
+        step(share, task=3.0, loss=600.0)
+        grad = step(share, task=3.0, loss=600.0)
+        torch.testing.assert_close(grad, torch.full((4,), 2 * 3.0 * 1.5))
+
+    def test_a_schedule_comes_on_top_and_is_not_undone(self):
+        share = Share(1.0)
+        for factor in (1.0, 0.25, 0.25):
+            grad = step(share, task=1.0, loss=5.0, factor=factor)
+        torch.testing.assert_close(grad, torch.full((4,), 2 * 1.25))
+
+    def test_a_loss_scale_cancels(self):
+        plain, scaled = Share(1.0), Share(1.0)
+        for scale in (1.0, 1024.0, 65536.0):
+            step(plain, 3.0, 7.0)
+            step(scaled, 3.0, 7.0, scale=scale)
+        torch.testing.assert_close(scaled.log_ratio, plain.log_ratio)
+
+    def test_two_losses_on_one_map_are_told_apart(self):
+        x = torch.ones(4, requires_grad=True)
+        y, meter = 2 * x, ShareMeter()
+        one, other = Share(1.0), Share(1.0)
+        a, b = 2 * meter.alias(one, y).sum(), 8 * meter.alias(other, y).sum()
+        total = meter.weigh(one, a) * a + meter.weigh(other, b) * b
+        (4 * y.sum() + total).backward()
+        torch.testing.assert_close(one.log_ratio.exp(), torch.tensor(2.0))
+        torch.testing.assert_close(other.log_ratio.exp(), torch.tensor(0.5))
+
+    def test_only_maps_that_the_loss_uses_count(self):
+        x = torch.ones(4, requires_grad=True)
+        y, z, share, meter = 2 * x, 3 * x, Share(1.0), ShareMeter()
+        loss, _ = meter.alias(share, y).sum(), meter.alias(share, z)
+        (y.sum() + 1000 * z.sum() + meter.weigh(share, loss) * loss).backward()
+        torch.testing.assert_close(share.log_ratio.exp(), torch.tensor(1.0))
+
+    def test_a_map_that_the_task_does_not_use_leaves_the_share_unknown(self):
+        x = torch.ones(4, requires_grad=True)
+        share, meter = Share(1.0), ShareMeter()
+        loss = meter.alias(share, 2 * x).sum()
+        (meter.weigh(share, loss) * loss).backward()
+        assert share.steps == 0
+        assert 0 < share.weight(loss) < 1e-3  # as before
+
+    def test_state_is_all_that_it_is(self):
+        share, other = Share(1.0), Share(1.0)
+        for _ in range(3):
+            step(share, 3.0, 7.0)
+        other.load_state_dict(copy.deepcopy(share.state_dict()))
+        torch.testing.assert_close(step(other, 3.0, 7.0), step(share, 3.0, 7.0), rtol=0, atol=0)
+        torch.testing.assert_close(other.log_ratio, share.log_ratio, rtol=0, atol=0)
+
+    def test_a_step_without_backward_pass_is_forgotten(self):
+        share, meter = Share(1.0), ShareMeter()
+        meter.weigh(share, torch.ones((), requires_grad=True))
+        meter.start()
+        x = torch.ones((), requires_grad=True)
+        (2 * x).backward()
+        assert share.steps == 0
