@@ -127,8 +127,9 @@ def add_teacher(
         student=config.model,
         teacher=dict(teacher),
         preset=[*methods],
-        weights=weights,
     )
+    if weights != 'published':
+        config.model.weights = weights
 
 
 def write_recipe(config: Config, base: str, with_teacher: bool, file: Path | None) -> str:

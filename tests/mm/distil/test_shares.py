@@ -6,11 +6,8 @@ import pytest
 import torch
 
 from tests.mm import methods, toy
-from tests.mm.distil.test_promises import (
-    TestPromise8ResumeEqualsNotHavingStopped,
-    assert_equal_states,
-    train,
-)
+from tests.mm.distil import test_promises  # its classes by name would be collected here, too
+from tests.mm.distil.test_promises import assert_equal_states, train
 
 STEPS = 3
 
@@ -112,7 +109,7 @@ class TestPromises:
 
     def test_resume_equals_not_having_stopped(self, tmp_path):
         config = toy.distilled(terms=terms(schedule=dict(warmup=2, decay='cosine')))
-        run = TestPromise8ResumeEqualsNotHavingStopped().run
+        run = test_promises.TestPromise8ResumeEqualsNotHavingStopped().run
         resumed, whole = run(config, tmp_path, stop_after=5, max_iters=7)
         assert_equal_states(resumed.model.state_dict(), whole.model.state_dict())
         assert whole.model.kd.features.shares.whole.steps == 7

@@ -79,6 +79,13 @@ METHODS = {
                 source='authors: RetinaNet',
                 layout=P3_TO_P7,
             ),
+            Preset(
+                models='detectors without a neck',
+                terms=_mgd('backbone', 2e-5, 0.65),
+                inherit=(),
+                source='weight of the authors for RetinaNet; tap by role',
+                layout=P3_TO_P7,
+            ),
         ),
     ),
     'af_dcd': Method(
