@@ -177,7 +177,7 @@ def checkout(tmp_path_factory):
     recipe = PLACEHOLDERS['RECIPE']
     for name in ('ALONE', 'DISTILLED', 'RUN'):
         run(root, ['-m', 'kd_dense', 'train', recipe, '--work-dir', f'work_dirs/{name}'], root, {})
-        for checkpoint in ('epoch_12.pth', 'iter_80000.pth'):
+        for checkpoint in ('epoch_12.pth', 'epoch_24.pth', 'iter_80000.pth'):
             (root / 'work_dirs' / name / checkpoint).symlink_to('iter_2.pth')
     (root / 'with_preset.py').write_text(WITH_PRESET)
     return root
