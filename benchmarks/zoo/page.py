@@ -60,7 +60,8 @@ kd_dense runs NMS, soft-NMS, RoIAlign and deformable convolutions in PyTorch.
 ## Families
 
 `yes`: works in both environments, `ops`: with compiled operators alone, `ops?`: with them, and
-not tried without, `no`: in neither, `?`: not tried with them; empty: does not apply.
+not tried without, `without`: without them, and not tried with, `no`: wherever it was tried, `?`:
+not tried; empty: does not apply.
 
 {families}
 
@@ -139,7 +140,7 @@ def _families(names: Sequence[str], found: Mapping[Any, Mapping[str, Any]]) -> s
 def _cell(name: str, method: str, found: Mapping[Any, Mapping[str, Any]]) -> str:
     with_ops, without = (found.get((name, method, operators)) for operators in (True, False))
     if with_ops is None:
-        return '?'
+        return '?' if without is None else 'without' if without['ok'] else 'no'
     if not with_ops['ok']:
         return 'no'
     if without is None:

@@ -93,9 +93,8 @@ class TestOptions:
         stock = built.config.model
         run_here(monkeypatch, TRAIN, student, '--teacher', teacher, '--distill', 'cwd')
         assert built.config.model == dict(
-            type='kd_dense.Distilled', student=stock, teacher=dict(config=teacher),
-            preset=['cwd'], weights='published',
-        )  # fmt: skip
+            type='kd_dense.Distilled', student=stock, teacher=dict(config=teacher), preset=['cwd']
+        )
         assert built.config.work_dir == 'work_dirs/retinanet_r50_fpn_1x_coco'
         model = MODELS.build({'_scope_': 'mmdet', **built.config.model})
         recipe = Config.fromfile(DETECTOR).model.terms.cwd

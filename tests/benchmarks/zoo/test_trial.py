@@ -45,7 +45,7 @@ class Broken(nn.Linear):
         ('infinite', 'not finite: loss'),
         ('flat', 'no gradient flows into the student'),
         ('teacher', 'the teacher has changed: weight'),
-        ('detached', 'no gradient flows from the terms'),
+        ('detached', "no gradient flows from the term 'x' into the student"),
     ],
 )
 def test_finds_faults(monkeypatch, fault, message):
