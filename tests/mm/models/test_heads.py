@@ -38,11 +38,15 @@ RECORDED = {
 
 
 def recorded():
-    for folder in lane.folders():
-        if (folder / 'ld_heads.npz').is_file():
-            for case in lane.cases(folder, 'ld_heads.npz'):
-                if case.cls in RECORDED and 'loss_bbox/0' in case.arrays:
-                    yield pytest.param(case, id=case.cls)
+    cases = [
+        pytest.param(case, id=case.cls)
+        for folder in lane.folders()
+        if (folder / 'ld_heads.npz').is_file()
+        for case in lane.cases(folder, 'ld_heads.npz')
+        if case.cls in RECORDED and 'loss_bbox/0' in case.arrays
+    ]
+    reason = 'compares with recordings that are not in the repository'
+    return cases or [pytest.param(None, marks=pytest.mark.skip(reason))]
 
 
 def build_head(config):
