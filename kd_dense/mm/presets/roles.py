@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from kd_dense.mm.models.inherit import fits
-from kd_dense.mm.models.probe import FEATURES, probe
+from kd_dense.mm.models.probe import FEATURES, Probe, probe
 from kd_dense.taps import TapError, Taps
 
 __all__ = ['IMAGE', 'LOGITS', 'Map', 'Pair', 'Side']
@@ -170,6 +170,17 @@ class Pair:
             return None
         return ours.prefix + names[0], theirs.prefix + names[1], maps
 
+    def _probe_large(self, ours: str, theirs: str) -> Probe:
+        """Run both on images on which strides can be told apart, if they take these."""
+        models = self.student.model, self.teacher.model
+        try:
+            return probe(models[0], [ours], models[1], [theirs], SMALLEST)
+        except RuntimeError as error:
+            try:
+                return probe(models[0], [ours], models[1], [theirs])
+            except RuntimeError:
+                raise error from None
+
     def _probe(self, path: str) -> _Features | None:
         """Run both models; None, if one has no such path, or no maps there."""
         if self.student.segments != self.teacher.segments:
@@ -180,7 +191,7 @@ class Pair:
             for model, name in zip(models, (ours, theirs), strict=True):
                 with Taps([name]).on(model):
                     pass
-            found = probe(models[0], [ours], models[1], [theirs], SMALLEST)
+            found = self._probe_large(ours, theirs)
         except TapError:
             return None
         shapes = found.student[ours].shapes, found.teacher[theirs].shapes

@@ -24,6 +24,20 @@ class TestRoles:
         assert 'weights scaled to these maps' in said
         assert toy.losses(model, toy.DetScenes())['loss_kd_cwd'] > 0
 
+    def test_a_model_that_takes_small_images_alone(self):
+        """As vision transformers whose biases belong to one size."""
+
+        def refuse(module, inputs):
+            if inputs[0].shape[-1] > 64:
+                raise RuntimeError('The size of tensor a (257) must match that of tensor b (17)')
+
+        pair = [toy.build(toy.segmenter(width)) for width in (8, 16)]
+        for model in pair:
+            model.backbone.register_forward_pre_hook(refuse)
+        ours, theirs, maps = Pair(*pair).places('backbone[-1]')
+        assert ours == theirs == 'backbone[-1]'
+        assert [m.channels for m in maps] == [128]
+
     def test_nothing_is_inherited_from_another_kind_of_model(self):
         student = toy.detector()
         teacher = toy_heads.detector('fcos')
