@@ -56,7 +56,7 @@ def run(cell: Cell) -> None:
     config = read(cell)
     runner, watch = Runner.from_cfg(config), Watch(cell)
     runner.register_hook(watch, priority='VERY_LOW')
-    if config.load_from:
+    if config.get('load_from'):
         val = score(cell, runner.val())
         iterations = 0
     else:
