@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -135,13 +136,15 @@ class ShareMeter:
 
         Args:
             share: Of the loss.
-            x: The map, as the model goes on with it.
+            x: The map, as the model goes on with it; it has to live on while losses get theirs.
         """
         if not x.requires_grad:
             return x
         if id(x) not in self._maps:
             self._maps[id(x)] = _Map(x, self._arrived)
-        return self._maps[id(x)].alias(id(share))
+        alias = x.view_as(x)
+        alias.register_hook(partial(self._maps[id(x)].one, id(share)))
+        return alias
 
     def weigh(self, share: Share, loss: Tensor, factor: float = 1.0) -> Tensor:
         """The weight of a loss in this step, which is to be measured.
@@ -188,21 +191,16 @@ def _total(like: Tensor, pairs: Iterable[tuple[Tensor, Tensor] | None]) -> tuple
 
 
 class _Map:
-    """A map of the student, and the gradients by it."""
+    """The gradients by a map of the student, which is not held: its hooks hold this."""
 
     def __init__(self, x: Tensor, arrived: Callable[[], None]) -> None:
-        self.x = x  # held, so that no other tensor gets its id
         self.arrived = arrived
         self.losses: dict[int, Tensor] = {}
         self.squares: dict[int, tuple[Tensor, Tensor]] = {}
         x.register_hook(self._all)
 
-    def alias(self, key: int) -> Tensor:
-        alias = self.x.view_as(self.x)
-        alias.register_hook(lambda grad: self._one(key, grad))
-        return alias
-
-    def _one(self, key: int, grad: Tensor) -> None:
+    def one(self, key: int, grad: Tensor) -> None:
+        """The gradient of one loss has come."""
         self.losses[key] = grad.detach()
         self.arrived()
 

@@ -1,6 +1,8 @@
 """Weights that set themselves."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -110,3 +112,17 @@ class TestMeter:
         x = torch.ones((), requires_grad=True)
         (2 * x).backward()
         assert share.steps == 0
+
+    def test_maps_go_with_the_step(self):
+        """Without a collection of garbage, which comes when it likes."""
+        gc.disable()
+        try:
+            x, share, meter = torch.ones(4, requires_grad=True), Share(1.0), ShareMeter()
+            y = 2 * x
+            gone = weakref.ref(y)
+            loss = meter.alias(share, y).sum()
+            (y.sum() + meter.weigh(share, loss) * loss).backward()
+            del y, loss
+            assert gone() is None
+        finally:
+            gc.enable()

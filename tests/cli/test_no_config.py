@@ -192,7 +192,7 @@ def test_an_unknown_method_is_answered_with_the_known_ones(program, capsys):
 
 def test_a_missing_method_is_answered_likewise_and_help_lists_them(program, capsys):
     for options in (['--distill'], ['--help']):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match='0' if options == ['--help'] else '2'):
             program(f'mmdet::{DETECTOR}', *options)
         out, err = capsys.readouterr()
         assert textwrap.indent(listed_methods(), '  ' if out else '') in out + err

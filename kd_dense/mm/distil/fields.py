@@ -78,6 +78,11 @@ def build_shares(name: str, share: float | Mapping[str, float] | None) -> nn.Mod
     """
     if share is None:
         return nn.ModuleDict()
+    if 'loss' in name:
+        raise ValueError(
+            f"term {name!r} has a share, whose weight is logged under the term's name, and "
+            "mmengine adds up all that has 'loss' in its name: name the term otherwise"
+        )
     given = share if isinstance(share, Mapping) else {WHOLE: share}
     try:
         return nn.ModuleDict({k: Share(v) for k, v in given.items() if k != '_scope_'})

@@ -121,6 +121,11 @@ class TestPromises:
         assert share.steps == 4
         assert 0.2 < share.pull < 1.2
 
+    def test_autocast(self, model):
+        with torch.autocast('cpu', torch.bfloat16):
+            _, losses = stepped(model)
+        assert losses['kd_share_logits'].item() == pytest.approx(1.0, rel=0.1)
+
     def test_a_copy_measures_for_itself(self, model):
         stepped(model)
         twin = copy.deepcopy(model)
@@ -134,6 +139,12 @@ class TestPromises:
 
 
 class TestErrors:
+    def test_a_name_that_would_be_added_up(self):
+        """mmengine sums all that has these letters in its name."""
+        one = dict(tap='backbone.layer4', loss=toy.CWD, share=1.0)
+        with pytest.raises(ValueError, match=r"term 'my_loss' has a share.*name the term other"):
+            toy.build(toy.distilled(terms=dict(my_loss=one)))
+
     @pytest.mark.parametrize('share', [0, -1.0, 'much', dict(whole=-1)])
     def test_no_share(self, share):
         one = dict(tap='backbone.layer4', loss=toy.CWD, share=share)
