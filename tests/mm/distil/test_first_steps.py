@@ -68,7 +68,7 @@ def test_a_share_that_has_nothing_to_go_by(log):
 
 
 def test_a_share_is_not_weighed_as_a_loss(log):
-    term = dict(tap='backbone.layer4', loss=toy.CWD, share=1.0)
+    term = dict(tap='backbone.layer4', loss=toy.CWD, share=1e-6)
     model = trained(toy.build(toy.distilled(terms=dict(one=term))))
     for _ in range(ITERATIONS):
         losses = toy.losses(model)

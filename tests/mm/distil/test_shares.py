@@ -98,8 +98,13 @@ class TestPromises:
         for name, grad in expected.items():
             torch.testing.assert_close(found[name], grad, rtol=1e-5, atol=1e-8)
 
-    def test_compile(self, model):
+    def test_compile(self):
+        """Of a stage inside the backbone, which compiled code would keep to itself."""
         torch._dynamo.reset()
+        inner = terms()
+        inner['features']['tap'] = 'backbone.layer2'
+        student = toy.segmenter(dropout=0.0)
+        model = toy.build(toy.distilled(terms=inner, student=student)).train()
         plain = copy.deepcopy(model)
         expected, _ = stepped(plain)
         found, losses = stepped(model, torch.compile(model, backend='aot_eager'))
