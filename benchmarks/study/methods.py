@@ -16,12 +16,13 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {}
 METHODS = ('alone', 'inherit', *PRESETS, *TRIED)
 
 
-def distillation(method: str, data: Data) -> dict[str, Any]:
+def distillation(method: str, data: Data, weights: str) -> dict[str, Any]:
     """What a recipe says beside student and teacher.
 
     Args:
         method: Its name.
         data: The pair.
+        weights: Of a preset, ``'published'`` or ``'shares'``.
 
     Raises:
         ValueError: If the method is not made for the task.
@@ -34,4 +35,4 @@ def distillation(method: str, data: Data) -> dict[str, Any]:
         if data.task not in TRIED[method]:
             raise ValueError(f'{method} is not for {data.task}')
         return dict(TRIED[method][data.task])
-    return dict(preset=method)
+    return dict(preset=method) if weights == 'published' else dict(preset=method, weights=weights)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from scipy.stats import t
+
 __all__ = ['page', 'paired']
 
 Line = Mapping[str, Any]
-# Two-sided 95 % of Student's distribution, by degrees of freedom.
-T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 HEAD = """# Does it make a better student?
 
 Every run of the study, none left out; [study.jsonl](study.jsonl) has them line by line, with the
@@ -107,4 +107,6 @@ def paired(differences: Sequence[float]) -> tuple[float, float]:
     count = len(differences)
     if count < 2:
         return mean(differences), math.nan
-    return mean(differences), T95.get(count - 1, 2.0) * stdev(differences) / math.sqrt(count)
+    return mean(differences), float(t.ppf(0.975, count - 1)) * stdev(differences) / math.sqrt(
+        count
+    )

@@ -109,7 +109,7 @@ def read(cell: Cell) -> Config:
             type='kd_dense.Distilled',
             student=config.model,
             teacher=dict(config=str(data.teacher), checkpoint=str(weights_of_teacher(cell))),
-            **distillation(cell.method, data),
+            **distillation(cell.method, data, cell.weights),
         )
     return config
 

@@ -3,9 +3,12 @@
 import pytest
 
 from benchmarks.study import __main__ as study
-from benchmarks.study.cells import SETS, Cell, teacher_of
+from benchmarks.study import cells as cells_file
+from benchmarks.study.cells import ROOT, SETS, Cell, teacher_of
 from benchmarks.study.page import page
 from benchmarks.study.results import Results
+from benchmarks.study.run import read, run
+from examples.real.link import link, write_splits
 
 
 def line(cell, test=50.0, cpu_s=10.0, iterations=None):
@@ -95,3 +98,43 @@ class TestPage:
             results.add(line(cell, 45.0, 151.0))
         rows = [x.split('|')[1].strip() for x in page(results.lines).splitlines() if '|' in x]
         assert rows[-3:] == ['alone', 'cwd', 'alone, as cwd']
+
+
+class TestRun:
+    """One run: its config, and a short one on real pictures where they are."""
+
+    @pytest.mark.parametrize('name', SETS)
+    def test_a_config_for_each_kind_of_run(self, name):
+        cells = [
+            teacher_of(name),
+            *(Cell(name, method, '-', 'short', 3, 60) for method in ('alone', 'inherit')),
+            Cell(name, 'cwd', 'published', 'short', 3, 60),
+        ]
+        teacher, alone, inherit, cwd = map(read, cells)
+        assert bool(teacher.get('load_from')) == (SETS[name].weights is not None)
+        assert alone.model == cwd.model.student == inherit.model.student
+        assert (alone.train_cfg.max_iters, alone.randomness.seed) == (60, 3)
+        assert alone.param_scheduler[0].total_steps == 60
+        assert cwd.model.preset == 'cwd'
+        if SETS[name].task == 'detection':
+            assert alone.test_evaluator.ann_file != alone.val_evaluator.ann_file
+
+    def test_a_method_of_shares_has_shares(self):
+        cell = Cell('cards', 'cwd', 'shares', 'short', 0, 60)
+        assert read(cell).model.weights == 'shares'
+
+    def test_a_short_run_on_real_pictures(self, tmp_path, monkeypatch):
+        pictures = ROOT.parent / 'shared' / 'data'
+        if not pictures.is_dir():
+            pytest.skip('trains on real pictures, which are not in the repository')
+        assert link(pictures / 'cards', tmp_path / 'real' / 'cards')
+        write_splits(tmp_path / 'real' / 'cards')
+        monkeypatch.setenv('REAL_PICTURES', str(tmp_path / 'real'))
+        monkeypatch.setattr(cells_file, 'WORK', tmp_path)
+        cell = Cell('cards', 'alone', '-', 'short', 0, 2)
+        cell.folder.mkdir()
+        run(cell)
+        found = cell.result()
+        assert (found['set'], found['task'], found['iterations']) == ('cards', 'detection', 2)
+        assert found['cpu_s'] > 0
+        assert {'val', 'test', 'commit', 'weights', 'control', 'seed'} <= found.keys()
