@@ -74,5 +74,5 @@ def test_the_losses_of_a_family_may_be_a_folder():
 def test_the_tables_of_methods_have_all(page):
     text = (ROOT / page).read_text()
     here = 'docs/methods/' if page == 'README.md' else ''
-    missing = [name for name in METHODS if f']({here}{name}.md)' not in text]
+    missing = [name for name in FAMILIES if f']({here}{name}.md)' not in text]
     assert not missing, f'{page} has no row for {missing}'
