@@ -46,7 +46,7 @@ kd_dense runs NMS, soft-NMS, RoIAlign and deformable convolutions in PyTorch.
   to detectors whose neck yields two or more maps of one width; SKD, IntRA-KD and the methods on
   class logits (kd, dist, dkd, gdkd, nkd, wsld) to segmenters that yield a map of logits for each
   class; dist also to dense heads that it has settings for; Af-DCD to segmenters, FBKD to detectors
-  with region proposals, LD to heads with box distributions.
+  with region proposals and a neck, LD to heads with box distributions.
 - The methods that came after the first five are tried together, in one step of training in which
   each term must send its own gradient; where that fails, each by itself.
 - To save time, detectors propose, sample and keep at most {boxes} boxes, images have the first

@@ -123,8 +123,10 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
     if hasattr(model, 'decode_head'):
         found.append('af_dcd')
     side = Side(model)
-    parts = {name: [preset.part for preset in METHODS[name].presets] for name in ('dist', 'fbkd')}
-    found += [name for name, some in parts.items() if any(side.has(p) for p in some if p)]
+    if any(side.has(preset.part) for preset in METHODS['dist'].presets if preset.part):
+        found.append('dist')
+    if side.has('roi_head') and necks(model):
+        found.append('fbkd')
     return list(dict.fromkeys(found))
 
 
