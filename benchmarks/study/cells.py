@@ -59,7 +59,7 @@ def _scenes(task: str, teacher: int) -> Data:
         QUICKSTART / f'{task}_teacher.py',
         dict(short=600, plateau=2400, teacher=teacher),
         Path('data/scenes'),
-        (),
+        HEADS if task == 'det' else (),
         QUICKSTART / 'checkpoints' / f'{task}_teacher.pth',
     )
 
@@ -68,10 +68,18 @@ HEADS = ('neck', 'bbox_head')
 SETS: dict[str, Data] = {
     'scenes-segmentation': _scenes('seg', 1600),
     'scenes-detection': _scenes('det', 2000),
+    'parts': Data(
+        'detection',
+        OWN / 'parts_student.py',
+        OWN / 'parts_teacher.py',
+        dict(short=600, plateau=2400, teacher=1600),
+        Path('data/parts-test'),
+        HEADS,
+    ),
     'camvid': _real('camvid', 'segmentation', 600, 2400, 1600),
-    'cards': _real('cards', 'detection', 400, 1200, 800, *HEADS),
-    'bccd': _real('bccd', 'detection', 400, 1200, 800, *HEADS),
-    'neudet': _real('neudet', 'detection', 400, 1200, 1200, *HEADS),
+    'cards': _real('cards', 'detection', 600, 2400, 1200, *HEADS),
+    'bccd': _real('bccd', 'detection', 600, 2400, 1200, *HEADS),
+    'neudet': _real('neudet', 'detection', 600, 2400, 1600, *HEADS),
 }
 
 

@@ -3,12 +3,12 @@
 _base_ = 'schedule.py'
 default_scope = 'mmdet'
 
-size = dict(type='Resize', scale=(256, 256), keep_ratio=True)
+size = dict(type='Resize', scale=(256, 192), keep_ratio=True)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='RandomResize', scale=(256, 256), ratio_range=(0.8, 1.25), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(256, 256)),
+    dict(type='RandomResize', scale=(256, 192), ratio_range=(0.8, 1.25), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(192, 192)),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion'),
     dict(type='PackDetInputs'),

@@ -1,4 +1,4 @@
-"""PSPNet on a ResNet-18 a quarter as wide as usual, from scratch."""
+"""SegFormer's head on a ResNet-18 a quarter as wide as usual, from scratch."""
 
 _base_ = 'camvid.py'
 norm_cfg = dict(type='BN')
@@ -15,21 +15,13 @@ model = dict(
         test_cfg=dict(size_divisor=1),
     ),
     backbone=dict(
-        type='ResNetV1c',
-        depth=18,
-        stem_channels=16,
-        base_channels=16,
-        strides=(1, 2, 1, 1),
-        dilations=(1, 1, 2, 4),
-        norm_cfg=norm_cfg,
-        contract_dilation=True,
+        type='ResNetV1c', depth=18, stem_channels=16, base_channels=16, norm_cfg=norm_cfg
     ),
     decode_head=dict(
-        type='PSPHead',
-        in_channels=128,
-        in_index=3,
+        type='SegformerHead',
+        in_channels=[16, 32, 64, 128],
+        in_index=[0, 1, 2, 3],
         channels=32,
-        pool_scales=(1, 2, 3, 6),
         dropout_ratio=0.1,
         num_classes=11,
         norm_cfg=norm_cfg,

@@ -1,19 +1,19 @@
-"""PSPNet on a MobileNetV2 that was trained on ImageNet."""
+"""SegFormer's head on a MobileNetV2 that was trained on ImageNet."""
 
 _base_ = 'camvid_student.py'
 model = dict(
     backbone=dict(
         _delete_=True,
         type='MobileNetV2',
-        strides=(1, 2, 2, 1, 1, 1, 1),
-        dilations=(1, 1, 1, 2, 2, 4, 4),
+        strides=(1, 2, 2, 2, 1, 2, 1),
+        dilations=(1, 1, 1, 1, 1, 1, 1),
         out_indices=(1, 2, 4, 6),
         norm_cfg=dict(type='BN'),
         init_cfg=dict(
             type='Pretrained', checkpoint='{{$REAL_PICTURES:data/real}}/weights/mobilenet_v2.pth'
         ),
     ),
-    decode_head=dict(in_channels=320, channels=128),
+    decode_head=dict(in_channels=[24, 32, 96, 320], channels=128),
 )
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
 param_scheduler = [dict(type='OneCycleLR', eta_max=5e-4, total_steps=1200, by_epoch=False)]
