@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from tests.mm import toy, toy_heads
+from tests.mm import toy, toy_heads, toy_rois
 
 LOGITS, FEATURES = 'decode_head.conv_seg', 'backbone.layer4'
 SEGMENTERS: dict[str, dict[str, Any]] = {
@@ -56,6 +56,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
         imitation=dict(tap='neck', loss=dict(type='LDImitationLoss', region='finegrained')),
         general=dict(tap='neck', loss=dict(type='LDImitationLoss', region='gibox')),
     ),
+    'rois': toy_rois.terms(),
 }
 METHODS = [*SEGMENTERS, *DETECTORS]
 
@@ -68,6 +69,9 @@ def distilled(method: str, **others: Any) -> Any:
         student.decode_head.norm_cfg = norm
     elif method == 'ld':
         student, teacher = toy_heads.detector('gfl'), toy_heads.detector('gfl', 16)
+    elif method == 'rois':
+        student, teacher = toy_rois.detector(), toy_rois.detector(16)
+        student.train_cfg.rcnn.sampler = dict(type='PseudoSampler')  # the others draw lots
     else:
         student, teacher = toy.detector(), toy.detector(16)
     student.backbone.norm_cfg = norm

@@ -60,6 +60,8 @@ def listed_methods() -> str:
 
 def _group(method: Method) -> str:
     terms = [term for preset in method.presets for term in preset.terms.values()]
+    if any(term.get('shared_rois') for term in terms):
+        return 'objects'
     needs = {need for term in terms for need in MODELS.get(term['loss']['type']).needs}
     if needs - {'segmentation'}:
         return 'objects'
