@@ -113,6 +113,7 @@ def read(cell: Cell) -> Config:
             teacher=dict(
                 config=str(data.teacher),
                 checkpoint=str(weights_of_teacher(cell)),
+                fuse=True,
                 channels_last=True,
             ),
             **distillation(cell.method, data, cell.weights),
