@@ -36,10 +36,22 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
     'pkd-stages+cwd': _segmentation(
         pkd=STAGES, cwd=_term(LOGITS, 'CWDLoss', 3.0, temperature=2.0)
     ),
+    'pkd-stages shared': _segmentation(pkd=_term('backbone', 'PKDLoss', share=1.0)),
+    'pkd-stages+dist shared': _segmentation(
+        pkd=_term('backbone', 'PKDLoss', share=1.0), dist=_term(LOGITS, 'DISTLoss', share=1.0)
+    ),
+    'pkd-stages+cwd shared': _segmentation(
+        pkd=_term('backbone', 'PKDLoss', share=1.0),
+        cwd=_term(LOGITS, 'CWDLoss', temperature=2.0, share=1.0),
+    ),
     'inherit+pkd': _detection(pkd=_term('neck', 'PKDLoss', 10.0)),
-    'inherit+pkd-shared': _detection(pkd=_term('neck', 'PKDLoss', share=1.0)),
-    'inherit+fitnets-shared': _detection(fitnets=_term('neck', 'FitNetsLoss', share=1.0)),
-    'inherit+cwd-shared': _detection(cwd=_term('neck', 'CWDLoss', share=1.0)),
+    'inherit+pkd shared': _detection(pkd=_term('neck', 'PKDLoss', share=1.0)),
+    'inherit+fitnets shared': _detection(fitnets=_term('neck', 'FitNetsLoss', share=1.0)),
+    'inherit+cwd shared': _detection(cwd=_term('neck', 'CWDLoss', share=1.0)),
+    'inherit+fitnets+pkd-stages shared': _detection(
+        fitnets=_term('neck', 'FitNetsLoss', share=1.0),
+        pkd=_term('backbone', 'PKDLoss', share=1.0),
+    ),
 }
 
 METHODS = ('alone', 'inherit', *PRESETS, *TRIED)
