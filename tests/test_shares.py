@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kd_dense.shares import Share, ShareMeter
+from tests.losses.test_no_sync import Called, Dispatched
 
 
 def step(share, task, loss, factor=1.0, scale=1.0):
@@ -47,6 +48,13 @@ class TestShare:
 
 
 class TestMeter:
+    def test_makes_nobody_wait_for_the_device(self):
+        share = Share(0.5)
+        for _ in range(3):  # the first one measures alone
+            with Called(), Dispatched():
+                step(share, task=3.0, loss=600.0)
+        assert share.steps == 3
+
     def test_first_step_measures_and_teaches_next_to_nothing(self):
         share = Share(1.0)
         grad = step(share, task=3.0, loss=600.0)

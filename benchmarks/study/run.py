@@ -100,7 +100,11 @@ def read(cell: Cell) -> Config:
         evaluator, loader = config[f'{name}_evaluator'], config[f'{name}_dataloader']
         if evaluator.type == 'CocoMetric' and 'ann_file' not in evaluator:
             evaluator.ann_file = loader.dataset.data_root + loader.dataset.ann_file
-    config.train_cfg.max_iters = config.param_scheduler[0].total_steps = cell.iterations
+    config.train_cfg.max_iters = cell.iterations
+    for scheduler in config.param_scheduler:
+        for name in ('total_steps', 'T_max'):
+            if name in scheduler:
+                scheduler[name] = cell.iterations
     config.train_cfg.val_interval = -(-cell.iterations // VALIDATIONS)
     config.default_hooks.checkpoint.interval = cell.iterations
     config.default_hooks.checkpoint.max_keep_ckpts = 1
@@ -113,6 +117,7 @@ def read(cell: Cell) -> Config:
             teacher=dict(
                 config=str(data.teacher),
                 checkpoint=str(weights_of_teacher(cell)),
+                fuse=True,
                 channels_last=True,
             ),
             **distillation(cell.method, data, cell.weights),

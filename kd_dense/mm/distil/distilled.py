@@ -52,7 +52,7 @@ def Distilled(  # noqa: N802  (a type in configs)
     terms: Mapping[str, Mapping[str, Any]] | None = None,
     inherit: Sequence[str] = (),
     preset: str | Sequence[str] | None = None,
-    weights: Weights = 'published',
+    weights: Weights = 'auto',
     data_preprocessor: Mapping[str, Any] | None = None,
     checks: bool = True,
     **unknown: Any,
@@ -70,7 +70,7 @@ def Distilled(  # noqa: N802  (a type in configs)
         inherit: Parts of the student, as ``'neck'``, that start from the teacher's weights.
         preset: Name of a method, as ``'cwd'``, or names, as ``['fgd', 'cwd']``, whose settings for
             such models take the place of ``terms`` and ``inherit``. See ``docs/presets.md``.
-        weights: Of a preset: ``'published'``, or ``'shares'`` that set themselves. See
+        weights: Of a preset: ``'published'``, ``'shares'`` that set themselves, or ``'auto'``. See
             [`kd_dense.mm.presets.choose.choose_preset`][].
         data_preprocessor: For a student whose config has none. mmengine's Runner gives it to
             the model where a config has one beside the model, as those of mmseg have.
@@ -135,7 +135,7 @@ def Distilled(  # noqa: N802  (a type in configs)
                 '  (kd_dense train --dump-config writes this as a recipe)',
                 logger='current',
             )
-        elif weights != 'published':
+        elif weights != 'auto':
             raise ValueError(
                 f'weights={weights!r} belongs to a preset; a term says it itself, as share=1.0'
             )

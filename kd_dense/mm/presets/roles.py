@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from kd_dense.mm.batches.targets import NEEDS
 from kd_dense.mm.models.inherit import fits
 from kd_dense.mm.models.probe import FEATURES, Probe, probe
 from kd_dense.taps import TapError, Taps
@@ -112,6 +113,13 @@ class Side:
         paths = path, f'{BOX_HEAD}.{inner}', f'{BOX_HEAD}.{stage}.{inner}'
         return next((one for one in paths if self.has(one)), None)
 
+    def classes(self) -> int | None:
+        """How many classes the model tells apart, if its head says it."""
+        names = ('decode_head', 'roi_head.bbox_head', 'bbox_head', 'mask_head', 'panoptic_head')
+        heads = [head for name in names for head in self._heads(name)]
+        found = (getattr(head, 'num_classes', None) for head in heads)
+        return next((count for count in found if count is not None), None)
+
     def _heads(self, name: str) -> list[nn.Module]:
         head = self.parts.get(name)
         if head is None:
@@ -147,6 +155,20 @@ class Pair:
             return ()
         names = [ours.prefix + part for part in parts if ours.has(part)]
         return tuple(name for name in names if fits(ours.whole, theirs.whole, name))
+
+    def agree(self, tap: str, needs: Sequence[str]) -> bool:
+        """Whether what a tap yields in both can be compared by a loss with these needs."""
+        ours, theirs = self.student, self.teacher
+        of_features = tap.partition('[')[0].partition('.')[0] in FEATURES
+        if not of_features and ours.classes() != theirs.classes():
+            return False
+        try:
+            for check in (NEEDS[need].check for need in needs):
+                if check is not None:
+                    check(ours.model, theirs.model)
+        except ValueError:
+            return False
+        return True
 
     def places(self, tap: str) -> tuple[str, str, list[Map]] | None:
         """Find a tap in both models.
