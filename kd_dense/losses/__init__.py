@@ -39,6 +39,7 @@ from kd_dense.losses.mimic import (
     fbkd_loss,
     mimic_loss,
 )
+from kd_dense.losses.predictions import ADLLoss, BCKDLoss, HeadBoxes, adl_loss, bckd_loss
 from kd_dense.losses.skd import (
     HolisticLoss,
     PairWiseLoss,
@@ -48,8 +49,10 @@ from kd_dense.losses.skd import (
 )
 
 __all__ = [
+    'ADLLoss',
     'AfDCDLoss',
     'AttentionMapLoss',
+    'BCKDLoss',
     'CWDLoss',
     'CosineLoss',
     'DISTLoss',
@@ -60,6 +63,7 @@ __all__ = [
     'FTLoss',
     'FitNetsLoss',
     'GDKDLoss',
+    'HeadBoxes',
     'HeadTargets',
     'HolisticLoss',
     'IntRALoss',
@@ -77,8 +81,10 @@ __all__ = [
     'UnbiasedKDLoss',
     'VkDLoss',
     'WSLDLoss',
+    'adl_loss',
     'af_dcd_loss',
     'attention_map_loss',
+    'bckd_loss',
     'cwd_loss',
     'dist_loss',
     'dkd_loss',
