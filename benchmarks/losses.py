@@ -32,6 +32,7 @@ from benchmarks import (
     reference_logits,
     reference_mimic,
     reference_predictions,
+    reference_rois,
     reference_skd,
 )
 from benchmarks.case import Case, check_same
@@ -50,6 +51,7 @@ CASES = [
     *reference_mimic.cases(),
     *reference_generation.cases(),
     *reference_predictions.cases(),
+    *reference_rois.cases(),
 ]
 
 

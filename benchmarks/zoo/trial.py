@@ -130,6 +130,9 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
         found.append('dist')
     if side.has('roi_head') and necks(model):
         found.append('fbkd')
+    regions = [p.part for p in METHODS['roi_dkd'].presets if side.has(p.part)]
+    if regions and not side.has(regions[0].removesuffix('.fc_cls'), ['DIIHead']):  # takes queries
+        found += ['roi_dkd', 'roi_dist']
     return list(dict.fromkeys(found))
 
 

@@ -40,6 +40,7 @@ from kd_dense.losses.mimic import (
     mimic_loss,
 )
 from kd_dense.losses.predictions import ADLLoss, BCKDLoss, HeadBoxes, adl_loss, bckd_loss
+from kd_dense.losses.rois import RoIBoxLoss, roi_box_loss
 from kd_dense.losses.skd import (
     HolisticLoss,
     PairWiseLoss,
@@ -78,6 +79,7 @@ __all__ = [
     'PKDLoss',
     'PairWiseLoss',
     'PixelWiseLoss',
+    'RoIBoxLoss',
     'UnbiasedKDLoss',
     'VkDLoss',
     'WSLDLoss',
@@ -100,6 +102,7 @@ __all__ = [
     'nkd_loss',
     'pair_wise_loss',
     'pixel_wise_loss',
+    'roi_box_loss',
     'unbiased_cross_entropy',
     'unbiased_kd_loss',
     'wsld_loss',

@@ -37,6 +37,7 @@ from kd_dense.losses import (
     PairWiseLoss,
     PixelWiseLoss,
     PKDLoss,
+    RoIBoxLoss,
     UnbiasedKDLoss,
     VkDLoss,
     WSLDLoss,
@@ -231,6 +232,9 @@ def cases():
         yield GDKDLoss, dict(standardise=standardise, valid_only=True)
         yield DISTLoss, dict(standardise=standardise, per_image=standardise)
     yield DISTLoss, dict(sigmoid=True)
+    for kind in (DKDLoss, DISTLoss, KDLoss):
+        yield kind, dict(temperature=2.0)  # of regions
+    yield RoIBoxLoss, dict(num_classes=3)
     yield KDLoss, dict(per='map', valid_only=False, sigmoid=True)
     for variant in VARIANTS.values():
         yield LDLoss, variant
@@ -279,7 +283,12 @@ def prepare(kind, options, device, dtype=torch.float32):
     if kind is FGDLoss:
         boxes = [x.to(device, dtype) for x in (BOXES, NO_BOXES, BOXES[:1])]
         needs.update(boxes=boxes, batch_shape=BATCH, image_shapes=[BATCH, (40, 30), (20, 48)])
-    if 'segmentation' in loss.needs:
+    if kind is RoIBoxLoss or options == dict(temperature=2.0):
+        rows = torch.randn(2, 8, 12, generator=generator).to(device, dtype)
+        outputs = rows[0].clone().requires_grad_(), rows[1]
+        if 'segmentation' in loss.needs:
+            needs['segmentation'] = torch.randint(4, (8,), generator=generator).to(device)
+    elif 'segmentation' in loss.needs:
         needs['segmentation'] = torch.randint(4, (3, 20, 24), generator=generator).to(device)
     student, teacher = outputs
     if kind is FBKDLoss:

@@ -72,6 +72,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'WSLDLoss': [dict()],
     'LwFLoss': [dict()],
     'UnbiasedKDLoss': [dict()],
+    'RoIBoxLoss': [dict(), dict(beta=0.0)],
     'LDLoss': [
         dict(kd_vlr_weight=1.0),
         dict(kd_vlr_weight=1.0, diou='code'),
@@ -103,6 +104,7 @@ FUNCTIONS = dict(
     wsld_loss='WSLDLoss',
     lwf_loss='LwFLoss',
     unbiased_kd_loss='UnbiasedKDLoss',
+    roi_box_loss='RoIBoxLoss',
     unbiased_cross_entropy='UnbiasedKDLoss',  # what stands beside it; of plain operators
     mimic_loss='MimicLoss',
     fbkd_loss='FBKDLoss',
@@ -223,6 +225,8 @@ def shapes(name: str, scene: Scene) -> list[tuple[int, ...]]:
         return [(scene.images, c, *s) for c in (CLASSES, 4 * BINS) for s in sizes]
     if name == 'LDImitationLoss':
         return [(scene.images, scene.channels, *s) for s in (scene.size, (1, 1))]
+    if name == 'RoIBoxLoss':
+        return [(scene.images, 4 * CLASSES)]
     return [(scene.images, scene.channels, *scene.size)]
 
 
@@ -266,6 +270,8 @@ def extras(loss: DistillLoss, scene: Scene) -> dict[str, Any]:
         image_shapes=[(SIDE - 7 * i, SIDE - i) for i in range(scene.images)],
         segmentation=LABELS[scene.labels]((scene.images, *(2 * s for s in scene.size))),
     )
+    if isinstance(loss, losses.RoIBoxLoss):
+        found['segmentation'] = LABELS[scene.labels]((scene.images,))
     if 'head_targets' in loss.needs:
         found['head_targets'] = head_targets(scene)
     if 'head_outputs' in loss.needs:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from tests.mm import toy, toy_heads
+from tests.mm import toy, toy_heads, toy_rois
 
 LOGITS, FEATURES = 'decode_head.conv_seg', 'backbone.layer4'
 SEGMENTERS: dict[str, dict[str, Any]] = {
@@ -60,6 +60,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
         bckd=dict(tap='bbox_head', loss=dict(type='BCKDLoss')),
         adl=dict(tap='bbox_head', loss=dict(type='ADLLoss')),
     ),
+    'rois': toy_rois.terms(),
 }
 METHODS = [*SEGMENTERS, *DETECTORS]
 
@@ -72,6 +73,9 @@ def distilled(method: str, **others: Any) -> Any:
         student.decode_head.norm_cfg = norm
     elif method in ('ld', 'predictions'):
         student, teacher = toy_heads.detector('gfl'), toy_heads.detector('gfl', 16)
+    elif method == 'rois':
+        student, teacher = toy_rois.detector(), toy_rois.detector(16)
+        student.train_cfg.rcnn.sampler = dict(type='PseudoSampler')  # the others draw lots
     else:
         student, teacher = toy.detector(), toy.detector(16)
     student.backbone.norm_cfg = norm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,10 @@ __all__ = ['NEEDS', 'Need', 'Step', 'gather']
 
 
 class Step(NamedTuple):
-    """All that is known once the student's own loss has been computed."""
+    """All that is known once the student's own loss has been computed.
+
+    ``on_rois`` are the teacher's maps on the student's RoIs, by the name of their term.
+    """
 
     student: Any
     inputs: Any
@@ -24,6 +28,7 @@ class Step(NamedTuple):
     student_taps: Taps
     teacher_taps: Taps | Mapping[str, Sequence[Tensor]]
     teacher: Any = None
+    on_rois: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def labelled(self) -> Sequence[Any]:

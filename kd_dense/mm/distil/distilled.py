@@ -19,6 +19,7 @@ from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.batches.targets import Step, gather
 from kd_dense.mm.distil.first_steps import FirstSteps
 from kd_dense.mm.distil.fitting import build_terms
+from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.finite import FiniteCheck
 from kd_dense.mm.models.inherit import check_inherit, inherit_parts
@@ -273,6 +274,11 @@ def _run_teacher(model: Any, active: Sequence[Term], inputs: Tensor, samples: An
         plan.first_steps.before(model, plan.teacher, plan.preprocess, inputs, samples)
 
 
+def _ran(term: Term, plan: _Plan) -> bool:
+    """Whether there is something to compare: a cascade ends early where no RoI is left."""
+    return term.rois is None or bool(plan.student_taps.calls(term.rois.targets))
+
+
 @torch.compiler.disable
 def _distil(
     model: Any,
@@ -286,16 +292,19 @@ def _distil(
     losses: dict[str, Tensor] = {}
     ours: dict[str, Sequence[Tensor]] = {}
     theirs: dict[str, Sequence[Tensor]] = {}
-    wanted = chain(*(term.loss.needs for name, term in model.kd.items() if factors[name]))
+    active = {name: term for name, term in model.kd.items() if factors[name] and _ran(term, plan)}
+    wanted = chain(*(term.needs for term in active.values()))
     step = Step(model, inputs, samples, plan.student_taps, plan.teacher_taps, plan.teacher.model)
+    shared = [term.rois for term in active.values() if term.rois is not None]
+    step = with_teacher_on_rois(plan.teacher, shared, step)
     plan.meter.start()
     found = gather(wanted, step)
     for name, term in model.kd.items():
-        if not factors[name]:
+        if name not in active:
             losses.update(term.idle(any_tensor(inputs)))
             continue
         student, teacher = term.maps(step)
-        needs = {need: found[need] for need in term.loss.needs}
+        needs = term.needed(step, found)
         if term.shares:
             losses.update(term.shared(step, factors[name], needs, plan.meter))
         else:

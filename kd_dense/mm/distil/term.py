@@ -24,6 +24,7 @@ from kd_dense.mm.distil.fields import (
     build_shares,
     tap_names,
 )
+from kd_dense.mm.distil.shared_rois import SharedRoIs
 from kd_dense.mm.distil.tokens import as_maps, shapes_as_maps
 from kd_dense.mm.models.probe import Yield, needs_features_only
 from kd_dense.mm.wording import spelt
@@ -32,7 +33,7 @@ from kd_dense.taps import TapError, near_names
 
 __all__ = ['Term']
 
-FIELDS = ('tap', 'loss', 'share', 'adapter', 'schedule')
+FIELDS = ('tap', 'loss', 'share', 'adapter', 'schedule', 'shared_rois')
 
 
 class Term(nn.Module):
@@ -51,6 +52,9 @@ class Term(nn.Module):
             difference of shape an error; and a config builds another module, which is given
             ``in_channels`` and ``out_channels``.
         schedule: Arguments of [`kd_dense.schedules.Schedule`][].
+        shared_rois: For taps in the box head of a detector with region proposals, as
+            ``'roi_head.bbox_head.fc_cls'``: the teacher's box head is run on the regions that the
+            student has sampled in this step. What is compared has a row for each of them.
 
     Raises:
         ValueError: If a field is missing, unknown or of the wrong kind.
@@ -65,6 +69,7 @@ class Term(nn.Module):
         share: float | Mapping[str, float] | None = None,
         adapter: bool | Mapping[str, Any] = True,
         schedule: Mapping[str, Any] | None = None,
+        shared_rois: bool = False,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -87,11 +92,18 @@ class Term(nn.Module):
                 f'term {name!r}: expected adapter=True, False or the config of a module, '
                 f'got {adapter!r}'
             )
-        self.student_tap, self.teacher_tap = tap_names(name, tap)
+        if not isinstance(shared_rois, bool):
+            raise ValueError(
+                f'term {name!r}: expected shared_rois=True or False, got {shared_rois!r}'
+            )
+        self.student_tap, self.teacher_tap = taps = tap_names(name, tap)
+        self.rois = SharedRoIs.of(name, *taps) if shared_rois else None
+        self.run_to = taps  # how far both models run, unasked
         self.losses = nn.ModuleList()  # one for all maps, or one for each
         self.adapter = adapter
         self.adapters = nn.ModuleList()
         self._config = loss
+        self.row: tuple[int, ...] = ()  # the shape of what the teacher yields for an image or RoI
         self.shares = build_shares(name, share)
         self._ends: list[bool] | None = None  # which maps have a share measured
         self.schedule = build_schedule(name, {} if schedule is None else schedule)
@@ -143,6 +155,7 @@ class Term(nn.Module):
             )
         for ours, theirs in zip(student.shapes, teacher.shapes, strict=True):
             self.adapters.append(self._adapter(ours, theirs))
+        self.row = teacher.shapes[0][1:]
         # A term that is switched off for good must not change training at all: a trainable
         # adapter would take part in gradient clipping, if only with zeros.
         if self.loss.weight == 0:
@@ -160,7 +173,7 @@ class Term(nn.Module):
 
     def _agree(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> bool:
         """Whether the loss can compare maps of these shapes as they are."""
-        if len(student) == len(teacher) == 4:
+        if len(student) == len(teacher) == 4 or (self.rois and len(student) == len(teacher)):
             first = 2 if self.loss.any_channels else 1
             return student[first:] == teacher[first:]
         return student == teacher
@@ -196,13 +209,31 @@ class Term(nn.Module):
     @property
     def student_taps(self) -> list[str]:
         """All that must be recorded in the student."""
+        if self.rois is not None:
+            return [self.student_tap, self.rois.targets]
         needs = [NEEDS[need] for need in self.loss.needs]
         return [self.student_tap, *chain(*(need.taps + need.loss_taps for need in needs))]
 
     @property
     def teacher_taps(self) -> list[str]:
-        """All that must be recorded in the teacher."""
-        return [self.teacher_tap, *chain(*(NEEDS[need].taps for need in self.loss.needs))]
+        """All that must be recorded in the teacher, on its own."""
+        return [self.run_to[1], *chain(*(NEEDS[need].taps for need in self.needs))]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the loss needs of a batch; on RoIs it needs what is known of these."""
+        return () if self.rois is not None else self.loss.needs
+
+    def needed(self, step: Step, found: Mapping[str, Any]) -> dict[str, Any]:
+        """What the loss needs beside the maps of a step.
+
+        Args:
+            step: The step.
+            found: What was gathered of the batch.
+        """
+        if self.rois is not None:
+            return self.rois.needed(self.loss.needs, step)
+        return {need: found[need] for need in self.needs}
 
     @property
     def of_features(self) -> bool:
@@ -219,6 +250,10 @@ class Term(nn.Module):
             alias: What stands for each map of the student whose gradients are measured.
         """
         student = step.student_taps[self.student_tap]
+        if self.rois is not None:  # a sampler may have run the box head before
+            student, teacher = student[-1:], [step.on_rois[self.name]]
+        else:
+            teacher = [*step.teacher_taps[self.teacher_tap]]
         if alias is not None:
             if self._ends is None:
                 self._ends = ends_of_chains(student)
@@ -226,7 +261,7 @@ class Term(nn.Module):
             student = [alias(x) if ends else x for x, ends in measured]
         return as_maps(
             student,
-            step.teacher_taps[self.teacher_tap],
+            teacher,
             any_tensor(step.inputs).shape[-2:],
             self.of_features,
         )
@@ -403,7 +438,7 @@ def _for_each_branch(teacher: Tensor, images: int) -> Tensor:
 
     TridentNet trains so: its maps hold all images of the first branch, then those of the next.
     """
-    times, rest = divmod(images, len(teacher))
-    if times == 1 or rest:
+    if images == len(teacher) or images % len(teacher):
         return teacher
+    times = images // len(teacher)
     return teacher.repeat(times, *[1] * (teacher.dim() - 1))

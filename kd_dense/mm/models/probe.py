@@ -192,7 +192,9 @@ def _check_names(model: nn.Module, names: Sequence[str]) -> None:
         if any(place.startswith('roi_head') for place in taps.places(name)):
             raise TapError(
                 f'tap {name!r} lies behind region proposals, where student and teacher look '
-                'at different boxes: tap the backbone, the neck or the rpn_head instead'
+                'at different boxes: tap the backbone, the neck or the rpn_head instead; or, in a '
+                "box head, say shared_rois=True in the term, and the teacher's looks at the "
+                "student's"
             )
 
 

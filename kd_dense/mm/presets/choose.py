@@ -69,6 +69,8 @@ def _group(method: Method) -> str:
     if method is AUTO:  # its terms are left out where a model lacks what they need
         return 'nothing'
     terms = [term for preset in method.presets for term in preset.terms.values()]
+    if any(term.get('shared_rois') for term in terms):
+        return 'objects'
     needs = {need for term in terms for need in MODELS.get(term['loss']['type']).needs}
     if needs - {'segmentation'}:
         return 'objects'

@@ -20,6 +20,8 @@ __all__ = ['IMAGE', 'LOGITS', 'Map', 'Pair', 'Side']
 # The taps that stand for class logits of a segmenter.
 LOGITS = ('logits', 'aux_logits')
 
+BOX_HEAD = 'roi_head.bbox_head'
+
 # Published weights of detectors belong to images of this size, in pixels.
 IMAGE = 800 * 1216
 # Smaller images have several maps of one cell, whose strides cannot be told apart.
@@ -106,6 +108,18 @@ class Side:
         found = (getattr(head, 'num_classes', None) for head in heads)
         return next((count for count in found if count is not None), None)
 
+    def box_head(self, path: str) -> str | None:
+        """A place in a box head, in the notation of another model.
+
+        Of a stage of a cascade it is that stage, or the one head that there is; of one head it is
+        that, or the first stage.
+        """
+        stage, _, inner = path.removeprefix(f'{BOX_HEAD}.').partition('.')
+        if not stage.isdigit():
+            stage, inner = '0', path.removeprefix(f'{BOX_HEAD}.')
+        paths = path, f'{BOX_HEAD}.{inner}', f'{BOX_HEAD}.{stage}.{inner}'
+        return next((one for one in paths if self.has(one)), None)
+
     def _heads(self, name: str) -> list[nn.Module]:
         head = self.parts.get(name)
         if head is None:
@@ -185,6 +199,8 @@ class Pair:
             if found is None:
                 return None
             names, maps = _aligned(found, index)
+        elif path.startswith(f'{BOX_HEAD}.'):
+            names = [tap if ours.has(path) else None, theirs.box_head(path)]
         else:
             names = [tap if side.has(path) else None for side in (ours, theirs)]
             maps = ours.class_maps(path)

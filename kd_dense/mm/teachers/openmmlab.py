@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import NoneType
 from typing import Any
@@ -20,6 +20,7 @@ from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.configs import distils, read_config, type_name
 from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
+from kd_dense.mm.models.box_heads import BoxHead, run_box_head
 from kd_dense.mm.models.probe import forward
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.mm.teachers.fuse import fuse_norms
@@ -269,6 +270,26 @@ class Teacher:
                     'largest value: its norms do not stand where they seem to; leave fuse out'
                 )
         print_log(f'teacher: {count} batch norms folded into convolutions', logger='current')
+
+    @torch.no_grad()
+    def run_on_rois(
+        self, taps: Taps, head: BoxHead, features: Sequence[Tensor], rois: Tensor
+    ) -> None:
+        """Run a box head of the teacher on RoIs of the student, no further than to its last tap.
+
+        Args:
+            taps: Where to record.
+            head: Which box head.
+            features: What [`run`][] has recorded of the teacher that RoIs are pooled from.
+            rois: Index of the image, x1, y1, x2, y2 in pixels of the batch, ``(R, 5)``.
+        """
+        precision = PRECISIONS[self.precision]
+        plain = precision == torch.float32
+        # In half precision the corners of large images would be off by whole pixels.
+        maps = features if plain else [x.float() for x in features]
+        context = nullcontext() if plain else torch.autocast(rois.device.type, precision)
+        with context, taps.on(self.model, stop_after={}):
+            run_box_head(self.model.get_submodule(head.roi_head), maps, rois, head.stage)
 
     def _cast(self, images: Tensor) -> Tensor:
         """Give the images the type and the memory layout of the teacher's weights."""
