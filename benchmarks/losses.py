@@ -31,6 +31,7 @@ from benchmarks import (
     reference_ld,
     reference_logits,
     reference_mimic,
+    reference_predictions,
     reference_rois,
     reference_skd,
 )
@@ -49,6 +50,7 @@ CASES = [
     *reference_logits.cases(),
     *reference_mimic.cases(),
     *reference_generation.cases(),
+    *reference_predictions.cases(),
     *reference_rois.cases(),
 ]
 

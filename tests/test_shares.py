@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from kd_dense.shares import Share, ShareMeter
+from kd_dense.shares import Share, ShareMeter, ends_of_chains
 from tests.losses.test_no_sync import Called, Dispatched
 
 
@@ -134,3 +134,17 @@ class TestMeter:
             assert gone() is None
         finally:
             gc.enable()
+
+
+class TestEndsOfChains:
+    def test_of_a_pyramid_with_levels_behind_others(self):
+        x = torch.ones(2, requires_grad=True)
+        lateral = [x * 2, x * 3]
+        p3, p4 = lateral[0].exp() + lateral[1], lateral[1].exp()
+        p5 = p4.sin().cos()
+        assert ends_of_chains([p3, p4, p5]) == [True, False, True]
+
+    def test_of_maps_of_one_operation_and_of_none(self):
+        x = torch.ones(2, 3, requires_grad=True)
+        assert ends_of_chains([*x.unbind()]) == [True, True]
+        assert ends_of_chains([x.detach(), x.exp()]) == [True, True]

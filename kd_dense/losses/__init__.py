@@ -39,6 +39,7 @@ from kd_dense.losses.mimic import (
     fbkd_loss,
     mimic_loss,
 )
+from kd_dense.losses.predictions import ADLLoss, BCKDLoss, HeadBoxes, adl_loss, bckd_loss
 from kd_dense.losses.rois import RoIBoxLoss, roi_box_loss
 from kd_dense.losses.skd import (
     HolisticLoss,
@@ -49,8 +50,10 @@ from kd_dense.losses.skd import (
 )
 
 __all__ = [
+    'ADLLoss',
     'AfDCDLoss',
     'AttentionMapLoss',
+    'BCKDLoss',
     'CWDLoss',
     'CosineLoss',
     'DISTLoss',
@@ -61,6 +64,7 @@ __all__ = [
     'FTLoss',
     'FitNetsLoss',
     'GDKDLoss',
+    'HeadBoxes',
     'HeadTargets',
     'HolisticLoss',
     'IntRALoss',
@@ -79,8 +83,10 @@ __all__ = [
     'UnbiasedKDLoss',
     'VkDLoss',
     'WSLDLoss',
+    'adl_loss',
     'af_dcd_loss',
     'attention_map_loss',
+    'bckd_loss',
     'cwd_loss',
     'dist_loss',
     'dkd_loss',

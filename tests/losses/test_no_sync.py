@@ -10,8 +10,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kd_dense import losses
 from kd_dense.losses import (
+    ADLLoss,
     AfDCDLoss,
     AttentionMapLoss,
+    BCKDLoss,
     CosineLoss,
     CWDLoss,
     DistillLoss,
@@ -43,6 +45,7 @@ from kd_dense.losses import (
 from tests.losses.ld_head import SHAPES, make_maps, make_targets
 from tests.losses.test_fgd import BATCH, BOXES, NO_BOXES
 from tests.losses.test_ld import VARIANTS
+from tests.losses.test_predictions import boxes_of_distributions
 
 
 class SyncError(AssertionError):
@@ -239,6 +242,9 @@ def cases():
         for switch in (True, False):
             yield LDImitationLoss, dict(region=region, positive_levels_only=switch,
                                         mix_images=switch)  # fmt: skip
+    for switch in (True, False):
+        yield BCKDLoss, dict(positive_levels_only=switch)
+        yield ADLLoss, dict(power=1.8 if switch else None, entropy=float(switch))
 
 
 CASES = [
@@ -263,8 +269,10 @@ def prepare(kind, options, device, dtype=torch.float32):
         return drawn[0].clone().requires_grad_(), drawn[1]
 
     needs = {}
-    if kind is LDLoss:
+    if kind in (LDLoss, BCKDLoss, ADLLoss):
         *outputs, needs['head_targets'] = head(device, dtype)
+        if 'head_boxes' in loss.needs:
+            needs['head_boxes'] = boxes_of_distributions(needs['head_targets'])
     elif kind is LDImitationLoss:
         *outputs, needs['head_targets'] = head(device, dtype)
         if options['region'] == 'gibox':

@@ -56,6 +56,10 @@ DETECTORS: dict[str, dict[str, Any]] = {
         imitation=dict(tap='neck', loss=dict(type='LDImitationLoss', region='finegrained')),
         general=dict(tap='neck', loss=dict(type='LDImitationLoss', region='gibox')),
     ),
+    'predictions': dict(
+        bckd=dict(tap='bbox_head', loss=dict(type='BCKDLoss')),
+        adl=dict(tap='bbox_head', loss=dict(type='ADLLoss')),
+    ),
     'rois': toy_rois.terms(),
 }
 METHODS = [*SEGMENTERS, *DETECTORS]
@@ -67,7 +71,7 @@ def distilled(method: str, **others: Any) -> Any:
     if method in SEGMENTERS:
         student, teacher = toy.segmenter(dropout=0.0), toy.segmenter(16)
         student.decode_head.norm_cfg = norm
-    elif method == 'ld':
+    elif method in ('ld', 'predictions'):
         student, teacher = toy_heads.detector('gfl'), toy_heads.detector('gfl', 16)
     elif method == 'rois':
         student, teacher = toy_rois.detector(), toy_rois.detector(16)

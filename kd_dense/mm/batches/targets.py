@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kd_dense.mm.batches import head_targets
+from kd_dense.mm.batches import head_boxes, head_targets
 from kd_dense.mm.batches.made_up import any_tensor, labelled_samples
 from kd_dense.taps import TapError, Taps
 
@@ -27,6 +27,7 @@ class Step(NamedTuple):
     data_samples: Any
     student_taps: Taps
     teacher_taps: Taps | Mapping[str, Sequence[Tensor]]
+    teacher: Any = None
     on_rois: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
@@ -70,6 +71,10 @@ def _boxes(step: Step) -> list[Tensor]:
     return [getattr(b, 'tensor', b) for b in boxes]
 
 
+def _labels(step: Step) -> list[Tensor]:
+    return [_of(sample, 'gt_instances', 'labels').labels for sample in step.labelled]
+
+
 def _segmentation(step: Step) -> Tensor:
     found = [_of(sample, 'gt_sem_seg', 'segmentation') for sample in step.labelled]
     maps = [one.get('data', one.get('sem_seg')) for one in found]  # mmseg's name and mmdet's
@@ -106,6 +111,9 @@ NEEDS = {
     'boxes': Need(  # per image (n, 4): x1, y1, x2, y2 in pixels of the batch
         _boxes, check=_refuse('boxes', 'decode_head')
     ),
+    'labels': Need(  # per image the class of each of its boxes, (n,)
+        _labels, check=_refuse('labels of boxes', 'decode_head')
+    ),
     'batch_shape': Need(_batch_shape),  # height and width of the padded batch
     'image_shapes': Need(  # per image height and width, without padding
         lambda step: [tuple(s.metainfo['img_shape'][:2]) for s in step.labelled]
@@ -121,6 +129,9 @@ NEEDS = {
     'head_outputs': Need(  # all maps of the dense head, of the student and of the teacher
         lambda step: (step.student_taps['bbox_head'], step.teacher_taps['bbox_head']),
         taps=('bbox_head',),
+    ),
+    'head_boxes': Need(  # kd_dense.losses.HeadBoxes
+        lambda step: head_boxes.read(step.student, step.teacher), check=head_boxes.check
     ),
 }
 

@@ -78,4 +78,4 @@ def _open_questions(subject: Subject, terms: list[Finding]) -> Iterator[str]:
 
 def _share(figures: Mapping[str, Any]) -> float:
     """What a term was promised of the task's pull; nothing, where it has a weight."""
-    return sum(figures.get('shares', {}).values())
+    return float(sum(figures.get('shares', {}).values()))

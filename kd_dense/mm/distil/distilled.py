@@ -294,7 +294,7 @@ def _distil(
     theirs: dict[str, Sequence[Tensor]] = {}
     active = {name: term for name, term in model.kd.items() if factors[name] and _ran(term, plan)}
     wanted = chain(*(term.needs for term in active.values()))
-    step = Step(model, inputs, samples, plan.student_taps, plan.teacher_taps)
+    step = Step(model, inputs, samples, plan.student_taps, plan.teacher_taps, plan.teacher.model)
     shared = [term.rois for term in active.values() if term.rois is not None]
     step = with_teacher_on_rois(plan.teacher, shared, step)
     plan.meter.start()

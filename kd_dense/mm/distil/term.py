@@ -28,7 +28,7 @@ from kd_dense.mm.distil.shared_rois import SharedRoIs
 from kd_dense.mm.distil.tokens import as_maps, shapes_as_maps
 from kd_dense.mm.models.probe import Yield, needs_features_only
 from kd_dense.mm.wording import spelt
-from kd_dense.shares import Share, ShareMeter
+from kd_dense.shares import Share, ShareMeter, ends_of_chains
 from kd_dense.taps import TapError, near_names
 
 __all__ = ['Term']
@@ -105,6 +105,7 @@ class Term(nn.Module):
         self._config = loss
         self.row: tuple[int, ...] = ()  # the shape of what the teacher yields for an image or RoI
         self.shares = build_shares(name, share)
+        self._ends: list[bool] | None = None  # which maps have a share measured
         self.schedule = build_schedule(name, {} if schedule is None else schedule)
 
     def build_losses(
@@ -246,15 +247,20 @@ class Term(nn.Module):
 
         Args:
             step: The step.
-            alias: What stands for each map of the student.
+            alias: What stands for each map of the student whose gradients are measured.
         """
         student = step.student_taps[self.student_tap]
         if self.rois is not None:  # a sampler may have run the box head before
             student, teacher = student[-1:], [step.on_rois[self.name]]
         else:
             teacher = [*step.teacher_taps[self.teacher_tap]]
+        if alias is not None:
+            if self._ends is None:
+                self._ends = ends_of_chains(student)
+            measured = zip(student, self._ends, strict=True)
+            student = [alias(x) if ends else x for x, ends in measured]
         return as_maps(
-            student if alias is None else [alias(x) for x in student],
+            student,
             teacher,
             any_tensor(step.inputs).shape[-2:],
             self.of_features,

@@ -36,7 +36,12 @@ from kd_dense.taps import Taps
 __all__ = ['Compared', 'Prediction', 'compare', 'predict']
 
 # What is needed of the ground truth, and what a view has for it.
-TRUTH = {'boxes': 'boxes', 'head_targets': 'labels', 'segmentation': 'segmentation'}
+TRUTH = {
+    'boxes': 'boxes',
+    'labels': 'labels',
+    'head_targets': 'labels',
+    'segmentation': 'segmentation',
+}
 
 
 class Prediction(NamedTuple):
@@ -170,7 +175,7 @@ def compare(
                 own_class(type(model)).loss(model, inputs, samples)
             else:
                 forward(model, inputs, samples, ours.names)
-        step = Step(model, inputs, samples, ours, theirs)
+        step = Step(model, inputs, samples, ours, theirs, plan.teacher.model)
         step = with_teacher_on_rois(plan.teacher, shared, step)
         needs = gather(chain(*(term.needs for term in terms.values())), step)
         found = {

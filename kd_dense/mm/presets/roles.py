@@ -101,6 +101,13 @@ class Side:
         ]
         return found[-1] if found else None
 
+    def classes(self) -> int | None:
+        """How many classes the model tells apart, if its head says it."""
+        names = ('decode_head', 'roi_head.bbox_head', 'bbox_head', 'mask_head', 'panoptic_head')
+        heads = [head for name in names for head in self._heads(name)]
+        found = (getattr(head, 'num_classes', None) for head in heads)
+        return next((count for count in found if count is not None), None)
+
     def box_head(self, path: str) -> str | None:
         """A place in a box head, in the notation of another model.
 
@@ -112,13 +119,6 @@ class Side:
             stage, inner = '0', path.removeprefix(f'{BOX_HEAD}.')
         paths = path, f'{BOX_HEAD}.{inner}', f'{BOX_HEAD}.{stage}.{inner}'
         return next((one for one in paths if self.has(one)), None)
-
-    def classes(self) -> int | None:
-        """How many classes the model tells apart, if its head says it."""
-        names = ('decode_head', 'roi_head.bbox_head', 'bbox_head', 'mask_head', 'panoptic_head')
-        heads = [head for name in names for head in self._heads(name)]
-        found = (getattr(head, 'num_classes', None) for head in heads)
-        return next((count for count in found if count is not None), None)
 
     def _heads(self, name: str) -> list[nn.Module]:
         head = self.parts.get(name)

@@ -69,6 +69,14 @@ class TestPull:
         ratios = [stepped(m)[1]['kd_weight_features'] for m in (series, alone)]
         assert ratios[0] != ratios[1]
 
+    def test_of_stages_does_not_feed_itself(self):
+        """A loss on a later stage comes back through the earlier ones, and is no task there."""
+        own = dict(stages=dict(tap='backbone', loss=dict(type='PKDLoss'), share=1.0))
+        student = toy.segmenter(dropout=0.0)
+        model = toy.build(toy.distilled(terms=own, student=student)).train()
+        weights = [stepped(model, steps=n)[1]['kd_weight_stages'].item() for n in (3, 30)]
+        assert weights[1] == pytest.approx(weights[0], rel=0.01)
+
     def test_each_part_has_its_own(self):
         names = ('foreground', 'background', 'attention', 'relation')
         parts = {name: 0.1 * (i + 1) for i, name in enumerate(names)}
