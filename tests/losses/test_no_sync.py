@@ -19,6 +19,7 @@ from kd_dense.losses import (
     DistillLoss,
     DISTLoss,
     DKDLoss,
+    ERDLoss,
     FBKDLoss,
     FGDLoss,
     FitNetsLoss,
@@ -235,6 +236,8 @@ def cases():
     for kind in (DKDLoss, DISTLoss, KDLoss):
         yield kind, dict(temperature=2.0)  # of regions
     yield RoIBoxLoss, dict(num_classes=3)
+    for switch in (True, False):
+        yield ERDLoss, dict(without_strides=switch)
     yield KDLoss, dict(per='map', valid_only=False, sigmoid=True)
     for variant in VARIANTS.values():
         yield LDLoss, variant
@@ -273,6 +276,9 @@ def prepare(kind, options, device, dtype=torch.float32):
         *outputs, needs['head_targets'] = head(device, dtype)
         if 'head_boxes' in loss.needs:
             needs['head_boxes'] = boxes_of_distributions(needs['head_targets'])
+    elif kind is ERDLoss:
+        *outputs, targets = head(device, dtype)
+        needs['head_boxes'] = boxes_of_distributions(targets)
     elif kind is LDImitationLoss:
         *outputs, needs['head_targets'] = head(device, dtype)
         if options['region'] == 'gibox':

@@ -3,7 +3,7 @@
 Zheng et al., "Localization Distillation for Dense Object Detection", CVPR 2022, distil these
 detectors after giving them the box distributions of GFL (Li et al., NeurIPS 2020).
 
-The only file of the package that imports mmdet when it is imported: see ``heads.py``.
+Importing this file imports mmdet: see ``heads.py``.
 """
 
 from __future__ import annotations
