@@ -31,6 +31,7 @@ from benchmarks import (
     reference_ld,
     reference_logits,
     reference_mimic,
+    reference_queries,
     reference_skd,
 )
 from benchmarks.case import Case, check_same
@@ -48,6 +49,7 @@ CASES = [
     *reference_logits.cases(),
     *reference_mimic.cases(),
     *reference_generation.cases(),
+    *reference_queries.cases(),
 ]
 
 

@@ -127,6 +127,8 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
         found.append('dist')
     if side.has('roi_head') and necks(model):
         found.append('fbkd')
+    if side.has('bbox_head', ['DETRHead']):
+        found.append('detrdistill')
     return list(dict.fromkeys(found))
 
 

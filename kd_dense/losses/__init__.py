@@ -39,6 +39,7 @@ from kd_dense.losses.mimic import (
     fbkd_loss,
     mimic_loss,
 )
+from kd_dense.losses.queries import QueryBoxLoss, query_box_loss
 from kd_dense.losses.skd import (
     HolisticLoss,
     PairWiseLoss,
@@ -74,6 +75,7 @@ __all__ = [
     'PKDLoss',
     'PairWiseLoss',
     'PixelWiseLoss',
+    'QueryBoxLoss',
     'UnbiasedKDLoss',
     'VkDLoss',
     'WSLDLoss',
@@ -94,6 +96,7 @@ __all__ = [
     'nkd_loss',
     'pair_wise_loss',
     'pixel_wise_loss',
+    'query_box_loss',
     'unbiased_cross_entropy',
     'unbiased_kd_loss',
     'wsld_loss',

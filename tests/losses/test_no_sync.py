@@ -1,6 +1,7 @@
 """No loss makes the host wait for the device: not forward, not backward."""
 
 import inspect
+from unittest import mock
 
 import pytest
 import torch
@@ -35,13 +36,16 @@ from kd_dense.losses import (
     PairWiseLoss,
     PixelWiseLoss,
     PKDLoss,
+    QueryBoxLoss,
     UnbiasedKDLoss,
     VkDLoss,
     WSLDLoss,
 )
+from kd_dense.losses.queries import matching
 from tests.losses.ld_head import SHAPES, make_maps, make_targets
 from tests.losses.test_fgd import BATCH, BOXES, NO_BOXES
 from tests.losses.test_ld import VARIANTS
+from tests.losses.test_queries import make_queries
 
 
 class SyncError(AssertionError):
@@ -235,6 +239,8 @@ def cases():
         for switch in (True, False):
             yield LDImitationLoss, dict(region=region, positive_levels_only=switch,
                                         mix_images=switch)  # fmt: skip
+    for unmatched, sigmoid in (('background', True), ('ignored', True), ('background', False)):
+        yield QueryBoxLoss, dict(unmatched=unmatched, sigmoid=sigmoid)
 
 
 CASES = [
@@ -247,6 +253,12 @@ def test_no_loss_is_left_out():
     exported = {x for x in vars(losses).values() if inspect.isclass(x)}
     exported = {x for x in exported if issubclass(x, DistillLoss)} - {DistillLoss}
     assert {case.values[0] for case in CASES} == exported
+
+
+def in_order(costs):
+    """Pairs of queries without a look at their costs, for which the host waits on purpose."""
+    pairs = torch.arange(min(costs.shape[2:]), device=costs.device)
+    return pairs.expand(2, *costs.shape[:2], -1)
 
 
 def prepare(kind, options, device, dtype=torch.float32):
@@ -266,6 +278,13 @@ def prepare(kind, options, device, dtype=torch.float32):
         if options['region'] == 'gibox':
             needs['head_outputs'] = outputs
         outputs = zip(*(maps(2, *shape) for shape in SHAPES), strict=True)
+    elif kind is QueryBoxLoss:
+        outputs = (
+            [x.to(device, dtype) for x in make_queries(seed=seed, queries=queries)]
+            for seed, queries in ((0, 5), (1, 4))
+        )
+        student, teacher = outputs
+        outputs = [x.requires_grad_() for x in student], teacher
     else:
         outputs = maps(4, 5, 6)
     if kind is FGDLoss:
@@ -277,6 +296,7 @@ def prepare(kind, options, device, dtype=torch.float32):
     if kind is FBKDLoss:
         student, teacher = [student], [teacher]
 
+    @mock.patch.object(matching, 'solve', in_order)
     def call():
         result = loss(student, teacher, **needs)
         sum(result.values() if isinstance(result, dict) else [result]).backward()
@@ -300,3 +320,18 @@ def test_no_loss_needs_values(kind, options):
     call = prepare(kind, options, 'meta')
     with Dispatched():
         call()
+
+
+def test_queries_are_paired_in_one_wait():
+    waits = []
+
+    class Counted(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            name = getattr(func, '__name__', '')
+            waits.extend([name] if name in READING_METHODS - {'numpy'} else [])
+            return func(*args, **(kwargs or {}))
+
+    student, teacher = make_queries(layers=3), make_queries(layers=3, seed=1)
+    with Counted():
+        QueryBoxLoss()(student, teacher)
+    assert waits == ['cpu']

@@ -72,6 +72,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'WSLDLoss': [dict()],
     'LwFLoss': [dict()],
     'UnbiasedKDLoss': [dict()],
+    'QueryBoxLoss': [dict(), dict(sigmoid=False), dict(unmatched='code')],
     'LDLoss': [
         dict(kd_vlr_weight=1.0),
         dict(kd_vlr_weight=1.0, diou='code'),
@@ -95,6 +96,7 @@ FUNCTIONS = dict(
     intra_loss='IntRALoss',
     attention_map_loss='AttentionMapLoss',
     ld_loss='LDLoss',
+    query_box_loss='QueryBoxLoss',
     kd_loss='KDLoss',
     dist_loss='DISTLoss',
     dkd_loss='DKDLoss',
@@ -110,8 +112,10 @@ FUNCTIONS = dict(
     af_dcd_loss='AfDCDLoss',
 )
 # With layers of their own, which they put between the two maps; NKD, which has a label beside the
-# teacher; and DIST, whose correlations of what is almost constant depend on an epsilon.
-NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss'}
+# teacher; DIST, whose correlations of what is almost constant depend on an epsilon; and queries,
+# whose boxes are clamped in the teacher alone.
+NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss',
+                  'QueryBoxLoss'}  # fmt: skip
 
 
 class Scene(NamedTuple):
@@ -221,6 +225,8 @@ def shapes(name: str, scene: Scene) -> list[tuple[int, ...]]:
     if name == 'LDLoss':
         sizes = [scene.size, (1, 1)]
         return [(scene.images, c, *s) for c in (CLASSES, 4 * BINS) for s in sizes]
+    if name == 'QueryBoxLoss':  # of two layers
+        return [(scene.images, 4, size) for size in (scene.channels, scene.channels, 4, 4)]
     if name == 'LDImitationLoss':
         return [(scene.images, scene.channels, *s) for s in (scene.size, (1, 1))]
     return [(scene.images, scene.channels, *scene.size)]

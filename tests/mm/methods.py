@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from tests.mm import toy, toy_heads
+from tests.mm import toy, toy_heads, toy_queries
 
 LOGITS, FEATURES = 'decode_head.conv_seg', 'backbone.layer4'
 SEGMENTERS: dict[str, dict[str, Any]] = {
@@ -56,6 +56,9 @@ DETECTORS: dict[str, dict[str, Any]] = {
         imitation=dict(tap='neck', loss=dict(type='LDImitationLoss', region='finegrained')),
         general=dict(tap='neck', loss=dict(type='LDImitationLoss', region='gibox')),
     ),
+    'queries': dict(
+        boxes=dict(tap='bbox_head', loss=dict(type='QueryBoxLoss')),
+    ),
 }
 METHODS = [*SEGMENTERS, *DETECTORS]
 
@@ -68,6 +71,8 @@ def distilled(method: str, **others: Any) -> Any:
         student.decode_head.norm_cfg = norm
     elif method == 'ld':
         student, teacher = toy_heads.detector('gfl'), toy_heads.detector('gfl', 16)
+    elif method == 'queries':
+        student, teacher = toy_queries.model('dab'), toy_queries.model('dab', queries=5, layers=1)
     else:
         student, teacher = toy.detector(), toy.detector(16)
     student.backbone.norm_cfg = norm

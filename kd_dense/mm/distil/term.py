@@ -15,6 +15,7 @@ from kd_dense.adapters import Adapter, resize
 from kd_dense.functional import without_autocast
 from kd_dense.losses import DistillLoss
 from kd_dense.mm.batches.made_up import any_tensor
+from kd_dense.mm.batches.queries import as_queries, own_queries
 from kd_dense.mm.batches.targets import NEEDS, Step
 from kd_dense.mm.distil.fields import (
     WHOLE,
@@ -133,15 +134,18 @@ class Term(nn.Module):
         Raises:
             ValueError: If the numbers of maps differ, or shapes differ and cannot be adapted.
         """
-        if len(student.shapes) != len(teacher.shapes):
+        if self.loss.of_queries:
+            self._check_no_adapter()
+        elif len(student.shapes) != len(teacher.shapes):
             raise ValueError(
                 f'term {self.name!r}: tap {self.student_tap!r} yields {len(student.shapes)} '
                 f'maps {spelt(student.shapes)} in the student and tap {self.teacher_tap!r} '
                 f'{len(teacher.shapes)} maps {spelt(teacher.shapes)} in the teacher; choose among '
                 "them with an index, as in 'neck[:4]'"
             )
-        for ours, theirs in zip(student.shapes, teacher.shapes, strict=True):
-            self.adapters.append(self._adapter(ours, theirs))
+        else:
+            for ours, theirs in zip(student.shapes, teacher.shapes, strict=True):
+                self.adapters.append(self._adapter(ours, theirs))
         # A term that is switched off for good must not change training at all: a trainable
         # adapter would take part in gradient clipping, if only with zeros.
         if self.loss.weight == 0:
@@ -168,8 +172,7 @@ class Term(nn.Module):
         """Make sure that one map can and may be given the shape of another one."""
         shapes = f'the student map has shape {student}, the teacher map {teacher}'
         kind = type(self.loss).__name__
-        if not self.loss.adaptable and isinstance(self.adapter, Mapping):
-            raise ValueError(f'term {self.name!r}: {kind} takes no adapter; leave it out')
+        self._check_no_adapter()
         if not self.loss.adaptable:
             raise ValueError(
                 f'term {self.name!r}: {shapes}, and {kind} compares maps of one shape only: tap '
@@ -185,6 +188,12 @@ class Term(nn.Module):
                 f'term {self.name!r}: {shapes}; there is an adapter for maps (N, C, H, W) '
                 'only, and for tokens (N, L, C) that are those of an image: tap where the shapes '
                 'agree'
+            )
+
+    def _check_no_adapter(self) -> None:
+        if not self.loss.adaptable and isinstance(self.adapter, Mapping):
+            raise ValueError(
+                f'term {self.name!r}: {type(self.loss).__name__} takes no adapter; leave it out'
             )
 
     @property
@@ -211,19 +220,19 @@ class Term(nn.Module):
     def maps(
         self, step: Step, alias: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The maps of student and teacher in a step, tokens as maps.
+        """The maps of student and teacher in a step, tokens as maps; or all that is of queries.
 
         Args:
             step: The step.
             alias: What stands for each map of the student.
         """
         student = step.student_taps[self.student_tap]
-        return as_maps(
-            student if alias is None else [alias(x) for x in student],
-            step.teacher_taps[self.teacher_tap],
-            any_tensor(step.inputs).shape[-2:],
-            self.of_features,
-        )
+        student = student if alias is None else [alias(x) for x in student]
+        teacher = step.teacher_taps[self.teacher_tap]
+        if self.loss.of_queries:
+            own = own_queries(step.student, self.student_tap)
+            return as_queries(student, own), as_queries(teacher)
+        return as_maps(student, teacher, any_tensor(step.inputs).shape[-2:], self.of_features)
 
     def factor(self) -> float:
         """The schedule's factor now; 0 means that the term is off in this iteration."""
@@ -271,7 +280,8 @@ class Term(nn.Module):
             TapError: If the maps are not those that the taps yielded when the model was built,
                 or no gradient flows back from those of the student.
         """
-        if not len(student) == len(teacher) == len(self.adapters):
+        of_maps = not self.loss.of_queries
+        if of_maps and not len(student) == len(teacher) == len(self.adapters):
             raise TapError(
                 f'term {self.name!r}: expected {len(self.adapters)} maps, got {len(student)} '
                 f'of the student and {len(teacher)} of the teacher: tap {self.student_tap!r} or '
@@ -285,7 +295,9 @@ class Term(nn.Module):
                 'frozen, or it lies inside a block with activation checkpointing; tap a later '
                 'layer'
             )
-        teacher = [_for_each_branch(t, len(x)) for x, t in zip(student, teacher, strict=True)]
+        if of_maps:
+            pairs = zip(student, teacher, strict=True)
+            teacher = [_for_each_branch(t, len(x)) for x, t in pairs]
         adapted = self.adapted(student, teacher)
         with without_autocast(student[0]):
             if self.loss.all_maps:
@@ -337,6 +349,8 @@ class Term(nn.Module):
         Raises:
             ValueError: If sizes differ where they did not, and the student's may not be resized.
         """
+        if self.loss.of_queries:
+            return student
         return [
             self._resized(x, t) if isinstance(adapter, nn.Identity) else adapter(x, t.shape[-2:])
             for adapter, x, t in zip(self.adapters, student, teacher, strict=True)
@@ -354,6 +368,8 @@ class Term(nn.Module):
             For each map the class of its adapter, ``'resized'``, or nothing where it is compared
             as it is.
         """
+        if self.loss.of_queries:
+            return []
         student, teacher = shapes_as_maps(student, teacher, image, self.of_features)
         resized = [
             not self._agree(*both) for both in zip(student.shapes, teacher.shapes, strict=True)

@@ -40,6 +40,7 @@ def test_every_term_is_drawn(method):
         'ld': 'LD: which anchors count',
         'imitation': "region 'finegrained'",
         'general': "region 'gibox'",
+        'boxes': 'Which queries are paired?',
     }
     for name, one in compared.items():
         figure = draw_term(view, one)
