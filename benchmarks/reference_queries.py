@@ -14,10 +14,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.case import Case, Pair, forward_backward
-from kd_dense.losses import query_box_loss
+from benchmarks.case import Case, Pair, forward_backward, make_maps
+from kd_dense.losses import TaughtQueries, query_box_loss, query_feature_loss
 
-__all__ = ['cases', 'plain_box_loss']
+__all__ = ['cases', 'plain_box_loss', 'plain_feature_loss']
 
 
 def plain_corners(boxes: Tensor) -> Tensor:
@@ -87,7 +87,37 @@ def make_boxes(queries: int, device: str, small: bool) -> Pair:
     )
 
 
+def plain_feature_loss(student: Tensor, teacher: Tensor, taught: TaughtQueries) -> Tensor:
+    """What ``kd_dense.losses.query_feature_loss`` gives."""
+    total: Tensor | float = 0.0
+    for states, quality in zip(*taught, strict=True):
+        unit, keys = F.normalize(teacher, dim=1), F.normalize(states, dim=-1)
+        maps = torch.einsum('nmc,nchw->nmhw', keys, unit) * quality[..., None, None]
+        mask = maps.sum(1, keepdim=True).clamp(min=0.01)
+        mask = mask / mask.amax((1, 2, 3), keepdim=True)
+        total = total + F.mse_loss(mask * student, mask * teacher)
+    return torch.as_tensor(total)
+
+
+def make_features(device: str, small: bool) -> Pair:
+    student, teacher = make_maps((2, 256, 100, 168), device, small)
+    generator = torch.Generator().manual_seed(1)
+    layers, queries = (2, 5) if small else (6, 100)
+    size = (layers, len(student), queries)
+    states = torch.randn(*size, student.shape[1], generator=generator).to(teacher)
+    quality = torch.rand(*size, generator=generator).to(teacher)
+    taught = TaughtQueries([*states], [*quality])
+    return Pair(
+        forward_backward(lambda: query_feature_loss(student, teacher, taught), [student]),
+        forward_backward(lambda: plain_feature_loss(student, teacher, taught), [student]),
+    )
+
+
 def cases() -> list[Case]:
     """Rows of the benchmark."""
     what = 'pairs of {} queries, classes and boxes, 6 layers, 2 images, 80 classes'
-    return [Case(f'queries-{n}', what.format(n), partial(make_boxes, n)) for n in (300, 900)]
+    looks = 'features weighed by 100 queries of 6 layers, 2 images, 256x100x168'
+    return [
+        *(Case(f'queries-{n}', what.format(n), partial(make_boxes, n)) for n in (300, 900)),
+        Case('queries-features', looks, make_features),
+    ]

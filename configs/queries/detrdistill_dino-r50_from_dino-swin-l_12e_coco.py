@@ -1,4 +1,4 @@
-"""DETRDistill's pairs of queries: DINO with a ResNet-50 from DINO with a Swin-L.
+"""DETRDistill, pairs of queries and features: DINO with a ResNet-50 from DINO with a Swin-L.
 
 Source: weights and costs of the authors' configs for Deformable DETR; for DINO none are published.
 """
@@ -8,4 +8,8 @@ model = dict(
     type='kd_dense.Distilled',
     student=_base_.model,
     teacher='mmdet::dino/dino-5scale_swin-l_8xb2-12e_coco.py',
-    terms=dict(queries=dict(tap='bbox_head', loss=dict(type='QueryBoxLoss'))))
+    terms=dict(
+        queries=dict(tap='bbox_head', loss=dict(type='QueryBoxLoss')),
+        features=dict(
+            tap=dict(student='neck', teacher='neck[1:5]'),
+            loss=dict(type='QueryFeatureLoss', weight=1.0))))

@@ -39,7 +39,13 @@ from kd_dense.losses.mimic import (
     fbkd_loss,
     mimic_loss,
 )
-from kd_dense.losses.queries import QueryBoxLoss, query_box_loss
+from kd_dense.losses.queries import (
+    QueryBoxLoss,
+    QueryFeatureLoss,
+    TaughtQueries,
+    query_box_loss,
+    query_feature_loss,
+)
 from kd_dense.losses.skd import (
     HolisticLoss,
     PairWiseLoss,
@@ -76,6 +82,8 @@ __all__ = [
     'PairWiseLoss',
     'PixelWiseLoss',
     'QueryBoxLoss',
+    'QueryFeatureLoss',
+    'TaughtQueries',
     'UnbiasedKDLoss',
     'VkDLoss',
     'WSLDLoss',
@@ -97,6 +105,7 @@ __all__ = [
     'pair_wise_loss',
     'pixel_wise_loss',
     'query_box_loss',
+    'query_feature_loss',
     'unbiased_cross_entropy',
     'unbiased_kd_loss',
     'wsld_loss',

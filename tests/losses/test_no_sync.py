@@ -37,11 +37,13 @@ from kd_dense.losses import (
     PixelWiseLoss,
     PKDLoss,
     QueryBoxLoss,
+    QueryFeatureLoss,
     UnbiasedKDLoss,
     VkDLoss,
     WSLDLoss,
 )
 from kd_dense.losses.queries import matching
+from kd_dense.losses.queries.features import rate_queries
 from tests.losses.ld_head import SHAPES, make_maps, make_targets
 from tests.losses.test_fgd import BATCH, BOXES, NO_BOXES
 from tests.losses.test_ld import VARIANTS
@@ -241,6 +243,7 @@ def cases():
                                         mix_images=switch)  # fmt: skip
     for unmatched, sigmoid in (('background', True), ('ignored', True), ('background', False)):
         yield QueryBoxLoss, dict(unmatched=unmatched, sigmoid=sigmoid)
+    yield QueryFeatureLoss, {}
 
 
 CASES = [
@@ -290,6 +293,10 @@ def prepare(kind, options, device, dtype=torch.float32):
     if kind is FGDLoss:
         boxes = [x.to(device, dtype) for x in (BOXES, NO_BOXES, BOXES[:1])]
         needs.update(boxes=boxes, batch_shape=BATCH, image_shapes=[BATCH, (40, 30), (20, 48)])
+    if kind is QueryFeatureLoss:
+        layers = [x.to(device, dtype) for x in make_queries()]
+        states = [x.to(device, dtype) for x in torch.randn(2, 3, 4, 4, generator=generator)]
+        objects = [x.to(device, dtype) for x in (BOXES, NO_BOXES, BOXES[:1])]
     if 'segmentation' in loss.needs:
         needs['segmentation'] = torch.randint(4, (3, 20, 24), generator=generator).to(device)
     student, teacher = outputs
@@ -298,6 +305,10 @@ def prepare(kind, options, device, dtype=torch.float32):
 
     @mock.patch.object(matching, 'solve', in_order)
     def call():
+        if kind is QueryFeatureLoss:
+            needs['taught_queries'] = rate_queries(
+                states, layers[:2], layers[2:], objects, [BATCH, (40, 30), (20, 48)]
+            )
         result = loss(student, teacher, **needs)
         sum(result.values() if isinstance(result, dict) else [result]).backward()
         if kind is HolisticLoss:

@@ -14,7 +14,8 @@ from torch import Tensor
 from kd_dense import losses
 from kd_dense.adapters import Adapter, resize
 from kd_dense.critic import Critic, critic_loss, gradient_penalty
-from kd_dense.losses import DistillLoss, HeadTargets, HolisticLoss
+from kd_dense.losses import DistillLoss, HeadTargets, HolisticLoss, TaughtQueries
+from kd_dense.losses.queries.features import rate_queries
 
 LARGEST = 65504.0  # of float16
 SMALLEST = 6e-8
@@ -73,6 +74,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'LwFLoss': [dict()],
     'UnbiasedKDLoss': [dict()],
     'QueryBoxLoss': [dict(), dict(sigmoid=False), dict(unmatched='code')],
+    'QueryFeatureLoss': [dict()],
     'LDLoss': [
         dict(kd_vlr_weight=1.0),
         dict(kd_vlr_weight=1.0, diou='code'),
@@ -97,6 +99,7 @@ FUNCTIONS = dict(
     attention_map_loss='AttentionMapLoss',
     ld_loss='LDLoss',
     query_box_loss='QueryBoxLoss',
+    query_feature_loss='QueryFeatureLoss',
     kd_loss='KDLoss',
     dist_loss='DISTLoss',
     dkd_loss='DKDLoss',
@@ -276,7 +279,19 @@ def extras(loss: DistillLoss, scene: Scene) -> dict[str, Any]:
         found['head_targets'] = head_targets(scene)
     if 'head_outputs' in loss.needs:
         found['head_outputs'] = maps('LDLoss', scene)
+    if 'taught_queries' in loss.needs:
+        found['taught_queries'] = taught_queries(scene)
     return {name: found[name] for name in loss.needs}
+
+
+def taught_queries(scene: Scene) -> TaughtQueries:
+    """Of a decoder of two layers, as wide as the maps."""
+    states, logits, boxes = (
+        [CONTENTS[scene.teacher]((scene.images, 3, n)).to(scene.teacher_dtype) for _ in range(2)]
+        for n in (scene.channels, CLASSES, 4)
+    )
+    objects = [BOXES[kind]() for kind in scene.boxes[: scene.images]]
+    return rate_queries(states, logits, boxes, objects, [(SIDE, SIDE)] * scene.images)
 
 
 def results(name: str, loss: DistillLoss, scene: Scene, dtype: Any = None) -> tuple[Any, Any]:

@@ -8,9 +8,17 @@ from itertools import permutations
 import pytest
 import torch
 
-from kd_dense.losses import QueryBoxLoss, query_box_loss
+from kd_dense.losses import (
+    QueryBoxLoss,
+    QueryFeatureLoss,
+    TaughtQueries,
+    query_box_loss,
+    query_feature_loss,
+)
 from kd_dense.losses.queries.boxes import box_giou, match_boxes
+from kd_dense.losses.queries.features import rate_queries
 from kd_dense.losses.queries.matching import EPS, assign, take
+from tests.losses.contract import LossContract
 from tests.losses.ld_head import Packed, unpack
 
 LAYERS, QUERIES, CLASSES = 2, 4, 3
@@ -268,6 +276,101 @@ def test_degenerate_boxes_have_finite_gradients():
 def test_some_queries_are_taken_of_masks_too():
     masks = torch.arange(24.0).view(1, 3, 2, 4)
     assert torch.equal(take(masks, torch.tensor([[2, 0]])), masks[:, [2, 0]])
+
+
+def make_taught(images=3, channels=4, layers=2, queries=5):
+    """Queries of a teacher, the same in all images."""
+    generator = torch.Generator().manual_seed(2)
+    states = torch.randn(layers, 1, queries, channels, generator=generator, dtype=torch.float64)
+    quality = torch.rand(layers, 1, queries, generator=generator, dtype=torch.float64)
+    return TaughtQueries(
+        [x.expand(images, -1, -1) for x in states], [x.expand(images, -1) for x in quality]
+    )
+
+
+class TestFeatures(LossContract):
+    loss = QueryFeatureLoss(weight=3.0)
+    function = staticmethod(query_feature_loss)
+
+    def extra(self, images=3):
+        return {'taught_queries': make_taught(images)}
+
+    def value(self, student, teacher):
+        return self.loss(student, teacher, **self.extra(len(student)))
+
+    def test_matches_the_equations_query_by_query(self):
+        student, teacher = self.example()
+        taught = make_taught()
+        expected = 0.0
+        for states, quality in zip(*taught, strict=True):
+            for n in range(len(student)):
+                t = teacher[n].detach()
+                mask = torch.zeros(5, 6, dtype=torch.float64)
+                for y in range(5):
+                    for x in range(6):
+                        for q, w in zip(states[n], quality[n], strict=True):
+                            at = t[:, y, x]
+                            mask[y, x] += w * (q @ at) / q.norm() / at.norm()
+                mask = mask.clamp(min=0.01)
+                mask = mask / mask.max()
+                expected += (mask * student[n] - mask * t).square().sum() / student.numel()
+        torch.testing.assert_close(
+            query_feature_loss(student, teacher, taught), expected, rtol=1e-11, atol=0
+        )
+
+    def test_names_what_is_not_as_wide(self):
+        with pytest.raises(ValueError, match=r'\(3, 5, 6\) and \(3, 4, 5, 6\).*tap its neck'):
+            query_feature_loss(*self.example(), make_taught(channels=6))
+
+
+@pytest.mark.parametrize('sigmoid', [True, False])
+def test_queries_are_rated_by_class_and_overlap(sigmoid):
+    layers = make_queries(images=2)
+    logits, boxes = layers[:LAYERS], layers[LAYERS:]
+    states = [torch.randn(2, QUERIES, 6) for _ in range(LAYERS)]
+    objects = [torch.tensor([[10.0, 4.0, 30.0, 20.0], [0.0, 0.0, 8.0, 9.0]]), torch.zeros(0, 4)]
+    shapes = [(24, 40), (20, 48)]
+    count = 5
+    found = rate_queries(states, logits, boxes, objects, shapes, count, sigmoid)
+    for layer in range(LAYERS):
+        for n in range(2):
+            scores = []
+            for q in range(QUERIES):
+                x = logits[layer][n, q]
+                p = x.sigmoid() if sigmoid else x.softmax(0)[:-1]
+                scores += [(float(value), q) for value in p]
+            scores.sort(reverse=True)
+            for at, (score, q) in enumerate(scores[:count]):
+                x, y, w, h = boxes[layer][n, q].tolist()
+                height, width = shapes[n]
+                box = [v * s for v, s in zip((x, y, w, h), (width, height) * 2, strict=True)]
+                best = [slow_iou(box, one) for one in objects[n].tolist()]
+                expected = score * (max(best) if best else 1)
+                assert float(found.quality[layer][n, at]) == pytest.approx(expected, abs=1e-6)
+                assert torch.equal(found.states[layer][n, at], states[layer][n, q])
+
+
+def slow_iou(box, other):
+    """Of cx, cy, w, h and x1, y1, x2, y2."""
+    (x, y, w, h), (x1, y1, x2, y2) = box, other
+    width = max(min(x + w / 2, x2) - max(x - w / 2, x1), 0)
+    height = max(min(y + h / 2, y2) - max(y - h / 2, y1), 0)
+    return width * height / (w * h + (x2 - x1) * (y2 - y1) - width * height)
+
+
+@pytest.mark.parametrize('objects', [0, 1, 1000])
+def test_any_number_of_objects(objects):
+    layers = make_queries(images=2)
+    corners = 20 * torch.rand(objects, 2)
+    boxes = torch.cat([corners, corners + 5], 1)
+    states = [torch.randn(2, QUERIES, 6) for _ in range(LAYERS)]
+    found = rate_queries(
+        states, layers[:LAYERS], layers[LAYERS:], [boxes, boxes[:0]], [(24, 40)] * 2
+    )
+    for quality in found.quality:
+        assert quality.shape == (2, QUERIES * CLASSES)  # there are no more
+        assert ((quality >= 0) & (quality <= 1)).all()
+        assert (quality[1] > 0).all()
 
 
 def test_packing_keeps_what_is_packed():

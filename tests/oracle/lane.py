@@ -54,7 +54,6 @@ NOT_YET: dict[tuple[str, str], str] = {
     ),
     ('cirkd_baselines.npz', 'CriterionDoubleSimKD'): 'relations of layers and of channels',
     ('reviewkd.npz', 'ReviewKD + hcl'): 'fusion of the levels of a pyramid',
-    ('detrdistill.npz', 'Distiller.forward_train, feature part'): 'weighs features by queries',
     ('torchdistiller_kd_ifv.npz', 'CriterionIFV'): 'variation within a class',
 }
 

@@ -1,4 +1,4 @@
-"""DETRDistill: pairs of queries."""
+"""DETRDistill: pairs of queries, and features that are weighed by queries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kd_dense.losses.queries.boxes import match_boxes, query_box_loss
+from kd_dense.losses import TaughtQueries, query_box_loss, query_feature_loss
+from kd_dense.losses.queries.boxes import match_boxes
 
 if TYPE_CHECKING:
     from tests.oracle.lane import Case
@@ -50,11 +51,44 @@ def replay_boxes(case: Case) -> dict[str, Tensor]:
     }
 
 
+def replay_features(case: Case) -> dict[str, Tensor]:
+    def loss(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+        levels = range(sum(name.startswith('grad_student/') for name in case.arrays))
+        student = [case.tensor(f'student/{level}', dtype).requires_grad_() for level in levels]
+        teacher = [case.tensor(f'teacher/{level}', dtype) for level in levels]
+        stages = range(case.arguments['stages'])
+        states, quality = (
+            [case.tensor(f'{name}/{stage}', dtype) for stage in stages]
+            for name in ('queries', 'quality')
+        )
+        pairs = [*zip(student, teacher, strict=True)]
+        return student, [
+            torch.stack(
+                [query_feature_loss(s, t, TaughtQueries([q], [w])) for s, t in pairs]
+            ).sum()
+            for q, w in zip(states, quality, strict=True)
+        ] + [
+            torch.stack(
+                [query_feature_loss(s, t, TaughtQueries(states, quality)) for s, t in pairs]
+            ).sum()
+        ]
+
+    student, (*by_stage, total) = loss(torch.float64)
+    grads = torch.autograd.grad(total, student)
+    return {
+        **{f'loss_stage/{stage}': value for stage, value in enumerate(by_stage)},
+        **{f'grad_student/{level}': grad for level, grad in enumerate(grads)},
+        'loss': total,
+        'loss_f32': loss(torch.float32)[1][-1],
+    }
+
+
 def is_input(name: str) -> bool:
     return not name.startswith(('loss', 'grad', 'match'))
 
 
 REPLAYS: dict[tuple[str, str], Callable[[Case], dict[str, Tensor]]] = {
     ('detrdistill.npz', 'loss_single_distill'): replay_boxes,
+    ('detrdistill.npz', 'Distiller.forward_train, feature part'): replay_features,
 }
 INPUTS = dict.fromkeys(REPLAYS, is_input)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ __all__ = ['Layer', 'assign', 'class_costs', 'layers_of', 'matched_count', 'pair
 
 # What mmdet's losses add to the number that they divide by.
 EPS = torch.finfo(torch.float32).eps
+# That pair the queries of several layers and images at once.
+THREADS = 8
 
 
 class Layer(NamedTuple):
@@ -145,8 +148,11 @@ def solve(costs: Tensor) -> Tensor:
             'pairing queries needs SciPy, which mmdet needs as well: pip install scipy'
         ) from None
     problems = costs.flatten(0, 1).cpu().numpy()  # the one wait
-    pairs = [[side.tolist() for side in linear_sum_assignment(one)] for one in problems]
-    found = torch.tensor(pairs).view(*costs.shape[:2], 2, -1)
+    with ThreadPoolExecutor(min(len(problems), THREADS)) as pool:  # SciPy lets others run
+        pairs = [*pool.map(linear_sum_assignment, problems)]
+    found = torch.tensor([[side.tolist() for side in pair] for pair in pairs]).view(
+        *costs.shape[:2], 2, -1
+    )
     return found.permute(2, 0, 1, 3).to(costs.device, non_blocking=True)
 
 

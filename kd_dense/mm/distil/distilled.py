@@ -287,7 +287,7 @@ def _distil(
     ours: dict[str, Sequence[Tensor]] = {}
     theirs: dict[str, Sequence[Tensor]] = {}
     wanted = chain(*(term.loss.needs for name, term in model.kd.items() if factors[name]))
-    step = Step(model, inputs, samples, plan.student_taps, plan.teacher_taps)
+    step = Step(model, inputs, samples, plan.student_taps, plan.teacher_taps, plan.teacher.model)
     plan.meter.start()
     found = gather(wanted, step)
     for name, term in model.kd.items():

@@ -47,7 +47,7 @@ def rehearse(student: nn.Module, teacher: nn.Module, terms: Sequence[Term], foun
         ValueError: If a loss or an adapter cannot take the maps.
     """
     try:
-        _rehearse(student, terms, found)
+        _rehearse(student, teacher, terms, found)
     except TapError:
         raise
     except ValueError:
@@ -66,13 +66,13 @@ def _on_large_images(
         return None
     try:
         larger = probe(student, [*found.student], teacher, [*found.teacher], smallest=LARGEST)
-        return larger if _rehearse(student, terms, larger) else None
+        return larger if _rehearse(student, teacher, terms, larger) else None
     except (ValueError, RuntimeError):  # the first error tells more
         return None
 
 
 @torch.enable_grad()
-def _rehearse(student: nn.Module, terms: Sequence[Term], found: Probe) -> bool:
+def _rehearse(student: nn.Module, teacher: nn.Module, terms: Sequence[Term], found: Probe) -> bool:
     """Compute the terms at the size of a probe; returns whether that was possible."""
     terms = [term for term in terms if term.loss.weight > 0]
     if not terms or any(parameter.is_meta for parameter in student.parameters()):
@@ -102,7 +102,7 @@ def _rehearse(student: nn.Module, terms: Sequence[Term], found: Probe) -> bool:
             )
             return False
         maps = {tap: [torch.randn(x) for x in one.shapes] for tap, one in found.teacher.items()}
-        step = Step(replica, inputs, samples, taps, maps)
+        step = Step(replica, inputs, samples, taps, maps, teacher)
         for term in terms:
             _compute(term, step)
     return True

@@ -210,7 +210,8 @@ class Term(nn.Module):
     @property
     def teacher_taps(self) -> list[str]:
         """All that must be recorded in the teacher."""
-        return [self.teacher_tap, *chain(*(NEEDS[need].taps for need in self.loss.needs))]
+        needs = [NEEDS[need] for need in self.loss.needs]
+        return [self.teacher_tap, *chain(*(need.taps + need.teacher_taps for need in needs))]
 
     @property
     def of_features(self) -> bool:

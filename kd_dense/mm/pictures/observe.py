@@ -34,7 +34,12 @@ from kd_dense.taps import Taps
 __all__ = ['Compared', 'Prediction', 'compare', 'predict']
 
 # What is needed of the ground truth, and what a view has for it.
-TRUTH = {'boxes': 'boxes', 'head_targets': 'labels', 'segmentation': 'segmentation'}
+TRUTH = {
+    'boxes': 'boxes',
+    'taught_queries': 'boxes',
+    'head_targets': 'labels',
+    'segmentation': 'segmentation',
+}
 
 
 class Prediction(NamedTuple):
@@ -162,7 +167,7 @@ def compare(
                 own_class(type(model)).loss(model, inputs, samples)
             else:
                 forward(model, inputs, samples, ours.names)
-        step = Step(model, inputs, samples, ours, theirs)
+        step = Step(model, inputs, samples, ours, theirs, plan.teacher.model)
         needs = gather(chain(*(term.loss.needs for term in terms.values())), step)
         found = {
             name: _compared(

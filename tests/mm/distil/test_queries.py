@@ -60,8 +60,41 @@ def test_the_preset_takes_all_of_them():
     config = toy_queries.distilled('dab', BOXES, preset='detrdistill')
     config.pop('terms')
     model = toy.build(config)
-    assert model.kd.queries.student_tap == 'bbox_head'
-    assert toy.losses(model, toy.DetScenes())['loss_kd_queries.giou'] > 0
+    assert {name: term.student_tap for name, term in model.kd.items()} == {
+        'queries': 'bbox_head',
+        'features': 'neck',
+    }
+    assert model.kd.features.loss.weight == 4  # of one map, in the place of four
+    losses = ours(toy.losses(model, toy.DetScenes()))
+    assert len(losses) == 4
+    assert all(value > 0 for value in losses.values())
+
+
+@pytest.mark.parametrize('kind', ['detr', 'deformable', 'dino', 'ddq'])
+def test_features_are_weighed_by_the_best_queries_of_the_teacher(kind):
+    config = toy_queries.distilled(kind, dict(type='QueryFeatureLoss'), tap='neck')
+    model = toy.build(config)
+    model.init_weights()
+    loss = model.kd.queries.loss
+    seen = []
+    forward = loss.forward
+    loss.forward = lambda student, teacher, taught_queries: (
+        seen.append(taught_queries) or forward(student, teacher, taught_queries)
+    )
+    value = toy.losses(model, toy.DetScenes())['loss_kd_queries']
+    assert value > 0
+    assert len(seen) == len(model.kd.queries.adapters)  # a level each
+    found = min(100, (9 if kind != 'ddq' else seen[0].quality[0].shape[1] // 3) * 3)
+    assert [x.shape for x in seen[0].states] == [(2, found, 32)] * 3
+    assert [x.shape for x in seen[0].quality] == [(2, found)] * 3
+    value.backward()
+    assert model.neck.convs[0].conv.weight.grad.any()
+
+
+def test_what_has_no_decoder_cannot_weigh_features():
+    terms = dict(looks=dict(tap='neck', loss=dict(type='QueryFeatureLoss')))
+    with pytest.raises(ValueError, match=r"term 'looks': .* RetinaNet has no decoder with any"):
+        toy.build(toy.distilled_detector(terms=terms))
 
 
 def test_other_classes_are_refused_when_the_model_is_built():

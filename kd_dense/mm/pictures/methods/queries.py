@@ -1,4 +1,4 @@
-"""Queries: which of the student's the teacher's are paired with."""
+"""Queries: which are paired, and where those of the teacher look."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ import torch
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from kd_dense.losses import QueryBoxLoss
+from kd_dense.losses import QueryBoxLoss, QueryFeatureLoss
 from kd_dense.losses.queries.boxes import compare_layer, corners, match_boxes
+from kd_dense.losses.queries.features import query_masks
 from kd_dense.losses.queries.matching import Layer, layers_of, matched_count, paired_layers
 from kd_dense.mm.pictures.canvas import (
     STUDENT,
     TEACHER,
     Tag,
     begin,
+    begin_row,
     draw_box,
     draw_truth,
     frame,
     legend_below,
+    level_name,
     name_of,
+    outline,
+    paint,
     paint_image,
     panel,
     put_tags,
@@ -29,7 +34,7 @@ from kd_dense.mm.pictures.general import Known, LossPictures
 from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.views import View
 
-__all__ = ['PICTURES', 'draw_pairs']
+__all__ = ['PICTURES', 'draw_looks', 'draw_pairs']
 
 SHOWN = 8  # queries of the teacher, the surest
 CELLS = 24  # of a picture's side, that a query is put into
@@ -124,8 +129,56 @@ def _shares(compared: Compared) -> list[Tensor]:
     return [loss.weight * (total / count).view(CELLS, CELLS)]
 
 
+def draw_looks(view: View, compared: Compared) -> Any:
+    """Draw where the teacher's queries look, in the first and the last layer, on each level.
+
+    Args:
+        view: The picture.
+        compared: What the term compares there.
+    """
+    levels, taught = compared.teacher, compared.needs['taught_queries']
+    last = len(taught.states) - 1
+    chosen = dict.fromkeys((0, last))
+    columns = 2 + len(chosen)
+    figure = begin(
+        len(levels) * (panel(view, columns) + 0.6) + 0.2,
+        'Which differences of the features count, and how much?',
+        "A position counts as the teacher's queries are like its features there, the better ones "
+        'more, over the most in the picture; on the right what it adds to the loss in all layers.',
+    )
+    axes = figure.subplots(len(levels), columns, squeeze=False)
+    for index, (row, maps, share) in enumerate(
+        zip(axes, levels, _feature_shares(compared), strict=True)
+    ):
+        begin_row(row[0], view, columns, index, level_name(index, len(levels), view, maps))
+        masks = query_masks(maps, taught)
+        for axis, layer in zip(row[1:-1], chosen, strict=True):
+            image = paint(axis, view, masks[layer][0, 0], vmin=0, vmax=1)
+            outline(axis, view)
+            name = f'layer {layer + 1}' + ' (last)' * (layer == last)
+            frame(axis, view, '' if index else name)
+        figure.colorbar(image, ax=[*row[1:-1]], location='bottom', shrink=0.7, aspect=20)
+        image = paint(row[-1], view, share, vmin=0, cmap='cividis')
+        outline(row[-1], view)
+        frame(row[-1], view, '' if index else 'adds to\nthe loss')
+        figure.colorbar(image, ax=row[-1], location='bottom', aspect=10, format='%.1g')
+    return figure
+
+
+def _feature_shares(compared: Compared) -> list[Tensor]:
+    shares = []
+    for index, (s, t) in enumerate(zip(compared.student, compared.teacher, strict=True)):
+        masks = torch.cat(query_masks(t, compared.needs['taught_queries']))[:, 0]
+        apart = (s[0] - t[0]).double().square().sum(0)
+        shares.append(
+            compared.loss(index).weight * masks.double().square().sum(0) * apart / s[0].numel()
+        )
+    return shares
+
+
 PICTURES: dict[type, Known] = {
     QueryBoxLoss: LossPictures(
         draw_pairs, _shares, "the loss, each query's in the middle of the student's box"
     ),
+    QueryFeatureLoss: LossPictures(draw_looks, _feature_shares, 'the loss'),
 }
