@@ -32,6 +32,7 @@ from benchmarks import (
     reference_logits,
     reference_mimic,
     reference_predictions,
+    reference_queries,
     reference_rois,
     reference_skd,
 )
@@ -52,6 +53,7 @@ CASES = [
     *reference_generation.cases(),
     *reference_predictions.cases(),
     *reference_rois.cases(),
+    *reference_queries.cases(),
 ]
 
 

@@ -40,6 +40,13 @@ from kd_dense.losses.mimic import (
     mimic_loss,
 )
 from kd_dense.losses.predictions import ADLLoss, BCKDLoss, HeadBoxes, adl_loss, bckd_loss
+from kd_dense.losses.queries import (
+    QueryBoxLoss,
+    QueryFeatureLoss,
+    TaughtQueries,
+    query_box_loss,
+    query_feature_loss,
+)
 from kd_dense.losses.rois import RoIBoxLoss, roi_box_loss
 from kd_dense.losses.skd import (
     HolisticLoss,
@@ -79,7 +86,10 @@ __all__ = [
     'PKDLoss',
     'PairWiseLoss',
     'PixelWiseLoss',
+    'QueryBoxLoss',
+    'QueryFeatureLoss',
     'RoIBoxLoss',
+    'TaughtQueries',
     'UnbiasedKDLoss',
     'VkDLoss',
     'WSLDLoss',
@@ -102,6 +112,8 @@ __all__ = [
     'nkd_loss',
     'pair_wise_loss',
     'pixel_wise_loss',
+    'query_box_loss',
+    'query_feature_loss',
     'roi_box_loss',
     'unbiased_cross_entropy',
     'unbiased_kd_loss',

@@ -1,6 +1,7 @@
 """No loss makes the host wait for the device: not forward, not backward."""
 
 import inspect
+from unittest import mock
 
 import pytest
 import torch
@@ -37,15 +38,20 @@ from kd_dense.losses import (
     PairWiseLoss,
     PixelWiseLoss,
     PKDLoss,
+    QueryBoxLoss,
+    QueryFeatureLoss,
     RoIBoxLoss,
     UnbiasedKDLoss,
     VkDLoss,
     WSLDLoss,
 )
+from kd_dense.losses.queries import matching
+from kd_dense.losses.queries.features import rate_queries
 from tests.losses.ld_head import SHAPES, make_maps, make_targets
 from tests.losses.test_fgd import BATCH, BOXES, NO_BOXES
 from tests.losses.test_ld import VARIANTS
 from tests.losses.test_predictions import boxes_of_distributions
+from tests.losses.test_queries import make_queries
 
 
 class SyncError(AssertionError):
@@ -245,6 +251,9 @@ def cases():
     for switch in (True, False):
         yield BCKDLoss, dict(positive_levels_only=switch)
         yield ADLLoss, dict(power=1.8 if switch else None, entropy=float(switch))
+    for unmatched, sigmoid in (('background', True), ('ignored', True), ('background', False)):
+        yield QueryBoxLoss, dict(unmatched=unmatched, sigmoid=sigmoid)
+    yield QueryFeatureLoss, {}
 
 
 CASES = [
@@ -257,6 +266,12 @@ def test_no_loss_is_left_out():
     exported = {x for x in vars(losses).values() if inspect.isclass(x)}
     exported = {x for x in exported if issubclass(x, DistillLoss)} - {DistillLoss}
     assert {case.values[0] for case in CASES} == exported
+
+
+def in_order(costs):
+    """Pairs of queries without a look at their costs, for which the host waits on purpose."""
+    pairs = torch.arange(min(costs.shape[2:]), device=costs.device)
+    return pairs.expand(2, *costs.shape[:2], -1)
 
 
 def prepare(kind, options, device, dtype=torch.float32):
@@ -278,6 +293,13 @@ def prepare(kind, options, device, dtype=torch.float32):
         if options['region'] == 'gibox':
             needs['head_outputs'] = outputs
         outputs = zip(*(maps(2, *shape) for shape in SHAPES), strict=True)
+    elif kind is QueryBoxLoss:
+        outputs = (
+            [x.to(device, dtype) for x in make_queries(seed=seed, queries=queries)]
+            for seed, queries in ((0, 5), (1, 4))
+        )
+        student, teacher = outputs
+        outputs = [x.requires_grad_() for x in student], teacher
     else:
         outputs = maps(4, 5, 6)
     if kind is FGDLoss:
@@ -288,13 +310,22 @@ def prepare(kind, options, device, dtype=torch.float32):
         outputs = rows[0].clone().requires_grad_(), rows[1]
         if 'segmentation' in loss.needs:
             needs['segmentation'] = torch.randint(4, (8,), generator=generator).to(device)
-    elif 'segmentation' in loss.needs:
+    if kind is QueryFeatureLoss:
+        layers = [x.to(device, dtype) for x in make_queries()]
+        states = [x.to(device, dtype) for x in torch.randn(2, 3, 4, 4, generator=generator)]
+        objects = [x.to(device, dtype) for x in (BOXES, NO_BOXES, BOXES[:1])]
+    if 'segmentation' in loss.needs and 'segmentation' not in needs:
         needs['segmentation'] = torch.randint(4, (3, 20, 24), generator=generator).to(device)
     student, teacher = outputs
     if kind is FBKDLoss:
         student, teacher = [student], [teacher]
 
+    @mock.patch.object(matching, 'solve', in_order)
     def call():
+        if kind is QueryFeatureLoss:
+            needs['taught_queries'] = rate_queries(
+                states, layers[:2], layers[2:], objects, [BATCH, (40, 30), (20, 48)]
+            )
         result = loss(student, teacher, **needs)
         sum(result.values() if isinstance(result, dict) else [result]).backward()
         if kind is HolisticLoss:
@@ -317,3 +348,18 @@ def test_no_loss_needs_values(kind, options):
     call = prepare(kind, options, 'meta')
     with Dispatched():
         call()
+
+
+def test_queries_are_paired_in_one_wait():
+    waits = []
+
+    class Counted(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            name = getattr(func, '__name__', '')
+            waits.extend([name] if name in READING_METHODS - {'numpy'} else [])
+            return func(*args, **(kwargs or {}))
+
+    student, teacher = make_queries(layers=3), make_queries(layers=3, seed=1)
+    with Counted():
+        QueryBoxLoss()(student, teacher)
+    assert waits == ['cpu']

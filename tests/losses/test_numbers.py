@@ -14,7 +14,8 @@ from torch import Tensor
 from kd_dense import losses
 from kd_dense.adapters import Adapter, resize
 from kd_dense.critic import Critic, critic_loss, gradient_penalty
-from kd_dense.losses import DistillLoss, HeadTargets, HolisticLoss
+from kd_dense.losses import DistillLoss, HeadTargets, HolisticLoss, TaughtQueries
+from kd_dense.losses.queries.features import rate_queries
 
 LARGEST = 65504.0  # of float16
 SMALLEST = 6e-8
@@ -73,6 +74,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'LwFLoss': [dict()],
     'UnbiasedKDLoss': [dict()],
     'RoIBoxLoss': [dict(), dict(beta=0.0)],
+    'QueryBoxLoss': [dict(), dict(sigmoid=False), dict(unmatched='code')],
+    'QueryFeatureLoss': [dict()],
     'LDLoss': [
         dict(kd_vlr_weight=1.0),
         dict(kd_vlr_weight=1.0, diou='code'),
@@ -96,6 +99,8 @@ FUNCTIONS = dict(
     intra_loss='IntRALoss',
     attention_map_loss='AttentionMapLoss',
     ld_loss='LDLoss',
+    query_box_loss='QueryBoxLoss',
+    query_feature_loss='QueryFeatureLoss',
     kd_loss='KDLoss',
     dist_loss='DISTLoss',
     dkd_loss='DKDLoss',
@@ -112,8 +117,10 @@ FUNCTIONS = dict(
     af_dcd_loss='AfDCDLoss',
 )
 # With layers of their own, which they put between the two maps; NKD, which has a label beside the
-# teacher; and DIST, whose correlations of what is almost constant depend on an epsilon.
-NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss'}
+# teacher; DIST, whose correlations of what is almost constant depend on an epsilon; and queries,
+# whose boxes are clamped in the teacher alone.
+NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss',
+                  'QueryBoxLoss'}  # fmt: skip
 
 
 class Scene(NamedTuple):
@@ -223,6 +230,8 @@ def shapes(name: str, scene: Scene) -> list[tuple[int, ...]]:
     if name == 'LDLoss':
         sizes = [scene.size, (1, 1)]
         return [(scene.images, c, *s) for c in (CLASSES, 4 * BINS) for s in sizes]
+    if name == 'QueryBoxLoss':  # of two layers
+        return [(scene.images, 4, size) for size in (scene.channels, scene.channels, 4, 4)]
     if name == 'LDImitationLoss':
         return [(scene.images, scene.channels, *s) for s in (scene.size, (1, 1))]
     if name == 'RoIBoxLoss':
@@ -276,7 +285,19 @@ def extras(loss: DistillLoss, scene: Scene) -> dict[str, Any]:
         found['head_targets'] = head_targets(scene)
     if 'head_outputs' in loss.needs:
         found['head_outputs'] = maps('LDLoss', scene)
+    if 'taught_queries' in loss.needs:
+        found['taught_queries'] = taught_queries(scene)
     return {name: found[name] for name in loss.needs}
+
+
+def taught_queries(scene: Scene) -> TaughtQueries:
+    """Of a decoder of two layers, as wide as the maps."""
+    states, logits, boxes = (
+        [CONTENTS[scene.teacher]((scene.images, 3, n)).to(scene.teacher_dtype) for _ in range(2)]
+        for n in (scene.channels, CLASSES, 4)
+    )
+    objects = [BOXES[kind]() for kind in scene.boxes[: scene.images]]
+    return rate_queries(states, logits, boxes, objects, [(SIDE, SIDE)] * scene.images)
 
 
 def results(name: str, loss: DistillLoss, scene: Scene, dtype: Any = None) -> tuple[Any, Any]:

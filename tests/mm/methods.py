@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from tests.mm import toy, toy_heads, toy_rois
+from tests.mm import toy, toy_heads, toy_queries, toy_rois
 
 LOGITS, FEATURES = 'decode_head.conv_seg', 'backbone.layer4'
 SEGMENTERS: dict[str, dict[str, Any]] = {
@@ -61,6 +61,10 @@ DETECTORS: dict[str, dict[str, Any]] = {
         adl=dict(tap='bbox_head', loss=dict(type='ADLLoss')),
     ),
     'rois': toy_rois.terms(),
+    'queries': dict(
+        boxes=dict(tap='bbox_head', loss=dict(type='QueryBoxLoss')),
+        looks=dict(tap='neck', loss=dict(type='QueryFeatureLoss')),
+    ),
 }
 METHODS = [*SEGMENTERS, *DETECTORS]
 
@@ -76,6 +80,8 @@ def distilled(method: str, **others: Any) -> Any:
     elif method == 'rois':
         student, teacher = toy_rois.detector(), toy_rois.detector(16)
         student.train_cfg.rcnn.sampler = dict(type='PseudoSampler')  # the others draw lots
+    elif method == 'queries':
+        student, teacher = toy_queries.model('dab'), toy_queries.model('dab', queries=5, layers=1)
     else:
         student, teacher = toy.detector(), toy.detector(16)
     student.backbone.norm_cfg = norm
