@@ -1,11 +1,14 @@
 """The study: its grid, what it remembers, and its page."""
 
+import json
+
 import pytest
 
 from benchmarks.study import __main__ as study
 from benchmarks.study import cells as cells_file
 from benchmarks.study.cells import ROOT, SETS, Cell, teacher_of
 from benchmarks.study.page import page
+from benchmarks.study.queue import StudyQueue
 from benchmarks.study.results import Results
 from benchmarks.study.run import read, run
 from examples.real.link import link, write_splits
@@ -82,6 +85,17 @@ class TestResults:
         teacher = teacher_of('scenes-detection')
         found.add(line(teacher, iterations=0))
         assert found.find(teacher)
+
+
+class TestQueue:
+    def test_notes_what_ended_while_it_was_away(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(cells_file, 'WORK', tmp_path)
+        cell = Cell('camvid', 'alone', '-', 'short', 0, 600)
+        cell.folder.mkdir()
+        (cell.folder / 'result.json').write_text(json.dumps(line(cell, 41.0)))
+        found = Results(tmp_path / 'study.jsonl')
+        StudyQueue(1, found, None).do([cell])
+        assert Results(found.file).find(cell)['test'] == 41.0
 
 
 class TestPage:
