@@ -8,6 +8,7 @@ from kd_dense.losses.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
 from kd_dense.losses.intrakd import IntRALoss, intra_loss
 from kd_dense.losses.ld import HeadTargets, LDLoss, ld_loss
 from kd_dense.losses.ld_imitation import LDImitationLoss
+from kd_dense.losses.ld_rotated import RotatedLDLoss, rotated_ld_loss
 from kd_dense.losses.logits import (
     DISTLoss,
     DKDLoss,
@@ -74,6 +75,7 @@ __all__ = [
     'PKDLoss',
     'PairWiseLoss',
     'PixelWiseLoss',
+    'RotatedLDLoss',
     'UnbiasedKDLoss',
     'VkDLoss',
     'WSLDLoss',
@@ -94,6 +96,7 @@ __all__ = [
     'nkd_loss',
     'pair_wise_loss',
     'pixel_wise_loss',
+    'rotated_ld_loss',
     'unbiased_cross_entropy',
     'unbiased_kd_loss',
     'wsld_loss',

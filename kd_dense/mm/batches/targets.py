@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.mm.batches import head_targets
+from kd_dense.mm.batches.boxes import upright
 from kd_dense.mm.batches.made_up import any_tensor, labelled_samples
 from kd_dense.taps import TapError, Taps
 
@@ -61,8 +62,7 @@ def _refuse(need: str, part: str) -> Callable[[Any, Any], None]:
 
 
 def _boxes(step: Step) -> list[Tensor]:
-    boxes = [_of(sample, 'gt_instances', 'boxes').bboxes for sample in step.labelled]
-    return [getattr(b, 'tensor', b) for b in boxes]
+    return [upright(_of(sample, 'gt_instances', 'boxes').bboxes) for sample in step.labelled]
 
 
 def _segmentation(step: Step) -> Tensor:
@@ -98,7 +98,8 @@ def _head_targets(step: Step) -> Any:
 
 
 NEEDS = {
-    'boxes': Need(  # per image (n, 4): x1, y1, x2, y2 in pixels of the batch
+    # per image (n, 4): x1, y1, x2, y2 in pixels of the batch; of rotated boxes, what is around them
+    'boxes': Need(
         _boxes, check=_refuse('boxes', 'decode_head')
     ),
     'batch_shape': Need(_batch_shape),  # height and width of the padded batch
