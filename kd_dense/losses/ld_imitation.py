@@ -141,7 +141,7 @@ def general_instances(
     """
     if head_targets.rotated is not None:
         raise ValueError(
-            "general instances are chosen by the overlap of upright boxes, and these are rotated: "
+            'general instances are chosen by the overlap of upright boxes, and these are rotated: '
             "take another region, as 'finegrained'"
         )
     kept = []

@@ -99,9 +99,7 @@ def _head_targets(step: Step) -> Any:
 
 NEEDS = {
     # per image (n, 4): x1, y1, x2, y2 in pixels of the batch; of rotated boxes, what is around them
-    'boxes': Need(
-        _boxes, check=_refuse('boxes', 'decode_head')
-    ),
+    'boxes': Need(_boxes, check=_refuse('boxes', 'decode_head')),
     'batch_shape': Need(_batch_shape),  # height and width of the padded batch
     'image_shapes': Need(  # per image height and width, without padding
         lambda step: [tuple(s.metainfo['img_shape'][:2]) for s in step.labelled]

@@ -27,7 +27,7 @@ VERTICES = 8
 
 
 def _check(name: str, boxes: Tensor) -> None:
-    if boxes.dim() != 2 or boxes.shape[1] != 5:
+    if boxes.dim() != 2 or boxes.shape[1] < 5:
         raise ValueError(
             f'{name} must have shape (N, 5): x, y, width, height, angle; got {tuple(boxes.shape)}'
         )
@@ -123,7 +123,8 @@ def box_iou_rotated(
     """Computes how much rotated boxes overlap.
 
     Args:
-        bboxes1: Boxes x, y, width, height, angle, shape (N, 5).
+        bboxes1: Boxes x, y, width, height, angle, shape (N, 5); what follows, as a score, is not
+            read.
         bboxes2: Others, shape (M, 5).
         ious: Output, N * M numbers, those of the first box first; or N, if aligned. Overwritten.
         mode_flag: 0 for IoU, 1 for intersection over the area of the first box.
@@ -138,7 +139,9 @@ def box_iou_rotated(
         raise ValueError(f'aligned boxes must be as many, got {len(bboxes1)} and {len(bboxes2)}')
     dtype = torch.promote_types(bboxes1.dtype, torch.float32)
     compare = _overlap if aligned else _overlaps
-    ious.copy_(compare(bboxes1.to(dtype), bboxes2.to(dtype), mode_flag).view_as(ious))
+    ious.copy_(
+        compare(bboxes1[:, :5].to(dtype), bboxes2[:, :5].to(dtype), mode_flag).view_as(ious)
+    )
 
 
 @torch.no_grad()
@@ -171,7 +174,7 @@ def nms_rotated(
     Raises:
         ValueError: If boxes and scores do not have these shapes.
     """
-    _check('dets', dets[:, :5] if multi_label else dets)
+    _check('dets', dets)
     if scores.shape != dets.shape[:1]:
         raise ValueError(
             f'scores must have shape ({len(dets)},), one for each box, got {tuple(scores.shape)}'

@@ -191,6 +191,10 @@ class TestIoU:
         rotated.box_iou_rotated(a, b, ours, mode_flag, False)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
+    def test_scores_behind_boxes_are_not_read(self, ops):
+        scored = torch.cat([BOXES, SCORES[:, None]], 1)  # as mmrotate's metric has them
+        assert torch.equal(ops.box_iou_rotated(scored, BOXES), ops.box_iou_rotated(BOXES, BOXES))
+
     def test_wrong_shapes(self, ops):
         with pytest.raises(ValueError, match=r'bboxes2 must have shape \(N, 5\).*got \(3, 4\)'):
             ops.box_iou_rotated(torch.zeros(3, 5), torch.zeros(3, 4))
