@@ -30,7 +30,7 @@ def upright(boxes: Any) -> Tensor:
 
     Examples:
         >>> upright(torch.tensor([[4.0, 6.0, 8.0, 2.0, torch.pi / 2]])).round()
-        tensor([[3., 2., 5., 10.]])
+        tensor([[ 3.,  2.,  5., 10.]])
         >>> upright(torch.tensor([[4.0, 0.0, 8.0, 3.0, 4.0, 6.0, 0.0, 3.0]]))
         tensor([[0., 0., 8., 6.]])
     """

@@ -98,7 +98,7 @@ def _head_targets(step: Step) -> Any:
 
 
 NEEDS = {
-    # per image (n, 4): x1, y1, x2, y2 in pixels of the batch; of rotated boxes, what is around them
+    # per image (n, 4): x1, y1, x2, y2 in pixels of the batch, around boxes that are rotated
     'boxes': Need(_boxes, check=_refuse('boxes', 'decode_head')),
     'batch_shape': Need(_batch_shape),  # height and width of the padded batch
     'image_shapes': Need(  # per image height and width, without padding
