@@ -8,6 +8,7 @@ from kd_dense.losses.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
 from kd_dense.losses.intrakd import IntRALoss, intra_loss
 from kd_dense.losses.ld import HeadTargets, LDLoss, ld_loss
 from kd_dense.losses.ld_imitation import LDImitationLoss
+from kd_dense.losses.ld_rotated import RotatedLDLoss, rotated_ld_loss
 from kd_dense.losses.logits import (
     DISTLoss,
     DKDLoss,
@@ -89,6 +90,7 @@ __all__ = [
     'QueryBoxLoss',
     'QueryFeatureLoss',
     'RoIBoxLoss',
+    'RotatedLDLoss',
     'TaughtQueries',
     'UnbiasedKDLoss',
     'VkDLoss',
@@ -115,6 +117,7 @@ __all__ = [
     'query_box_loss',
     'query_feature_loss',
     'roi_box_loss',
+    'rotated_ld_loss',
     'unbiased_cross_entropy',
     'unbiased_kd_loss',
     'wsld_loss',

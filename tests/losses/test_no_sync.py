@@ -41,6 +41,7 @@ from kd_dense.losses import (
     QueryBoxLoss,
     QueryFeatureLoss,
     RoIBoxLoss,
+    RotatedLDLoss,
     UnbiasedKDLoss,
     VkDLoss,
     WSLDLoss,
@@ -50,6 +51,7 @@ from kd_dense.losses.queries.features import rate_queries
 from tests.losses.ld_head import SHAPES, make_maps, make_targets
 from tests.losses.test_fgd import BATCH, BOXES, NO_BOXES
 from tests.losses.test_ld import VARIANTS
+from tests.losses.test_ld_rotated import rotated_maps, rotated_targets
 from tests.losses.test_predictions import boxes_of_distributions
 from tests.losses.test_queries import make_queries
 
@@ -186,12 +188,10 @@ def test_what_does_not_wait_is_allowed():
         (taken.sum() + masked.double().sum()).backward()
 
 
-def head(device, dtype):
+def head(device, dtype, targets=make_targets, maps=make_maps):
     """What a head yields in student and teacher, and its targets."""
-    targets = tree_map_only(torch.Tensor, lambda x: x.to(device), make_targets(dtype=dtype))
-    student, teacher = (
-        [x.to(device) for x in make_maps(seed=seed, dtype=dtype)] for seed in (0, 1)
-    )
+    targets = tree_map_only(torch.Tensor, lambda x: x.to(device), targets(dtype=dtype))
+    student, teacher = ([x.to(device) for x in maps(seed=seed, dtype=dtype)] for seed in (0, 1))
     return [x.requires_grad_() for x in student], teacher, targets
 
 
@@ -244,6 +244,8 @@ def cases():
     yield KDLoss, dict(per='map', valid_only=False, sigmoid=True)
     for variant in VARIANTS.values():
         yield LDLoss, variant
+    for around in ('hull', 'unturned'):
+        yield RotatedLDLoss, dict(around=around)
     for region in ('main', 'inside', 'finegrained', 'gibox', 'all', 'decoupled'):
         for switch in (True, False):
             yield LDImitationLoss, dict(region=region, positive_levels_only=switch,
@@ -288,6 +290,9 @@ def prepare(kind, options, device, dtype=torch.float32):
         *outputs, needs['head_targets'] = head(device, dtype)
         if 'head_boxes' in loss.needs:
             needs['head_boxes'] = boxes_of_distributions(needs['head_targets'])
+    elif kind is RotatedLDLoss:
+        made = head(device, dtype, rotated_targets, rotated_maps)
+        *outputs, needs['head_targets'] = made
     elif kind is LDImitationLoss:
         *outputs, needs['head_targets'] = head(device, dtype)
         if options['region'] == 'gibox':

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kd_dense.losses.queries.features import TaughtQueries, rate_queries
 from kd_dense.mm.batches import head_boxes, head_targets
+from kd_dense.mm.batches.boxes import upright
 from kd_dense.mm.batches.made_up import any_tensor, labelled_samples
 from kd_dense.mm.batches.queries import as_queries
 from kd_dense.taps import TapError, Taps
@@ -71,8 +72,7 @@ def _refuse(need: str, part: str) -> Callable[[Any, Any], None]:
 
 
 def _boxes(step: Step) -> list[Tensor]:
-    boxes = [_of(sample, 'gt_instances', 'boxes').bboxes for sample in step.labelled]
-    return [getattr(b, 'tensor', b) for b in boxes]
+    return [upright(_of(sample, 'gt_instances', 'boxes').bboxes) for sample in step.labelled]
 
 
 def _labels(step: Step) -> list[Tensor]:
@@ -140,9 +140,8 @@ def _image_shapes(step: Step) -> list[tuple[int, int]]:
 
 
 NEEDS = {
-    'boxes': Need(  # per image (n, 4): x1, y1, x2, y2 in pixels of the batch
-        _boxes, check=_refuse('boxes', 'decode_head')
-    ),
+    # per image (n, 4): x1, y1, x2, y2 in pixels of the batch, around boxes that are rotated
+    'boxes': Need(_boxes, check=_refuse('boxes', 'decode_head')),
     'labels': Need(  # per image the class of each of its boxes, (n,)
         _labels, check=_refuse('labels of boxes', 'decode_head')
     ),
