@@ -11,11 +11,12 @@ from kd_dense.mm.presets.choose import METHODS as PRESETS
 __all__ = ['METHODS', 'TRIED', 'distillation']
 
 HEADS = ('neck', 'bbox_head')
+FIELDS = ('share', 'schedule', 'adapter')
 
 
 def _term(tap: str, loss: str, weight: float = 1.0, **fields: Any) -> dict[str, Any]:
     """A term; what is no field of terms belongs to its loss."""
-    own = {k: fields.pop(k) for k in ('share', 'schedule', 'adapter') if k in fields}
+    own: dict[str, Any] = {k: fields.pop(k) for k in FIELDS if k in fields}
     return dict(tap=tap, loss=dict(type=loss, weight=weight, **fields), **own)
 
 
