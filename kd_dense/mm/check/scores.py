@@ -22,7 +22,6 @@ from kd_dense.mm.check.ranking import SCORES, lower_is_better, main_score, watch
 from kd_dense.mm.configs import dicts_in
 from kd_dense.mm.distil.distilled import bare
 from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
-from kd_dense.mm.stack.install import score_in_threads
 
 __all__ = ['check_scores']
 
@@ -59,7 +58,6 @@ def check_scores(subject: Subject) -> None:
     if not subject.config.get('val_dataloader') or not subject.config.get('val_evaluator'):
         subject.say(WARNING, 'the config has no validation: the teacher is not scored')
         return
-    score_in_threads(subject.config.get('default_scope'))
     pictures = _some_pictures(subject)
     student = _student(subject)
     found = {}

@@ -29,7 +29,8 @@ def build_runner(config: Config, model: Callable[[], nn.Module] | None = None) -
     """
     if config.launcher == 'pytorch' and not torch.accelerator.is_available():
         _distribute_on_cpu(config)
-    score_in_threads(config.get('default_scope'))
+    if config.get('default_scope') == 'mmrotate':
+        score_in_threads()
     kind: Any = RUNNERS.get(config.runner_type) if 'runner_type' in config else Runner
     if model is None:
         return kind.from_cfg(config)

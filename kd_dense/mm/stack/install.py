@@ -108,14 +108,11 @@ def install() -> bool:
     return True
 
 
-def score_in_threads(scope: str | None) -> None:
+def score_in_threads() -> None:
     """Have mmrotate's ``DOTAMetric`` score in threads, where its operators are replaced.
 
     It starts processes of its own, in which nobody has put the replacement in place.
-
-    Args:
-        scope: The ``default_scope`` of the config; of others than mmrotate nothing is changed.
     """
-    if scope == 'mmrotate' and isinstance(sys.modules.get(NAME), _Replacement):
+    if isinstance(sys.modules.get(NAME), _Replacement):
         mean_ap: Any = importlib.import_module('mmrotate.evaluation.functional.mean_ap')
         mean_ap.get_context = lambda method: types.SimpleNamespace(Pool=ThreadPool)
