@@ -127,7 +127,8 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
         found.append('dist')
     if side.has('roi_head') and necks(model):
         found.append('fbkd')
-    if side.has('bbox_head', ['DETRHead']):
+    heads = ('panoptic_head', 'decode_head')
+    if side.has('bbox_head', ['DETRHead']) or any(side.has(h, ['MaskFormerHead']) for h in heads):
         found.append('detrdistill')
     return list(dict.fromkeys(found))
 

@@ -42,9 +42,11 @@ from kd_dense.losses.mimic import (
 from kd_dense.losses.queries import (
     QueryBoxLoss,
     QueryFeatureLoss,
+    QueryMaskLoss,
     TaughtQueries,
     query_box_loss,
     query_feature_loss,
+    query_mask_loss,
 )
 from kd_dense.losses.skd import (
     HolisticLoss,
@@ -83,6 +85,7 @@ __all__ = [
     'PixelWiseLoss',
     'QueryBoxLoss',
     'QueryFeatureLoss',
+    'QueryMaskLoss',
     'TaughtQueries',
     'UnbiasedKDLoss',
     'VkDLoss',
@@ -106,6 +109,7 @@ __all__ = [
     'pixel_wise_loss',
     'query_box_loss',
     'query_feature_loss',
+    'query_mask_loss',
     'unbiased_cross_entropy',
     'unbiased_kd_loss',
     'wsld_loss',

@@ -38,6 +38,7 @@ from kd_dense.losses import (
     PKDLoss,
     QueryBoxLoss,
     QueryFeatureLoss,
+    QueryMaskLoss,
     UnbiasedKDLoss,
     VkDLoss,
     WSLDLoss,
@@ -47,7 +48,7 @@ from kd_dense.losses.queries.features import rate_queries
 from tests.losses.ld_head import SHAPES, make_maps, make_targets
 from tests.losses.test_fgd import BATCH, BOXES, NO_BOXES
 from tests.losses.test_ld import VARIANTS
-from tests.losses.test_queries import make_queries
+from tests.losses.test_queries import make_masks, make_queries
 
 
 class SyncError(AssertionError):
@@ -244,6 +245,8 @@ def cases():
     for unmatched, sigmoid in (('background', True), ('ignored', True), ('background', False)):
         yield QueryBoxLoss, dict(unmatched=unmatched, sigmoid=sigmoid)
     yield QueryFeatureLoss, {}
+    for points in (None, 10):
+        yield QueryMaskLoss, dict(points=points)
 
 
 CASES = [
@@ -281,9 +284,10 @@ def prepare(kind, options, device, dtype=torch.float32):
         if options['region'] == 'gibox':
             needs['head_outputs'] = outputs
         outputs = zip(*(maps(2, *shape) for shape in SHAPES), strict=True)
-    elif kind is QueryBoxLoss:
+    elif kind in (QueryBoxLoss, QueryMaskLoss):
+        make = make_queries if kind is QueryBoxLoss else make_masks
         outputs = (
-            [x.to(device, dtype) for x in make_queries(seed=seed, queries=queries)]
+            [x.to(device, dtype) for x in make(seed=seed, queries=queries)]
             for seed, queries in ((0, 5), (1, 4))
         )
         student, teacher = outputs

@@ -41,6 +41,7 @@ def test_every_term_is_drawn(method):
         'imitation': "region 'finegrained'",
         'general': "region 'gibox'",
         'boxes': 'Which queries are paired?',
+        'masks': 'Which masks are paired?',
         'looks': 'Which differences of the features count',
     }
     for name, one in compared.items():
