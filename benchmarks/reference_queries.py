@@ -15,9 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.case import Case, Pair, forward_backward, make_maps
-from kd_dense.losses import TaughtQueries, query_box_loss, query_feature_loss
+from kd_dense.losses import (
+    TaughtQueries,
+    query_box_loss,
+    query_feature_loss,
+    query_mask_loss,
+)
 
-__all__ = ['cases', 'plain_box_loss', 'plain_feature_loss']
+__all__ = ['cases', 'plain_box_loss', 'plain_feature_loss', 'plain_mask_loss']
 
 
 def plain_corners(boxes: Tensor) -> Tensor:
@@ -113,11 +118,63 @@ def make_features(device: str, small: bool) -> Pair:
     )
 
 
+def plain_mask_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+    """What the parts of ``query_mask_loss(points=None)`` add up to."""
+    total: Tensor | float = 0.0
+    for x, masks, logits, their_masks in zip(*student, *teacher, strict=True):
+        layer: Tensor | float = 0.0
+        for n in range(len(x)):
+            log_q, p = x[n].log_softmax(1), logits[n].softmax(1)
+            z, m = masks[n].flatten(1), their_masks[n].flatten(1).sigmoid()
+            with torch.no_grad():
+                s = z.sigmoid()
+                inside = F.binary_cross_entropy_with_logits(
+                    z, torch.ones_like(z), reduction='none'
+                )
+                outside = F.binary_cross_entropy_with_logits(
+                    z, torch.zeros_like(z), reduction='none'
+                )
+                apart = (inside @ m.T + outside @ (1 - m).T) / z.shape[1]
+                sizes = s.sum(1)[:, None] + m.sum(1)[None]
+                cost = -2 * log_q @ p.T + 5 * apart - 5 * (2 * s @ m.T + 1) / (sizes + 1)
+                rows, columns = map(torch.as_tensor, linear_sum_assignment(cost.cpu()))
+            z, m = z[rows], m[columns]
+            s = z.sigmoid()
+            dice = 1 - (2 * (s * m).sum(1) + 1) / (s.sum(1) + m.sum(1) + 1)
+            apart = F.binary_cross_entropy_with_logits(z, m, reduction='none').mean(1)
+            classes = -(p[columns] * log_q[rows]).sum(1)
+            layer = layer + 2 * classes.sum() + 5 * apart.sum() + 5 * dice.sum()
+        total = total + layer / (x.shape[0] * x.shape[1] + torch.finfo(torch.float32).eps)
+    return torch.as_tensor(total)
+
+
+def make_masks(device: str, small: bool) -> Pair:
+    generator = torch.Generator().manual_seed(0)
+    size = (2, 2, 2, 5) if small else (2, 10, 2, 100)
+    dtype = torch.float64 if small else torch.float32
+    shape = (4, 6) if small else (112, 112)
+    logits = torch.randn(*size, 4 if small else 134, generator=generator, dtype=dtype).to(device)
+    masks = torch.randn(*size, *shape, generator=generator, dtype=dtype).to(device)
+    student = logits[0].clone().requires_grad_(), masks[0].clone().requires_grad_()
+    teacher = logits[1], masks[1]
+
+    def ours() -> Tensor:
+        lists = ([layer for x in side for layer in x] for side in (student, teacher))
+        return torch.stack([*query_mask_loss(*lists, points=None).values()]).sum()
+
+    return Pair(
+        forward_backward(ours, [*student]),
+        forward_backward(lambda: plain_mask_loss(student, teacher), [*student]),
+    )
+
+
 def cases() -> list[Case]:
     """Rows of the benchmark."""
     what = 'pairs of {} queries, classes and boxes, 6 layers, 2 images, 80 classes'
+    masks = 'pairs of 100 queries, classes and masks of 112x112, 10 layers, 2 images'
     looks = 'features weighed by 100 queries of 6 layers, 2 images, 256x100x168'
     return [
         *(Case(f'queries-{n}', what.format(n), partial(make_boxes, n)) for n in (300, 900)),
+        Case('queries-masks', masks, make_masks),
         Case('queries-features', looks, make_features),
     ]

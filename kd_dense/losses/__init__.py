@@ -44,9 +44,11 @@ from kd_dense.losses.predictions import ADLLoss, BCKDLoss, HeadBoxes, adl_loss, 
 from kd_dense.losses.queries import (
     QueryBoxLoss,
     QueryFeatureLoss,
+    QueryMaskLoss,
     TaughtQueries,
     query_box_loss,
     query_feature_loss,
+    query_mask_loss,
 )
 from kd_dense.losses.rois import RoIBoxLoss, roi_box_loss
 from kd_dense.losses.skd import (
@@ -89,6 +91,7 @@ __all__ = [
     'PixelWiseLoss',
     'QueryBoxLoss',
     'QueryFeatureLoss',
+    'QueryMaskLoss',
     'RoIBoxLoss',
     'RotatedLDLoss',
     'TaughtQueries',
@@ -116,6 +119,7 @@ __all__ = [
     'pixel_wise_loss',
     'query_box_loss',
     'query_feature_loss',
+    'query_mask_loss',
     'roi_box_loss',
     'rotated_ld_loss',
     'unbiased_cross_entropy',

@@ -40,6 +40,7 @@ from kd_dense.losses import (
     PKDLoss,
     QueryBoxLoss,
     QueryFeatureLoss,
+    QueryMaskLoss,
     RoIBoxLoss,
     RotatedLDLoss,
     UnbiasedKDLoss,
@@ -53,7 +54,7 @@ from tests.losses.test_fgd import BATCH, BOXES, NO_BOXES
 from tests.losses.test_ld import VARIANTS
 from tests.losses.test_ld_rotated import rotated_maps, rotated_targets
 from tests.losses.test_predictions import boxes_of_distributions
-from tests.losses.test_queries import make_queries
+from tests.losses.test_queries import make_masks, make_queries
 
 
 class SyncError(AssertionError):
@@ -256,6 +257,8 @@ def cases():
     for unmatched, sigmoid in (('background', True), ('ignored', True), ('background', False)):
         yield QueryBoxLoss, dict(unmatched=unmatched, sigmoid=sigmoid)
     yield QueryFeatureLoss, {}
+    for points in (None, 10):
+        yield QueryMaskLoss, dict(points=points)
 
 
 CASES = [
@@ -298,9 +301,10 @@ def prepare(kind, options, device, dtype=torch.float32):
         if options['region'] == 'gibox':
             needs['head_outputs'] = outputs
         outputs = zip(*(maps(2, *shape) for shape in SHAPES), strict=True)
-    elif kind is QueryBoxLoss:
+    elif kind in (QueryBoxLoss, QueryMaskLoss):
+        make = make_queries if kind is QueryBoxLoss else make_masks
         outputs = (
-            [x.to(device, dtype) for x in make_queries(seed=seed, queries=queries)]
+            [x.to(device, dtype) for x in make(seed=seed, queries=queries)]
             for seed, queries in ((0, 5), (1, 4))
         )
         student, teacher = outputs

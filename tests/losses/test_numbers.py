@@ -76,6 +76,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'RoIBoxLoss': [dict(), dict(beta=0.0)],
     'QueryBoxLoss': [dict(), dict(sigmoid=False), dict(unmatched='code')],
     'QueryFeatureLoss': [dict()],
+    'QueryMaskLoss': [dict(), dict(points=2, sigmoid=True)],
     'LDLoss': [
         dict(kd_vlr_weight=1.0),
         dict(kd_vlr_weight=1.0, diou='code'),
@@ -101,6 +102,7 @@ FUNCTIONS = dict(
     ld_loss='LDLoss',
     query_box_loss='QueryBoxLoss',
     query_feature_loss='QueryFeatureLoss',
+    query_mask_loss='QueryMaskLoss',
     kd_loss='KDLoss',
     dist_loss='DISTLoss',
     dkd_loss='DKDLoss',
@@ -118,9 +120,9 @@ FUNCTIONS = dict(
 )
 # With layers of their own, which they put between the two maps; NKD, which has a label beside the
 # teacher; DIST, whose correlations of what is almost constant depend on an epsilon; and queries,
-# whose boxes are clamped in the teacher alone.
+# whose boxes are clamped in the teacher alone, and whose masks overlap most where they are sharp.
 NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss',
-                  'QueryBoxLoss'}  # fmt: skip
+                  'QueryBoxLoss', 'QueryMaskLoss'}  # fmt: skip
 
 
 class Scene(NamedTuple):
@@ -230,7 +232,10 @@ def shapes(name: str, scene: Scene) -> list[tuple[int, ...]]:
     if name == 'LDLoss':
         sizes = [scene.size, (1, 1)]
         return [(scene.images, c, *s) for c in (CLASSES, 4 * BINS) for s in sizes]
-    if name == 'QueryBoxLoss':  # of two layers
+    if name == 'QueryMaskLoss':  # of two layers
+        logits = (scene.images, 3, scene.channels)
+        return [logits, logits, *[(scene.images, 3, *scene.size)] * 2]
+    if name == 'QueryBoxLoss':  # as well
         return [(scene.images, 4, size) for size in (scene.channels, scene.channels, 4, 4)]
     if name == 'LDImitationLoss':
         return [(scene.images, scene.channels, *s) for s in (scene.size, (1, 1))]

@@ -7,13 +7,17 @@ from itertools import permutations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from kd_dense.functional import without_autocast
 from kd_dense.losses import (
     QueryBoxLoss,
     QueryFeatureLoss,
+    QueryMaskLoss,
     TaughtQueries,
     query_box_loss,
     query_feature_loss,
+    query_mask_loss,
 )
 from kd_dense.losses.queries.boxes import box_giou, match_boxes
 from kd_dense.losses.queries.features import rate_queries
@@ -81,18 +85,12 @@ def slow_box_loss(
                 apart = sum(abs(a - b) for a, b in zip(box, other, strict=True))
                 return slow_bce(x, p, sigmoid), apart, slow_giou(box, other)
 
-            def cost(pairs, compared=compared):
-                found = [compared(pair) for pair in pairs]
-                return sum(float(costs[0] * a + costs[1] * b - costs[2] * g) for a, b, g in found)
+            def cost(i, j, compared=compared):
+                a, b, g = compared((i, j))
+                return float(costs[0] * a + costs[1] * b - costs[2] * g)
 
-            few = min(len(ours), len(theirs))
-            every = (
-                [*zip(order, range(few), strict=False)]
-                if len(ours) >= len(theirs)
-                else [*zip(range(few), order, strict=False)]
-                for order in permutations(range(max(len(ours), len(theirs))), few)
-            )
-            pairs = min(every, key=cost)
+            pairs = cheapest(len(ours), len(theirs), cost)
+            few = len(pairs)
             count += few if layer == 0 else 0
             for pair in pairs:
                 a, b, g = compared(pair)
@@ -276,6 +274,154 @@ def test_degenerate_boxes_have_finite_gradients():
 def test_some_queries_are_taken_of_masks_too():
     masks = torch.arange(24.0).view(1, 3, 2, 4)
     assert torch.equal(take(masks, torch.tensor([[2, 0]])), masks[:, [2, 0]])
+
+
+def make_masks(images=3, seed=0, layers=LAYERS, queries=QUERIES, size=(3, 5)):
+    """Class logits of each layer, then mask logits of each."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (layers, images, queries)
+    logits = 2 * torch.randn(*shape, CLASSES, generator=generator, dtype=torch.float64)
+    masks = 3 * torch.randn(*shape, *size, generator=generator, dtype=torch.float64)
+    return [*logits, *masks]
+
+
+def slow_mask_loss(
+    student, teacher, classes=2.0, mask=5.0, dice=5.0, costs=(2.0, 5.0, 5.0),
+    unmatched='background', sigmoid=False,
+):  # fmt: skip
+    """All parts, one pair after the other; every way to pair the queries is tried."""
+    layers = len(student) // 2
+    parts, count = [torch.zeros((), dtype=torch.float64)] * 3, 0
+    for layer in range(layers):
+        for n in range(len(student[0])):
+            ours, theirs = (
+                [*zip(side[layer][n], side[layers + layer][n], strict=True)]
+                for side in (student, teacher)
+            )
+
+            def compared(i, j, ours=ours, theirs=theirs):
+                (x, z), (y, m) = ours[i], theirs[j]
+                p = (y.sigmoid() if sigmoid else y.softmax(0)).tolist()
+                m, s = m.sigmoid().flatten(), z.sigmoid().flatten()
+                apart = -(m * s.log() + (1 - m) * (1 - s).log()).mean()
+                overlap = 1 - (2 * (s * m).sum() + 1) / (s.sum() + m.sum() + 1)
+                return slow_bce(x, p, sigmoid), apart, overlap
+
+            pairs = cheapest(
+                len(ours),
+                len(theirs),
+                lambda i, j, compared=compared: sum(
+                    c * float(v) for c, v in zip(costs, compared(i, j), strict=True)
+                ),
+            )
+            count += len(pairs) if layer == 0 else 0
+            for i, j in pairs:
+                parts = [a + b for a, b in zip(parts, compared(i, j), strict=True)]
+            if unmatched == 'ignored':
+                continue
+            for i in {*range(len(ours))} - {i for i, _ in pairs}:
+                target = [0.0] * CLASSES
+                if not sigmoid:
+                    target[-1] = 1.0
+                parts[0] = parts[0] + slow_bce(ours[i][0], target, sigmoid)
+    weights = (classes, mask, dice)
+    parts = [w * part / (count + EPS) for w, part in zip(weights, parts, strict=True)]
+    return dict(zip(('classes', 'mask', 'dice'), parts, strict=True))
+
+
+def cheapest(rows, columns, cost):
+    """The pairs of rows and columns that cost least together, of all that there are."""
+    few = min(rows, columns)
+    table = [[cost(i, j) for j in range(columns)] for i in range(rows)]
+    every = (
+        [*zip(order, range(few), strict=False)]
+        if rows >= columns
+        else [*zip(range(few), order, strict=False)]
+        for order in permutations(range(max(rows, columns)), few)
+    )
+    return min(every, key=lambda pairs: sum(table[i][j] for i, j in pairs))
+
+
+class TestMasks(Packed):
+    loss = QueryMaskLoss(weight=3.0)
+    zero_on_match = False
+    maps = staticmethod(make_masks)
+
+    def keywords(self, images):
+        return {}
+
+    def function(self, student, teacher):
+        return self.call(query_mask_loss, student, teacher)
+
+    def test_names_both_shapes_when_they_differ(self):
+        student, teacher = make_masks(), make_masks()
+        teacher[:LAYERS] = [x[..., :2] for x in teacher[:LAYERS]]
+        with pytest.raises(ValueError, match=r'\(3, 4, 3\) and \(3, 4, 2\)'):
+            query_mask_loss(student, teacher)
+
+    def test_autocast_changes_nothing(self):
+        results = []
+        for enabled in (False, True):
+            student = [x.float().requires_grad_() for x in make_masks()]
+            teacher = [x.float() for x in make_masks(seed=1)]
+            with (
+                torch.autocast('cpu', torch.bfloat16, enabled=enabled),
+                without_autocast(student[0]),
+            ):
+                value = sum(self.loss(student, teacher).values())
+            results.append([value, *torch.autograd.grad(value, student)])
+        for plain, autocast in zip(*results, strict=True):
+            torch.testing.assert_close(autocast, plain)
+
+
+@pytest.mark.parametrize('queries', [(4, 4), (4, 2), (2, 4)])
+@pytest.mark.parametrize(
+    'arguments',
+    [{}, dict(sigmoid=True), dict(unmatched='ignored', mask=1.0, costs=(1.0, 0.0, 9.0))],
+)
+def test_masks_match_the_equations_pair_by_pair(queries, arguments):
+    student = [x.requires_grad_() for x in make_masks(queries=queries[0])]
+    teacher = make_masks(seed=1, queries=queries[1])
+    found = query_mask_loss(student, teacher, **arguments)
+    expected = slow_mask_loss(student, teacher, **arguments)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-11, atol=0)
+    ours, theirs = (
+        torch.autograd.grad(sum(parts.values()), student) for parts in (found, expected)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_masks_are_compared_at_some_points():
+    student, teacher = make_masks(size=(20, 30)), make_masks(size=(20, 30), seed=1)
+    torch.manual_seed(0)
+    few = query_mask_loss(student, teacher, points=300)
+    torch.manual_seed(0)
+    assert query_mask_loss(student, teacher, points=300) == few
+    whole = query_mask_loss(student, teacher)  # of no more than there are
+    assert whole == query_mask_loss(student, teacher, points=None)
+    assert few != whole
+    assert float(few['mask']) == pytest.approx(float(whole['mask']), rel=0.1)
+
+
+def test_masks_of_another_size_are_resized():
+    student, teacher = make_masks(size=(4, 6)), make_masks(seed=1, size=(2, 3))
+    resized = [F.interpolate(x, (4, 6), mode='bilinear') for x in teacher[LAYERS:]]
+    assert query_mask_loss(student, teacher) == query_mask_loss(
+        student, [*teacher[:LAYERS], *resized]
+    )
+
+
+def test_bad_arguments_of_masks_are_refused():
+    with pytest.raises(ValueError, match=r"or 'ignored', got 'code'"):
+        QueryMaskLoss(unmatched='code')
+    with pytest.raises(ValueError, match='points as an int >= 1 or None, got points=0'):
+        QueryMaskLoss(points=0)
+    with pytest.raises(ValueError, match=r'then masks \(N, Q, H, W\), got'):
+        query_mask_loss(make_queries(), make_masks())
+    with pytest.raises(ValueError, match=r'then boxes \(N, Q, 4\), got'):
+        query_box_loss(make_masks(), make_queries())
 
 
 def make_taught(images=3, channels=4, layers=2, queries=5):

@@ -44,6 +44,9 @@ SEGMENTERS: dict[str, dict[str, Any]] = {
             loss=dict(type='AfDCDLoss', mask_ratio=0.0, pool=1, window=(2, 2)),
         ),
     ),
+    'query-masks': dict(
+        masks=dict(tap='decode_head', loss=dict(type='QueryMaskLoss', points=None)),
+    ),
 }
 DETECTORS: dict[str, dict[str, Any]] = {
     'cwd-detector': dict(
@@ -72,7 +75,9 @@ METHODS = [*SEGMENTERS, *DETECTORS]
 def distilled(method: str, **others: Any) -> Any:
     """A student whose normalisation does not depend on how a batch is split."""
     norm = dict(type='GN', num_groups=2)
-    if method in SEGMENTERS:
+    if method == 'query-masks':
+        student, teacher = (toy_queries.mask_model('seg-maskformer', q) for q in (7, 5))
+    elif method in SEGMENTERS:
         student, teacher = toy.segmenter(dropout=0.0), toy.segmenter(16)
         student.decode_head.norm_cfg = norm
     elif method in ('ld', 'predictions'):

@@ -20,9 +20,15 @@ STOCK = {
     'ddq': 'mmdet::ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py',
 }
 BOXES = [*STOCK]  # they predict boxes
+MASKS = {
+    'mask2former': 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py',
+    'maskformer': 'mmdet::maskformer/maskformer_r50_ms-16xb1-75e_coco.py',
+    'seg-mask2former': 'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py',
+    'seg-maskformer': 'mmseg::maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512.py',
+}
 NARROW = 32  # in the place of 256
 WIDE = ('conditional', 'two-stage')  # encode positions in 256 channels, whatever a config says
-# What a config says of sizes, and what it says here.
+# What a config says of sizes and of dropout, and what it says here.
 SMALLER = dict(
     embed_dims={256: NARROW},
     out_channels={256: NARROW},
@@ -32,6 +38,7 @@ SMALLER = dict(
     num_groups={32: 4},
     num_dn_queries={100: 6},
     num_classes={80: 3},
+    **{key: {0.1: 0.0} for key in ('attn_drop', 'proj_drop', 'ffn_drop', 'dropout')},
 )
 LAYERS, QUERIES = 2, 7
 
@@ -39,7 +46,7 @@ LAYERS, QUERIES = 2, 7
 def _shrunk(value: Any, smaller: Any) -> Any:
     if isinstance(value, dict):
         for key, one in value.items():
-            table = smaller.get(key, {}) if isinstance(one, int) else {}
+            table = smaller.get(key, {}) if isinstance(one, (int, float)) else {}
             value[key] = table.get(one, one) if table else _shrunk(one, smaller)
     elif isinstance(value, (list, tuple)):
         return type(value)(_shrunk(one, smaller) for one in value)
@@ -65,14 +72,42 @@ def model(kind: str, queries: int = QUERIES, layers: int = LAYERS, **others: Any
     return found
 
 
-def distilled(kind: str, loss: Any, tap: Any = 'bbox_head', **others: Any) -> ConfigDict:
+def mask_model(kind: str, queries: int = QUERIES, layers: int = LAYERS) -> ConfigDict:
+    """The config of a tiny model that predicts masks: of two things and a stuff, or 5 classes."""
+    found = _shrunk(read_config(MASKS[kind]).model, {**SMALLER, 'num_classes': {}})
+    segments = kind.startswith('seg')
+    found._scope_ = 'mmseg' if segments else 'mmdet'
+    found.backbone.update(depth=18, base_channels=8, stem_channels=8, frozen_stages=-1)
+    found.backbone.update(init_cfg=None, norm_cfg=dict(type='BN'))
+    found.data_preprocessor.pop('batch_augments', None)
+    head = found.decode_head if segments else found.panoptic_head
+    if segments:
+        found.data_preprocessor.size = (64, 64)
+        head.num_classes = 5
+    else:
+        for part in (head, found.panoptic_fusion_head):
+            part.update(num_things_classes=2, num_stuff_classes=1)
+    head.update(in_channels=[8, 16, 32, 64], num_queries=queries)
+    head.loss_cls.class_weight = [1.0] * (5 if segments else 3) + [0.1]
+    head.transformer_decoder.num_layers = layers
+    if 'encoder' in head.pixel_decoder:
+        head.pixel_decoder.encoder.num_layers = 1
+    for one in (head.get('train_cfg'), found.get('train_cfg')):
+        if one and 'num_points' in one:
+            one.num_points = 64
+    return found
+
+
+def distilled(kind: str, loss: Any, tap: Any = None, **others: Any) -> ConfigDict:
     """The config of such a model that learns from another one, with more queries and layers."""
-    teacher = others.pop('teacher', None) or model(kind, QUERIES + 2, LAYERS + 1)
+    make, head = (model, 'bbox_head') if kind in BOXES else (mask_model, 'panoptic_head')
+    head = 'decode_head' if kind.startswith('seg') else head
+    teacher = others.pop('teacher', None) or make(kind, QUERIES + 2, LAYERS + 1)
     guest = toy.build(teacher, seed=1)
     guest.init_weights()  # without it some are not finite
     return toy.distilled(
-        others.pop('student', None) or model(kind),
+        others.pop('student', None) or make(kind),
         guest,
-        dict(queries=dict(tap=tap, loss=loss)),
+        dict(queries=dict(tap=tap or head, loss=loss)),
         **others,
     )

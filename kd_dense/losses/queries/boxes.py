@@ -7,18 +7,15 @@ ICCV 2023. https://arxiv.org/abs/2211.10156
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from kd_dense.functional import check_choice
-from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.losses.base import DistillLoss
+from kd_dense.losses.queries.classes import Unmatched, check_settings, class_costs, class_losses
 from kd_dense.losses.queries.matching import (
     Layer,
     assign,
-    class_costs,
     layers_of,
     matched_count,
     paired_layers,
@@ -27,7 +24,6 @@ from kd_dense.losses.queries.matching import (
 
 __all__ = ['QueryBoxLoss', 'match_boxes', 'query_box_loss']
 
-Unmatched = Literal['background', 'ignored', 'code']
 PARTS = ('classes', 'l1', 'giou')
 # Least area that is divided by, of an image of area 1: 1e-6 pixels of one of 1000x1000.
 LEAST_AREA = 1e-12
@@ -103,7 +99,7 @@ def query_box_loss(
         >>> {name: round(part.item(), 3) for name, part in moved.items()}
         {'classes': 0.002, 'l1': 2.0, 'giou': 1.537}
     """
-    _check_arguments('query_box_loss', (classes, l1, giou), costs, unmatched)
+    weights = check_settings('query_box_loss', PARTS, (classes, l1, giou), costs, unmatched)
     ours, theirs = layers_of('query_box_loss', 'boxes', student, teacher)
     theirs = paired_layers(ours, theirs)
     pairs = _match(ours, theirs, costs, sigmoid)
@@ -113,8 +109,7 @@ def query_box_loss(
     ]
     sums = [torch.stack([x.sum() for x in part]).sum() for part in zip(*found, strict=True)]
     count = matched_count(pairs[0][0], sums[0])
-    weights = (classes, l1, giou)
-    return {n: w * x / count for n, w, x in zip(PARTS, weights, sums, strict=True)}
+    return {n: w * x / count for (n, w), x in zip(weights.items(), sums, strict=True)}
 
 
 def match_boxes(
@@ -143,7 +138,7 @@ def _match(
     layers = []
     for ours, theirs in zip(student, teacher, strict=True):
         boxes = clamped(theirs.shapes)
-        cost = by_class * class_costs(ours.logits, _probabilities(theirs.logits, sigmoid), sigmoid)
+        cost = by_class * class_costs(ours.logits, theirs.logits, sigmoid)
         cost += by_l1 * torch.cdist(ours.shapes, boxes, p=1)
         cost -= by_giou * box_giou(ours.shapes[:, :, None], boxes[:, None])
         layers.append(cost)
@@ -173,30 +168,8 @@ def compare_layer(
         others are ignored; ``l1`` and ``giou`` of the pairs, ``(N, M)``.
     """
     boxes = take(ours.shapes, students), take(clamped(theirs.shapes), teachers)
-    taught = take(_probabilities(theirs.logits, sigmoid), teachers)
-    logits = ours.logits
-    if unmatched == 'ignored':
-        logits = take(logits, students)
-    else:
-        targets = torch.zeros_like(logits)
-        if unmatched == 'code':
-            targets += logits.shape[2]
-        elif not sigmoid:
-            targets[..., -1] = 1
-        taught = targets.scatter(1, students[..., None].expand_as(taught), taught.to(targets))
-    apart = (boxes[0] - boxes[1]).abs().sum(-1)
-    return class_loss(logits, taught, sigmoid), apart, 1 - box_giou(*boxes)
-
-
-def class_loss(logits: Tensor, probabilities: Tensor, sigmoid: bool) -> Tensor:
-    """Cross-entropy to class probabilities, summed over the classes, ``(N, Q)``."""
-    if sigmoid:
-        return F.binary_cross_entropy_with_logits(logits, probabilities, reduction='none').sum(-1)
-    return -(probabilities * logits.log_softmax(-1)).sum(-1)
-
-
-def _probabilities(logits: Tensor, sigmoid: bool) -> Tensor:
-    return logits.sigmoid() if sigmoid else logits.softmax(2)
+    classes = class_losses(ours.logits, theirs.logits, students, teachers, unmatched, sigmoid)
+    return classes, (boxes[0] - boxes[1]).abs().sum(-1), 1 - box_giou(*boxes)
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -241,18 +214,6 @@ def box_giou(first: Tensor, second: Tensor) -> Tensor:
     return inner / union + union / outer.clamp(min=LEAST_AREA) - 1
 
 
-def _check_arguments(
-    owner: str, weights: Sequence[float], costs: Sequence[float], unmatched: str
-) -> None:
-    for name, value in zip(PARTS, weights, strict=True):
-        check_weight(owner, name, value)
-    if len(costs) != len(PARTS):
-        raise ValueError(f'{owner} expects three costs, of {", ".join(PARTS)}, got {costs!r}')
-    for value in costs:
-        check_weight(owner, 'cost', value)
-    check_choice(owner, 'unmatched', unmatched, Unmatched)
-
-
 class QueryBoxLoss(DistillLoss):
     """Module form of [`query_box_loss`][], times ``weight``.
 
@@ -277,8 +238,8 @@ class QueryBoxLoss(DistillLoss):
         sigmoid: bool = True,
     ) -> None:
         super().__init__(weight)
-        _check_arguments('QueryBoxLoss', (classes, l1, giou), costs, unmatched)
-        self.weights = dict(zip(PARTS, (classes, l1, giou), strict=True))
+        weights = (classes, l1, giou)
+        self.weights = check_settings('QueryBoxLoss', PARTS, weights, costs, unmatched)
         self.costs = tuple(costs)
         self.unmatched: Unmatched = unmatched
         self.sigmoid = sigmoid

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kd_dense.functional import at_least_float32, mean_over_ranks
 
-__all__ = ['Layer', 'assign', 'class_costs', 'layers_of', 'matched_count', 'paired_layers', 'take']
+__all__ = ['Layer', 'assign', 'layers_of', 'matched_count', 'paired_layers', 'take']
 
 # What mmdet's losses add to the number that they divide by.
 EPS = torch.finfo(torch.float32).eps
@@ -94,22 +93,6 @@ def paired_layers(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[La
     """
     ours, theirs = len(student), len(teacher)
     return [teacher[-(-(i + 1) * theirs // ours) - 1] for i in range(ours)]
-
-
-def class_costs(student: Tensor, probabilities: Tensor, sigmoid: bool) -> Tensor:
-    """Cross-entropy of each student query to each query of the teacher, summed over classes.
-
-    Args:
-        student: Logits, ``(N, Q, K)``.
-        probabilities: Of the teacher, ``(N, M, K)``.
-        sigmoid: Whether each class is taken for itself.
-
-    Returns:
-        ``(N, Q, M)``.
-    """
-    if not sigmoid:
-        return -student.log_softmax(2) @ probabilities.mT
-    return F.softplus(student).sum(2, keepdim=True) - student @ probabilities.mT
 
 
 @torch.no_grad()

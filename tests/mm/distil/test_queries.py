@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 
+from kd_dense.mm.batches.made_up import Labels, random_batch
 from kd_dense.mm.teachers.openmmlab import Teacher
 from tests.mm import toy, toy_queries
 from tests.mm.presets.building import untrained
 
 BOXES = dict(type='QueryBoxLoss')
+MASKS = dict(type='QueryMaskLoss')
 
 
 def ours(losses):
@@ -39,6 +42,48 @@ def test_every_decoder_of_boxes_learns_from_another_depth_and_number_of_queries(
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.decoder.layers[0].self_attn.parameters())
     assert all(p.grad is None for p in model.kd_plan.teacher.model.parameters())
+
+
+@pytest.mark.parametrize('kind', toy_queries.MASKS)
+def test_every_decoder_of_masks_learns(kind):
+    model = toy.build(toy_queries.distilled(kind, MASKS))
+    assert not model.kd.queries.loss.sigmoid
+    # The segmenters of mmseg run no further than their heads either.
+    assert not model.kd_plan.teacher.by_loss
+    losses = ours(model.train()(*batch(model, kind), mode='loss'))
+    assert [*losses] == [f'loss_kd_queries.{part}' for part in ('classes', 'mask', 'dice')]
+    assert all(value > 0 for value in losses.values())
+    sum(losses.values()).backward()
+    head = model.decode_head if kind.startswith('seg') else model.panoptic_head
+    assert all(p.grad is not None for p in head.mask_embed.parameters())
+
+
+def batch(model, kind):
+    """Two pictures with labels: things with masks in mmdet, and stuff."""
+    if kind.startswith('seg'):
+        return toy.batch(model, toy.SegScenes(size=64))
+    labels = Labels(classes=2, masks=True, label_maps=True)
+    found = random_batch(model, (64, 64), labels, sample=DetDataSample)
+    for sample in found['data_samples']:
+        sample.gt_sem_seg.sem_seg = sample.gt_sem_seg.sem_seg + 2  # 2 is the stuff
+    found = model.data_preprocessor(found, True)
+    return found['inputs'], found['data_samples']
+
+
+@pytest.mark.parametrize('kind', ['mask2former', 'seg-mask2former'])
+def test_the_preset_takes_masks(kind):
+    config = toy_queries.distilled(kind, MASKS, preset='detrdistill')
+    config.pop('terms')
+    model = toy.build(config)
+    assert [*model.kd] == ['queries']
+    assert ours(model.train()(*batch(model, kind), mode='loss'))['loss_kd_queries.dice'] > 0
+
+
+def test_masks_do_not_learn_from_boxes():
+    with pytest.raises(ValueError, match=r"term 'queries'.*then masks \(N, Q, H, W\), got"):
+        toy.build(toy_queries.distilled('dab', MASKS))
+    with pytest.raises(ValueError, match=r"term 'queries'.*then boxes \(N, Q, 4\), got"):
+        toy.build(toy_queries.distilled('maskformer', BOXES))
 
 
 def test_a_dino_compares_the_queries_that_it_predicts_with():

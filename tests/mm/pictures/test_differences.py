@@ -12,6 +12,7 @@ from tests.mm.pictures.looking import detection, drawn, see, see_method, texts
 PARTS = {
     ('fgd', 'fgd'): ('foreground', 'background'),
     ('generation', 'contrast'): ('features',),
+    ('query-masks', 'masks'): ('mask',),
     ('logits', 'dist'): None,
     ('rois', 'dist'): None,
     ('mimic', 'focus'): None,
@@ -36,6 +37,8 @@ def test_positions_add_up_to_the_loss(method):
         value = one.value
         if parts:
             levels = zip(one.student, one.teacher, strict=True)
+            if one.loss(0).all_maps:
+                levels = [(one.student, one.teacher)]
             losses = [one.loss(i)(s, t, **one.needs) for i, (s, t) in enumerate(levels)]
             value = float(sum(loss[part] for loss in losses for part in parts))
         assert value > 0

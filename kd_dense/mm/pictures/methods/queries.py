@@ -7,11 +7,20 @@ from typing import Any
 import torch
 from matplotlib.lines import Line2D
 from torch import Tensor
+from torch.nn import functional as F
 
-from kd_dense.losses import QueryBoxLoss, QueryFeatureLoss
+from kd_dense.adapters import resize
+from kd_dense.losses import QueryBoxLoss, QueryFeatureLoss, QueryMaskLoss
 from kd_dense.losses.queries.boxes import compare_layer, corners, match_boxes
 from kd_dense.losses.queries.features import query_masks
-from kd_dense.losses.queries.matching import Layer, layers_of, matched_count, paired_layers
+from kd_dense.losses.queries.masks import match_masks
+from kd_dense.losses.queries.matching import (
+    Layer,
+    layers_of,
+    matched_count,
+    paired_layers,
+    take,
+)
 from kd_dense.mm.pictures.canvas import (
     STUDENT,
     TEACHER,
@@ -34,9 +43,10 @@ from kd_dense.mm.pictures.general import Known, LossPictures
 from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.views import View
 
-__all__ = ['PICTURES', 'draw_looks', 'draw_pairs']
+__all__ = ['PICTURES', 'draw_looks', 'draw_masks', 'draw_pairs']
 
 SHOWN = 8  # queries of the teacher, the surest
+MASKS = 5  # likewise, whose masks are shown
 CELLS = 24  # of a picture's side, that a query is put into
 
 
@@ -129,6 +139,64 @@ def _shares(compared: Compared) -> list[Tensor]:
     return [loss.weight * (total / count).view(CELLS, CELLS)]
 
 
+def draw_masks(view: View, compared: Compared) -> Any:
+    """Draw the masks of the teacher's surest queries and of their partners, in the last layer.
+
+    Args:
+        view: The picture.
+        compared: What the term compares there.
+    """
+    loss = compared.loss(0)
+    ours, theirs = (x[-1] for x in _mask_layers(compared))
+    students, teachers = (x[0] for x in _mask_pairs(compared)[-1])
+    scores, labels = scores_of(theirs.logits[0][teachers], loss.sigmoid).max(1)
+    best = scores.argsort(descending=True)[:MASKS].tolist()
+    columns = 1 + len(best)
+    figure = begin(
+        2 * (panel(view, columns) + 0.35) + 0.5,
+        'Which masks are paired?',
+        f"The teacher's {MASKS} surest queries in the last layer, above, and the queries of the "
+        'student that learn from them. White is the mask; all the others are paired as well.',
+    )
+    axes = figure.subplots(2, columns, squeeze=False)
+    draw_truth(axes[0, 0], view, columns)
+    frame(axes[0, 0], view, 'picture')
+    axes[1, 0].set_visible(False)
+    for column, index in zip(axes.T[1:], best, strict=True):
+        label = int(labels[index])
+        sides = ((theirs, int(teachers[index])), (ours, int(students[index])))
+        for axis, (layer, query), who in zip(column, sides, ('teacher', 'student'), strict=True):
+            paint(axis, view, layer.shapes[0, query].sigmoid(), vmin=0, vmax=1, cmap='gray')
+            outline(axis, view)
+            score = float(scores_of(layer.logits[0, query], loss.sigmoid)[label])
+            frame(axis, view, f'{who}: {name_of(view, label)} {100 * score:.0f}%')
+            axis.title.set_fontsize(7.5)
+    return figure
+
+
+def _mask_layers(compared: Compared) -> tuple[list[Layer], list[Layer]]:
+    ours, theirs = layers_of('pictures', 'masks', compared.student, compared.teacher)
+    return ours, paired_layers(ours, theirs)
+
+
+def _mask_pairs(compared: Compared) -> list[tuple[Tensor, Tensor]]:
+    loss = compared.loss(0)
+    return match_masks(compared.student, compared.teacher, loss.costs, None, loss.sigmoid)
+
+
+def _mask_shares(compared: Compared) -> list[Tensor]:
+    loss, pairs = compared.loss(0), _mask_pairs(compared)
+    layers = zip(*_mask_layers(compared), pairs, strict=True)
+    apart = torch.zeros(())
+    for ours, theirs, (students, teachers) in layers:
+        z, m = take(ours.shapes, students), take(theirs.shapes, teachers)
+        m = resize(m, z.shape[2:]).sigmoid()
+        found = F.binary_cross_entropy_with_logits(z, m, reduction='none')
+        apart = apart + found[0].double().sum(0) / found[0, 0].numel()
+    count = matched_count(pairs[0][0], apart)
+    return [loss.weight * loss.weights['mask'] * apart / count]
+
+
 def draw_looks(view: View, compared: Compared) -> Any:
     """Draw where the teacher's queries look, in the first and the last layer, on each level.
 
@@ -180,5 +248,6 @@ PICTURES: dict[type, Known] = {
     QueryBoxLoss: LossPictures(
         draw_pairs, _shares, "the loss, each query's in the middle of the student's box"
     ),
+    QueryMaskLoss: LossPictures(draw_masks, _mask_shares, 'the part mask'),
     QueryFeatureLoss: LossPictures(draw_looks, _feature_shares, 'the loss'),
 }

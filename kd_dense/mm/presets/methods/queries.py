@@ -6,10 +6,22 @@ from kd_dense.mm.presets.settings import Layout, Method, Preset, Sums
 
 __all__ = ['METHODS', 'SUMS']
 
+
+def _masks(models: str, head: str) -> Preset:
+    return Preset(
+        models=models,
+        part=head,
+        kinds=('MaskFormerHead',),
+        terms={'queries': {'tap': head, 'loss': {'type': 'QueryMaskLoss'}}},
+        inherit=(),
+        source='ours: the weights of Mask2Former, for the teacher in the place of objects',
+    )
+
+
 DEFORMABLE = Layout(256, (8, 16, 32, 64))
 METHODS = {
     'detrdistill': Method(
-        'classes and boxes of queries, in pairs that cost least; features where queries look',
+        'boxes or masks of queries, and their classes, in pairs; features where queries look',
         (
             Preset(
                 models='DETR and detectors derived from it',
@@ -26,6 +38,8 @@ METHODS = {
                 source='authors: Deformable DETR on COCO',
                 layout=DEFORMABLE,
             ),
+            _masks('Mask2Former and MaskFormer of mmdet', 'panoptic_head'),
+            _masks('Mask2Former and MaskFormer of mmseg', 'decode_head'),
         ),
     ),
 }
