@@ -139,7 +139,7 @@ def choose_preset(
         elsewhere = weights == 'auto' and preset.source.endswith(SCALED)
         for term, fields in preset.terms.items():
             shared = {'share': round(1 / count, 3)} if elsewhere or weights == 'shares' else {}
-            terms[f'{name}_{term}' if term in terms else term] = {**fields, **shared}
+            terms[f'{name}_{term}' if term in terms else term] = {**shared, **fields}
     return Preset(
         terms=terms,
         inherit=tuple(dict.fromkeys(part for p in chosen.values() for part in p.inherit)),

@@ -21,7 +21,7 @@ def _masks(models: str, head: str) -> Preset:
 DEFORMABLE = Layout(256, (8, 16, 32, 64))
 METHODS = {
     'detrdistill': Method(
-        'boxes or masks of queries, and their classes, in pairs; features where queries look',
+        'boxes or masks of paired queries, and their classes; features where queries look',
         (
             Preset(
                 models='DETR and detectors derived from it',
@@ -44,4 +44,7 @@ METHODS = {
     ),
 }
 
-SUMS: dict[str, Sums] = {'QueryFeatureLoss': dict(weight=lambda m: 1)}
+SUMS: dict[str, Sums] = {
+    'QueryBoxLoss': {},  # divides by pairs
+    'QueryFeatureLoss': dict(weight=lambda m: 1),
+}
