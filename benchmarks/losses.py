@@ -33,6 +33,7 @@ from benchmarks import (
     reference_logits,
     reference_mimic,
     reference_predictions,
+    reference_queries,
     reference_rois,
     reference_skd,
 )
@@ -54,6 +55,7 @@ CASES = [
     *reference_predictions.cases(),
     *reference_rois.cases(),
     *reference_erd.cases(),
+    *reference_queries.cases(),
 ]
 
 

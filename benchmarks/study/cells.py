@@ -117,6 +117,10 @@ class Cell:
         return self.method == 'teacher'
 
     @property
+    def distils(self) -> bool:
+        return self.method not in ('teacher', 'alone')
+
+    @property
     def title(self) -> str:
         words = [self.set, self.method, *([self.weights] if self.weights != '-' else [])]
         words += [f'as {self.equals}'] if self.equals else []

@@ -8,14 +8,15 @@ from typing import Any
 from benchmarks.study.cells import Data
 from kd_dense.mm.presets.choose import METHODS as PRESETS
 
-__all__ = ['METHODS', 'distillation']
+__all__ = ['METHODS', 'TRIED', 'distillation']
 
 HEADS = ('neck', 'bbox_head')
+FIELDS = ('share', 'schedule', 'adapter')
 
 
 def _term(tap: str, loss: str, weight: float = 1.0, **fields: Any) -> dict[str, Any]:
     """A term; what is no field of terms belongs to its loss."""
-    own = {k: fields.pop(k) for k in ('share', 'schedule', 'adapter') if k in fields}
+    own: dict[str, Any] = {k: fields.pop(k) for k in FIELDS if k in fields}
     return dict(tap=tap, loss=dict(type=loss, weight=weight, **fields), **own)
 
 
@@ -63,7 +64,7 @@ def distillation(method: str, data: Data, weights: str) -> dict[str, Any]:
     Args:
         method: Its name.
         data: The pair.
-        weights: Of a preset, ``'published'`` or ``'shares'``.
+        weights: Of a preset, ``'published'`` or ``'shares'``; ``'-'`` of what has its own.
 
     Raises:
         ValueError: If the method is not made for the task.
@@ -76,4 +77,4 @@ def distillation(method: str, data: Data, weights: str) -> dict[str, Any]:
         if data.task not in TRIED[method]:
             raise ValueError(f'{method} is not for {data.task}')
         return dict(TRIED[method][data.task])
-    return dict(preset=method) if weights == 'published' else dict(preset=method, weights=weights)
+    return dict(preset=method) if weights == '-' else dict(preset=method, weights=weights)

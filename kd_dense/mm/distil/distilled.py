@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
+from kd_dense.mm.batches.boxes import is_rotated
 from kd_dense.mm.batches.channels import input_channels
 from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.batches.preprocessing import Repreprocess
@@ -26,6 +27,7 @@ from kd_dense.mm.models.inherit import check_inherit, inherit_parts
 from kd_dense.mm.models.probe import Probe
 from kd_dense.mm.presets.choose import Weights, choose_preset
 from kd_dense.mm.randomness import kept_random_state
+from kd_dense.mm.stack.install import score_in_threads
 from kd_dense.mm.teachers.openmmlab import Teacher
 from kd_dense.registry import MODELS
 from kd_dense.shares import ShareMeter
@@ -112,6 +114,8 @@ def Distilled(  # noqa: N802  (a type in configs)
         config.setdefault('data_preprocessor', data_preprocessor)
         student = config
     model: Any = student if isinstance(student, nn.Module) else ROOT_MODELS.build(student)
+    if is_rotated(model):
+        score_in_threads()
     if not callable(getattr(model, 'loss', None)):
         raise ValueError(
             f'the student {type(model).__name__} has no loss(inputs, data_samples), as the '

@@ -126,6 +126,8 @@ def check_classes(
 
     A trainable layer between them would learn to translate one class into another one.
     """
+    if term.loss.of_queries:  # which are no maps; it says itself what differs
+        return
     s = _on_way(student, term.student_tap, _head)
     t = _on_way(teacher, term.teacher_tap, _head)
     if s is None or t is None:
@@ -210,7 +212,10 @@ def _head(module: nn.Module) -> _Head | None:
 
 def _sigmoid(module: nn.Module) -> bool | None:
     """Whether a head of mmdet takes each class for itself."""
-    value = getattr(module, 'use_sigmoid_cls', None)
+    # Of dense heads, and of those of queries.
+    value = getattr(
+        module, 'use_sigmoid_cls', getattr(getattr(module, 'loss_cls', None), 'use_sigmoid', None)
+    )
     return value if isinstance(value, bool) else None
 
 

@@ -15,6 +15,7 @@ from kd_dense.adapters import Adapter, resize
 from kd_dense.functional import without_autocast
 from kd_dense.losses import DistillLoss
 from kd_dense.mm.batches.made_up import any_tensor
+from kd_dense.mm.batches.queries import as_queries, own_queries
 from kd_dense.mm.batches.targets import NEEDS, Step
 from kd_dense.mm.distil.fields import (
     WHOLE,
@@ -25,7 +26,7 @@ from kd_dense.mm.distil.fields import (
     tap_names,
 )
 from kd_dense.mm.distil.shared_rois import SharedRoIs
-from kd_dense.mm.distil.tokens import as_maps, shapes_as_maps
+from kd_dense.mm.distil.tokens import as_maps, for_each_branch, shapes_as_maps
 from kd_dense.mm.models.probe import Yield, needs_features_only
 from kd_dense.mm.wording import spelt
 from kd_dense.shares import Share, ShareMeter, ends_of_chains
@@ -146,15 +147,18 @@ class Term(nn.Module):
         Raises:
             ValueError: If the numbers of maps differ, or shapes differ and cannot be adapted.
         """
-        if len(student.shapes) != len(teacher.shapes):
+        if self.loss.of_queries:
+            self._check_no_adapter()
+        elif len(student.shapes) != len(teacher.shapes):
             raise ValueError(
                 f'term {self.name!r}: tap {self.student_tap!r} yields {len(student.shapes)} '
                 f'maps {spelt(student.shapes)} in the student and tap {self.teacher_tap!r} '
                 f'{len(teacher.shapes)} maps {spelt(teacher.shapes)} in the teacher; choose among '
                 "them with an index, as in 'neck[:4]'"
             )
-        for ours, theirs in zip(student.shapes, teacher.shapes, strict=True):
-            self.adapters.append(self._adapter(ours, theirs))
+        else:
+            for ours, theirs in zip(student.shapes, teacher.shapes, strict=True):
+                self.adapters.append(self._adapter(ours, theirs))
         self.row = teacher.shapes[0][1:]
         # A term that is switched off for good must not change training at all: a trainable
         # adapter would take part in gradient clipping, if only with zeros.
@@ -182,8 +186,7 @@ class Term(nn.Module):
         """Make sure that one map can and may be given the shape of another one."""
         shapes = f'the student map has shape {student}, the teacher map {teacher}'
         kind = type(self.loss).__name__
-        if not self.loss.adaptable and isinstance(self.adapter, Mapping):
-            raise ValueError(f'term {self.name!r}: {kind} takes no adapter; leave it out')
+        self._check_no_adapter()
         if not self.loss.adaptable:
             raise ValueError(
                 f'term {self.name!r}: {shapes}, and {kind} compares maps of one shape only: tap '
@@ -199,6 +202,12 @@ class Term(nn.Module):
                 f'term {self.name!r}: {shapes}; there is an adapter for maps (N, C, H, W) '
                 'only, and for tokens (N, L, C) that are those of an image: tap where the shapes '
                 'agree'
+            )
+
+    def _check_no_adapter(self) -> None:
+        if not self.loss.adaptable and isinstance(self.adapter, Mapping):
+            raise ValueError(
+                f'term {self.name!r}: {type(self.loss).__name__} takes no adapter; leave it out'
             )
 
     @property
@@ -217,7 +226,8 @@ class Term(nn.Module):
     @property
     def teacher_taps(self) -> list[str]:
         """All that must be recorded in the teacher, on its own."""
-        return [self.run_to[1], *chain(*(NEEDS[need].taps for need in self.needs))]
+        needs = [NEEDS[need] for need in self.needs]
+        return [self.run_to[1], *chain(*(need.taps + need.teacher_taps for need in needs))]
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -243,7 +253,7 @@ class Term(nn.Module):
     def maps(
         self, step: Step, alias: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The maps of student and teacher in a step, tokens as maps.
+        """The maps of student and teacher in a step, tokens as maps; or all that is of queries.
 
         Args:
             step: The step.
@@ -259,12 +269,10 @@ class Term(nn.Module):
                 self._ends = ends_of_chains(student)
             measured = zip(student, self._ends, strict=True)
             student = [alias(x) if ends else x for x, ends in measured]
-        return as_maps(
-            student,
-            teacher,
-            any_tensor(step.inputs).shape[-2:],
-            self.of_features,
-        )
+        if self.loss.of_queries:
+            own = own_queries(step.student, self.student_tap)
+            return as_queries(student, own), as_queries(teacher)
+        return as_maps(student, teacher, any_tensor(step.inputs).shape[-2:], self.of_features)
 
     def factor(self) -> float:
         """The schedule's factor now; 0 means that the term is off in this iteration."""
@@ -312,7 +320,8 @@ class Term(nn.Module):
             TapError: If the maps are not those that the taps yielded when the model was built,
                 or no gradient flows back from those of the student.
         """
-        if not len(student) == len(teacher) == len(self.adapters):
+        of_maps = not self.loss.of_queries
+        if of_maps and not len(student) == len(teacher) == len(self.adapters):
             raise TapError(
                 f'term {self.name!r}: expected {len(self.adapters)} maps, got {len(student)} '
                 f'of the student and {len(teacher)} of the teacher: tap {self.student_tap!r} or '
@@ -326,7 +335,9 @@ class Term(nn.Module):
                 'frozen, or it lies inside a block with activation checkpointing; tap a later '
                 'layer'
             )
-        teacher = [_for_each_branch(t, len(x)) for x, t in zip(student, teacher, strict=True)]
+        if of_maps:
+            pairs = zip(student, teacher, strict=True)
+            teacher = [for_each_branch(t, len(x)) for x, t in pairs]
         adapted = self.adapted(student, teacher)
         with without_autocast(student[0]):
             if self.loss.all_maps:
@@ -378,6 +389,8 @@ class Term(nn.Module):
         Raises:
             ValueError: If sizes differ where they did not, and the student's may not be resized.
         """
+        if self.loss.of_queries:
+            return student
         return [
             self._resized(x, t) if isinstance(adapter, nn.Identity) else adapter(x, t.shape[-2:])
             for adapter, x, t in zip(self.adapters, student, teacher, strict=True)
@@ -395,6 +408,8 @@ class Term(nn.Module):
             For each map the class of its adapter, ``'resized'``, or nothing where it is compared
             as it is.
         """
+        if self.loss.of_queries:
+            return []
         student, teacher = shapes_as_maps(student, teacher, image, self.of_features)
         resized = [
             not self._agree(*both) for both in zip(student.shapes, teacher.shapes, strict=True)
@@ -431,14 +446,3 @@ class Term(nn.Module):
 
     def _key(self, part: str) -> str:
         return f'loss_kd_{self.name}.{part}' if part else f'loss_kd_{self.name}'
-
-
-def _for_each_branch(teacher: Tensor, images: int) -> Tensor:
-    """Repeat the teacher's map where the student sees each image in several branches.
-
-    TridentNet trains so: its maps hold all images of the first branch, then those of the next.
-    """
-    if images == len(teacher) or images % len(teacher):
-        return teacher
-    times = images // len(teacher)
-    return teacher.repeat(times, *[1] * (teacher.dim() - 1))

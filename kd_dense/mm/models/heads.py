@@ -21,8 +21,10 @@ HEADS = {
         'DistributionATSSHead',
         'DistributionFCOSHead',
         'DistributionRetinaHead',
+        'DistributionRotatedRetinaHead',
     ),
     'incremental_heads': ('IncrementalGFLHead',),
+    'rotated_heads': ('DistributionRotatedFCOSHead',),
 }
 
 

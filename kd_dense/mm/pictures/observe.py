@@ -39,6 +39,7 @@ __all__ = ['Compared', 'Prediction', 'compare', 'predict']
 TRUTH = {
     'boxes': 'boxes',
     'labels': 'labels',
+    'taught_queries': 'boxes',
     'head_targets': 'labels',
     'segmentation': 'segmentation',
 }

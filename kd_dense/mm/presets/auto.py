@@ -1,21 +1,22 @@
 """What is taken where no method is named: what made the best students in our study.
 
-``docs/methods/auto.md`` shows the evidence.
+``docs/auto.md`` has the evidence.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from kd_dense.mm.presets.settings import P2_TO_P5, P3_TO_P7, Method, Preset
+from kd_dense.mm.presets.settings import Method, Preset
 
 __all__ = ['AUTO']
 
-SOURCE = 'ours: the best of our study (docs/results/study.md)'
+STUDIED = 'ours: the best of what our study tried (docs/auto.md)'
+BY_ROLE = 'ours: as for detectors with one stage, whose study is docs/auto.md; tap by role'
 
 
-def _pkd(tap: str, weight: float) -> dict[str, Any]:
-    return {'tap': tap, 'loss': {'type': 'PKDLoss', 'weight': weight}}
+def _pkd(tap: str) -> dict[str, Any]:
+    return {'pkd': {'tap': tap, 'loss': {'type': 'PKDLoss'}, 'share': 1.0}}
 
 
 AUTO = Method(
@@ -25,38 +26,36 @@ AUTO = Method(
             models='segmenters',
             part='decode_head',
             terms={
-                'pkd': _pkd('backbone', 3.0),
-                'dist': {
+                **_pkd('backbone'),
+                'cwd': {
                     'tap': 'logits',
-                    'loss': {'type': 'DISTLoss', 'weight': 1.0},
+                    'loss': {'type': 'CWDLoss', 'temperature': 2.0},
+                    'share': 1.0,
                     'optional': True,
                 },
             },
             inherit=(),
-            source=SOURCE,
+            source=STUDIED,
         ),
         Preset(
             models='detectors with region proposals',
             part='roi_head',
-            terms={'pkd': _pkd('neck[:4]', 6.0)},
+            terms=_pkd('neck'),
             inherit=('neck', 'rpn_head', 'roi_head'),
-            source=SOURCE,
-            layout=P2_TO_P5,
+            source=BY_ROLE,
         ),
         Preset(
             models='other detectors with a neck',
             part='neck',
-            terms={'pkd': _pkd('neck', 10.0)},
+            terms=_pkd('neck'),
             inherit=('neck', 'bbox_head', 'mask_head'),
-            source=SOURCE,
-            layout=P3_TO_P7,
+            source=STUDIED,
         ),
         Preset(
             models='other models with a backbone',
-            terms={'pkd': _pkd('backbone', 10.0)},
+            terms=_pkd('backbone'),
             inherit=(),
-            source=SOURCE,
-            layout=P3_TO_P7,
+            source=BY_ROLE,
         ),
     ),
 )

@@ -51,6 +51,7 @@ GROUPS = {
     'features': 'features',
     'segmentation': 'label maps of a segmenter, beside logits or features',
     'objects': 'boxes of a detector, beside its features or what its head predicts',
+    'queries': 'a decoder with queries, as that of DETR',
 }
 
 
@@ -71,7 +72,10 @@ def _group(method: Method) -> str:
     terms = [term for preset in method.presets for term in preset.terms.values()]
     if any(term.get('shared_rois') for term in terms):
         return 'objects'
-    needs = {need for term in terms for need in MODELS.get(term['loss']['type']).needs}
+    losses = [MODELS.get(term['loss']['type']) for term in terms]
+    if any(loss.of_queries for loss in losses):
+        return 'queries'
+    needs = {need for loss in losses for need in loss.needs}
     if needs - {'segmentation'}:
         return 'objects'
     if needs:
@@ -135,7 +139,7 @@ def choose_preset(
         elsewhere = weights == 'auto' and preset.source.endswith(SCALED)
         for term, fields in preset.terms.items():
             shared = {'share': round(1 / count, 3)} if elsewhere or weights == 'shares' else {}
-            terms[f'{name}_{term}' if term in terms else term] = {**fields, **shared}
+            terms[f'{name}_{term}' if term in terms else term] = {**shared, **fields}
     return Preset(
         terms=terms,
         inherit=tuple(dict.fromkeys(part for p in chosen.values() for part in p.inherit)),

@@ -30,6 +30,7 @@ P3_TO_P7 = Layout(256, (8, 16, 32, 64, 128))
 P3_TO_P5 = Layout(256, (8, 16, 32))
 P2_TO_P5 = Layout(256, (4, 8, 16, 32))
 COCO = Layout(80, (8, 16, 32, 64, 128))
+DOTA = Layout(15, (8, 16, 32, 64, 128))
 
 
 class Preset(NamedTuple):

@@ -147,12 +147,15 @@ class Teacher:
         with DefaultScope.overwrite_default_scope(scope), kept_random_state():
             torch.manual_seed(UNTRAINED_SEED)  # the same untrained teacher on every rank
             try:
-                self.model = ROOT_MODELS.build(model)
+                with _unset_is_nan():
+                    self.model = ROOT_MODELS.build(model)
             except Exception as error:  # whatever a model raises where its config is wrong
                 raise ValueError(
                     f'the teacher {self.name} cannot be built from its config: '
                     f'{type(error).__name__}: {error}'
                 ) from error
+            if self.checkpoint is None:
+                _set_the_rest(self.model)
 
     def load(self, state: Mapping[str, Tensor] | None = None) -> None:
         """Load the weights, once; called when training starts.
@@ -348,6 +351,26 @@ class Teacher:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _left_behind, ()
+
+
+@contextmanager
+def _unset_is_nan() -> Iterator[None]:
+    """Let memory that nobody has written to hold NaN: mmdet leaves it to ``init_weights()``."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def _set_the_rest(model: nn.Module) -> None:
+    """Give random values to what has none."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.is_meta and parameter.isnan().any():
+                parameter.normal_(std=0.02)
 
 
 def _has_streams(x: Tensor) -> bool:

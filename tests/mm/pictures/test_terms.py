@@ -42,6 +42,9 @@ def test_every_term_is_drawn(method):
         'imitation': "region 'finegrained'",
         'general': "region 'gibox'",
         **dict.fromkeys(('bckd', 'adl'), 'Where do student and teacher see an object?'),
+        'boxes': 'Which queries are paired?',
+        'masks': 'Which masks are paired?',
+        'looks': 'Which differences of the features count',
     }
     for name, one in compared.items():
         figure = draw_term(view, one)
