@@ -14,7 +14,7 @@ from torch import Tensor
 from kd_dense import losses
 from kd_dense.adapters import Adapter, resize
 from kd_dense.critic import Critic, critic_loss, gradient_penalty
-from kd_dense.losses import DistillLoss, HeadTargets, HolisticLoss
+from kd_dense.losses import DistillLoss, HeadTargets, HolisticLoss, TaughtQueries
 from kd_dense.losses.predictions.boxes import (
     Decoded,
     HeadBoxes,
@@ -22,7 +22,6 @@ from kd_dense.losses.predictions.boxes import (
     expected_distances,
     rows_of_priors,
 )
-from kd_dense.losses import DistillLoss, HeadTargets, HolisticLoss, TaughtQueries
 from kd_dense.losses.queries.features import rate_queries
 
 LARGEST = 65504.0  # of float16
