@@ -80,10 +80,13 @@ def make(device: str, small: bool) -> Pair:
 
     student, teacher = [x.requires_grad_() for x in maps(old + new)], maps(old)
     boxes = _decoder(sizes, teacher[0])
+
+    def ours() -> Tensor:
+        found = erd_loss(student, teacher, boxes, published_batch=None)
+        return torch.stack([*found.values()]).sum()
+
     return Pair(
-        forward_backward(
-            lambda: sum(erd_loss(student, teacher, boxes, published_batch=None).values()), student
-        ),
+        forward_backward(ours, student),
         forward_backward(lambda: plain_erd(student, teacher, boxes), student),
     )
 

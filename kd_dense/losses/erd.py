@@ -275,7 +275,7 @@ def rows_of_heads(
     boxes = torch.cat(decoded.boxes, 1)
     if without_strides:
         boxes = decode_distances(torch.cat(decoded.priors), expected_distances(parts[3]))
-    return Rows(*parts, boxes)
+    return Rows(parts[0], parts[1], parts[2], parts[3], boxes)
 
 
 class ERDLoss(DistillLoss):

@@ -75,7 +75,8 @@ class FirstSteps:
             return
         if not _comparable(student, teacher.model):
             return
-        if any(term.loss.extra_classes for term in student.kd.values()):
+        terms: Any = student.kd
+        if any(term.loss.extra_classes for term in terms.values()):
             return  # the labels are of classes that the teacher does not know
         buffers = [(buffer, buffer.clone()) for buffer in teacher.model.buffers()]
         try:

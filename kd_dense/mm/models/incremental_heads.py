@@ -47,6 +47,9 @@ class IncrementalGFLHead(GFLHead):
         3
     """
 
+    num_classes: int
+    cls_out_channels: int
+
     def __init__(self, old_classes: int, num_classes: int, *args: Any, **kwargs: Any) -> None:
         if not 0 < old_classes < num_classes:
             raise ValueError(
