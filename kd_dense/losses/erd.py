@@ -75,8 +75,8 @@ def erd_loss(
     $$
 
     with the logits s and t, the likelihood $p_i = \max_{k < K} \mathrm{sigmoid}(s_{i,k})$ without
-    gradient, and $\ell_i$ the [`kd_dense.losses.ld.mean_kl`][] of the distributions, summed over
-    the sides.
+    gradient, and $\ell_i$ as in [`kd_dense.losses.ld.ld_loss`][]: the divergence of the softened
+    distributions times $T^2 / (n + 1)$, summed over the sides.
 
     Args:
         student: What the head yields, L levels: L maps of class logits
