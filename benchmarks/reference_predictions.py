@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.case import Case, Pair
-from benchmarks.reference_ld import Outputs, make_head
-from kd_dense.losses import HeadBoxes, HeadTargets, adl_loss, bckd_loss
+from benchmarks.reference_ld import BINS, Outputs, make_head
+from kd_dense.losses import HeadBoxes, HeadTargets, adl_loss, bckd_loss, crosskd_loss
 from kd_dense.losses.predictions.boxes import (
     Decoded,
     decode_distances,
@@ -24,7 +24,7 @@ from kd_dense.losses.predictions.boxes import (
     rows_of_priors,
 )
 
-__all__ = ['cases', 'plain_adl', 'plain_bckd']
+__all__ = ['cases', 'plain_adl', 'plain_bckd', 'plain_crosskd']
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -110,6 +110,29 @@ def plain_adl(student: list[Tensor], teacher: list[Tensor], targets: HeadTargets
     return total / n
 
 
+def plain_crosskd(student: list[Tensor], teacher: list[Tensor], targets: HeadTargets) -> Tensor:
+    """What ``kd_dense.losses.crosskd_loss`` gives of distributions, both parts together."""
+    levels, classes = len(targets.priors), targets.num_classes
+    n = targets.positive.sum().clamp(min=1).to(student[0].dtype) + EPS
+    total, boxes, weights = 0.0, 0.0, 0.0
+    for level in range(levels):
+        label_weight = targets.label_weights[level].reshape(-1)
+        s, t = (plain_rows(maps[level], classes) for maps in (student, teacher))
+        q = t.sigmoid()
+        entropy = F.binary_cross_entropy_with_logits(s, q, reduction='none')
+        rows = (q - s.sigmoid()).abs() * entropy
+        total = total + (rows * label_weight[:, None].repeat(1, classes)).sum() / n
+        s, t = (
+            plain_rows(maps[levels + level], 4 * BINS).reshape(-1, BINS)
+            for maps in (student, teacher)
+        )
+        apart = F.kl_div(s.log_softmax(1), t.softmax(1), reduction='none').sum(1)
+        weight = q.max(1)[0] * (label_weight > 0)
+        boxes = boxes + (apart * weight[:, None].repeat(1, 4).reshape(-1)).sum() / (4 + EPS)
+        weights = weights + weight.sum()
+    return total + boxes / weights
+
+
 LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], int]] = {
     'bckd': (
         lambda s, t, targets: sum(
@@ -119,6 +142,13 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], int]] = {
         2,
     ),
     'adl': (adl_loss, plain_adl, 1),
+    'crosskd': (
+        lambda s, t, targets: sum(
+            crosskd_loss(s, t, targets, boxes_of(targets), boxes='distributions').values()
+        ),  # type: ignore[dict-item]
+        plain_crosskd,
+        2,
+    ),
 }
 
 
@@ -143,5 +173,6 @@ def cases() -> list[Case]:
     sizes = 'GFL head of 80 classes, 2 images of 800x1344, 5 levels'
     return [
         Case('predictions-bckd', f'BCKD, {sizes}', partial(make_loss, 'bckd')),
+        Case('predictions-crosskd', f'CrossKD, {sizes}', partial(make_loss, 'crosskd')),
         Case('predictions-adl', f'ADL, {sizes}', partial(make_loss, 'adl')),
     ]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +46,8 @@ class Taps:
     ``'decode_head.conv_seg'``), or a method of a module (``'bbox_head.get_targets'``). Where
     a place yields several maps, because it returns a list or runs several times, an index
     chooses among them: ``'neck[0]'``, ``'neck[:4]'``. A ``*`` stands for every child at its
-    place that has the rest of the path, in their order: ``'neck.fpn_convs.*.conv'``.
+    place that has the rest of the path, in their order: ``'neck.fpn_convs.*.conv'``, and
+    ``'bbox_head.*_convs.0'`` for those whose names end so.
 
     A place is found by name each time recording starts, and its ``forward`` is wrapped only
     until recording ends: the model may be converted, copied, compiled and saved in between.
@@ -339,7 +341,8 @@ def _expand(model: nn.Module, path: str) -> list[str]:
         before, found = found, []
         for prefix in before:
             owner = _unwrapped(_find(model, prefix)[0] if prefix else model)
-            names = list(owner._modules) if part == '*' else [part]
+            names = [n for n in owner._modules if fnmatchcase(n, part)]
+            names = names if '*' in part else [part]
             children = [n for n in names if owner._modules.get(n) is not None]
             found += [f'{prefix}.{n}' if prefix else n for n in children]
         if not found:

@@ -18,6 +18,7 @@ from benchmarks.zoo.models import SEGMENTER_SIZES, SIZES, build, own_sizes, prep
 from benchmarks.zoo.records import described
 from kd_dense.mm.batches import head_targets
 from kd_dense.mm.distil.first_steps import split_losses
+from kd_dense.mm.models.towers import find_tower
 from kd_dense.mm.presets.choose import METHODS
 from kd_dense.mm.presets.roles import Side
 from kd_dense.taps import TapError, Taps
@@ -125,6 +126,7 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
         found.append('af_dcd')
     if _assigns(model):
         found += ['bckd', 'adl']
+        found += ['crosskd'] * _has_towers(model)
     side = Side(model)
     if any(side.has(preset.part) for preset in METHODS['dist'].presets if preset.part):
         found.append('dist')
@@ -140,6 +142,14 @@ def _assigns(model: nn.Module) -> bool:
     except ValueError:
         return False
     return bool(getattr(model.bbox_head, 'use_sigmoid_cls', True))
+
+
+def _has_towers(model: nn.Module) -> bool:
+    try:
+        find_tower(model, 'bbox_head', 'student', -1)
+    except ValueError:
+        return False
+    return True
 
 
 def _maps(taps: Taps, name: str) -> list[Tensor]:

@@ -39,7 +39,15 @@ from kd_dense.losses.mimic import (
     fbkd_loss,
     mimic_loss,
 )
-from kd_dense.losses.predictions import ADLLoss, BCKDLoss, HeadBoxes, adl_loss, bckd_loss
+from kd_dense.losses.predictions import (
+    ADLLoss,
+    BCKDLoss,
+    CrossKDLoss,
+    HeadBoxes,
+    adl_loss,
+    bckd_loss,
+    crosskd_loss,
+)
 from kd_dense.losses.skd import (
     HolisticLoss,
     PairWiseLoss,
@@ -55,6 +63,7 @@ __all__ = [
     'BCKDLoss',
     'CWDLoss',
     'CosineLoss',
+    'CrossKDLoss',
     'DISTLoss',
     'DKDLoss',
     'DistillLoss',
@@ -85,6 +94,7 @@ __all__ = [
     'af_dcd_loss',
     'attention_map_loss',
     'bckd_loss',
+    'crosskd_loss',
     'cwd_loss',
     'dist_loss',
     'dkd_loss',

@@ -47,6 +47,8 @@ class HeadTargets(NamedTuple):
         boxes: Ground truth of each image, ``(n, 4)``: x1, y1, x2, y2 in pixels; n may be 0.
         num_classes: Number of classes without background.
         strides: Pixels from one position to the next, the unit of the box distributions.
+        centerness: Of a head without anchors, how near to the middle of its object each positive
+            lies, 0 to 1, ``(N, A)``; 0 for others. None, if the head has anchors.
     """
 
     priors: list[Tensor]
@@ -56,6 +58,7 @@ class HeadTargets(NamedTuple):
     boxes: list[Tensor]
     num_classes: int
     strides: list[int]
+    centerness: list[Tensor] | None = None
 
     @property
     def positive(self) -> Tensor:

@@ -15,6 +15,7 @@ from kd_dense.losses import (
     AttentionMapLoss,
     BCKDLoss,
     CosineLoss,
+    CrossKDLoss,
     CWDLoss,
     DistillLoss,
     DISTLoss,
@@ -241,6 +242,8 @@ def cases():
     for switch in (True, False):
         yield BCKDLoss, dict(positive_levels_only=switch)
         yield ADLLoss, dict(power=1.8 if switch else None, entropy=float(switch))
+    for boxes in ('giou', 'iou', 'distributions'):
+        yield CrossKDLoss, dict(boxes=boxes)
 
 
 CASES = [
@@ -265,7 +268,7 @@ def prepare(kind, options, device, dtype=torch.float32):
         return drawn[0].clone().requires_grad_(), drawn[1]
 
     needs = {}
-    if kind in (LDLoss, BCKDLoss, ADLLoss):
+    if kind in (LDLoss, BCKDLoss, ADLLoss, CrossKDLoss):
         *outputs, needs['head_targets'] = head(device, dtype)
         if 'head_boxes' in loss.needs:
             needs['head_boxes'] = boxes_of_distributions(needs['head_targets'])

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from kd_dense.losses import ADLLoss, BCKDLoss, HeadBoxes, adl_loss, bckd_loss
+from kd_dense.losses import (
+    ADLLoss,
+    BCKDLoss,
+    CrossKDLoss,
+    HeadBoxes,
+    adl_loss,
+    bckd_loss,
+    crosskd_loss,
+)
 from kd_dense.losses.predictions.boxes import (
     Decoded,
     decode_deltas,
@@ -17,6 +25,7 @@ from kd_dense.losses.predictions.boxes import (
 )
 from kd_dense.losses.predictions.heads import anchors_of, focal_difference
 from tests.losses.ld_head import (
+    BINS,
     BOXES,
     CLASSES,
     SHAPES,
@@ -52,6 +61,13 @@ class Predictions(Packed):
         found = super().keywords(images)
         boxes = boxes_of_distributions(found['head_targets'])
         return {k: v for k, v in (found | {'head_boxes': boxes}).items() if k in self.loss.needs}
+
+    def test_gradient_is_right(self):
+        student, teacher = self.example()
+        teacher = teacher.detach()
+        assert torch.autograd.gradcheck(
+            lambda x: self.value(x, teacher), (student,), fast_mode=True
+        )
 
     def test_names_both_shapes_when_they_differ(self):
         student, teacher = make_maps(), make_maps()
@@ -246,6 +262,118 @@ class TestADL(Predictions):
     def test_rejects_bad_arguments(self, change, message):
         with pytest.raises(ValueError, match=message):
             ADLLoss(**change)
+
+
+def slow_crosskd(student, teacher, targets, kind):
+    """Classes and boxes, one prior after the other."""
+    levels = len(targets.labels)
+    n = max(int(targets.positive.sum()), 1)
+    decoded = boxes_of_distributions(targets).teacher
+    ours, theirs = (decoded(maps[levels:]).boxes for maps in (student, teacher))
+    classes = boxes = weights = 0.0
+    for level, labels in enumerate(targets.labels):
+        for image in range(len(labels)):
+            for prior in range(labels.shape[1]):
+                place = 1, image, prior
+                p, q = (prior_logits(m[level], *place).sigmoid() for m in (student, teacher))
+                label_weight = targets.label_weights[level][image, prior]
+                entropy = -q * p.log() - (1 - q) * (1 - p).log()
+                classes += label_weight * ((q - p).abs() * entropy).sum() / n
+                weight = q.max() * (label_weight > 0)
+                weights += weight
+                if kind == 'distributions':
+                    s, t = (
+                        prior_logits(m[levels + level], *place).view(4, BINS)
+                        for m in (student, teacher)
+                    )
+                    apart = (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum() / 4
+                else:
+                    a, b = ours[level][image, prior], theirs[level][image, prior]
+                    iou = max(float(overlap(a, b).iou), 1e-6)
+                    apart = 1 - slow_giou(a, b) if kind == 'giou' else -math.log(iou)
+                boxes += weight * apart
+    return float(classes), float(boxes / (weights if kind == 'distributions' else n))
+
+
+class TestCrossKD(Predictions):
+    loss = CrossKDLoss(weight=2.0)
+
+    def function(self, student, teacher, **_):
+        return self.call(CrossKDLoss(), student, teacher)
+
+    @pytest.mark.parametrize('kind', ['giou', 'iou', 'distributions'])
+    def test_matches_the_equation_prior_by_prior(self, kind):
+        targets = make_targets()
+        student, teacher = (make_maps(seed=seed) for seed in (0, 1))
+        found = crosskd_loss(
+            student, teacher, targets, boxes_of_distributions(targets), boxes=kind
+        )
+        classes, boxes = slow_crosskd(student, teacher, targets, kind)
+        assert found['classes'].item() == pytest.approx(classes, rel=1e-6)
+        assert found['boxes'].item() == pytest.approx(boxes, rel=1e-6)
+
+    @pytest.mark.parametrize('count', [0, 1, 1000])
+    @pytest.mark.parametrize('kind', ['giou', 'distributions'])
+    def test_any_number_of_boxes(self, count, kind):
+        targets = make_targets([BOXES[0][:1].expand(count, 4), BOXES[1]])
+        student, teacher = (make_maps(2, seed=seed) for seed in (0, 1))
+        student = [x.requires_grad_() for x in student]
+        decode = boxes_of_distributions(targets)
+        total = sum(crosskd_loss(student, teacher, targets, decode, boxes=kind).values())
+        assert total > 0  # the background counts
+        assert all(g.isfinite().all() for g in torch.autograd.grad(total, student))
+
+    def test_no_label_counts_and_nothing_is_compared(self):
+        targets = make_targets()
+        targets = targets._replace(label_weights=[0 * w for w in targets.label_weights])
+        maps = (make_maps(seed=seed) for seed in (0, 1))
+        found = crosskd_loss(
+            *maps, targets, boxes_of_distributions(targets), boxes='distributions'
+        )
+        assert all(v == 0 for v in found.values())
+
+    def test_centerness(self):
+        targets, third = make_targets(), [torch.randn(2, 3, 1, *s).double() for s in SHAPES]
+        student, teacher = ([*make_maps(seed=i), *(x[i] for x in third)] for i in (0, 1))
+        decode = boxes_of_distributions(targets)
+        found = crosskd_loss(student, teacher, targets, decode, centerness_weight=2.0)
+        x, t = (torch.cat([m.flatten(1) for m in maps[4:]], 1) for maps in (student, teacher))
+        p, q, where = x.sigmoid(), t.sigmoid(), targets.positive
+        entropy = (-q * p.log() - (1 - q) * (1 - p).log())[where].sum() / where.sum()
+        assert found['centerness'].item() == pytest.approx(2 * float(entropy), rel=1e-6)
+
+    def test_the_sum_of_centerness_may_be_the_divisor(self):
+        targets = make_targets()
+        maps = [make_maps(seed=seed) for seed in (0, 1)]
+        decode = boxes_of_distributions(targets)
+        with pytest.raises(ValueError, match="take normaliser='positives'"):
+            crosskd_loss(*maps, targets, decode, normaliser='centerness')
+        half = [0.5 * level for level in targets.positive.double().split(targets.sizes, 1)]
+        found = crosskd_loss(
+            *maps, targets._replace(centerness=half), decode, normaliser='centerness'
+        )
+        expected = crosskd_loss(*maps, targets, decode)
+        assert found['boxes'].item() == pytest.approx(2 * expected['boxes'].item(), rel=1e-6)
+
+    @pytest.mark.parametrize(
+        ('change', 'message'),
+        [
+            (dict(boxes='ious'), "boxes to be one of .*'giou'"),
+            (dict(normaliser='x'), 'normaliser to be one of'),
+            (dict(temperature=0.0), 'temperature > 0'),
+            (dict(centerness_weight=-1.0), 'finite centerness_weight >= 0'),
+            (dict(beta=0.0), 'beta >= 1'),
+        ],
+    )
+    def test_rejects_bad_arguments(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            CrossKDLoss(**change)
+
+    def test_says_that_a_head_has_no_distributions(self):
+        targets = make_targets()
+        maps = [*make_maps()[:2], *(m[:, :4] for m in make_maps()[2:])]
+        with pytest.raises(ValueError, match=r"does the head predict .* take 'giou'"):
+            crosskd_loss(maps, maps, targets, None, boxes='distributions')
 
 
 class TestFocalDifference:

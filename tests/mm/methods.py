@@ -59,6 +59,11 @@ DETECTORS: dict[str, dict[str, Any]] = {
     'predictions': dict(
         bckd=dict(tap='bbox_head', loss=dict(type='BCKDLoss')),
         adl=dict(tap='bbox_head', loss=dict(type='ADLLoss')),
+        crosskd=dict(
+            tap='bbox_head',
+            cross_at=1,
+            loss=dict(type='CrossKDLoss', boxes='distributions', box_weight=4.0),
+        ),
     ),
 }
 METHODS = [*SEGMENTERS, *DETECTORS]

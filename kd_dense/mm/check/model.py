@@ -59,7 +59,7 @@ def check_taps(subject: Subject) -> None:
     """
     terms = subject.model.kd
     ours = list(dict.fromkeys(term.student_tap for term in terms.values()))
-    theirs = list(dict.fromkeys(term.teacher_tap for term in terms.values()))
+    theirs = list(dict.fromkeys(term.paired_tap for term in terms.values()))
     size = _size_of_batches(subject)
     found = probe(subject.model, ours, subject.teacher.model, theirs, first=size)
     for name, term in terms.items():
@@ -76,14 +76,14 @@ def _size_of_batches(subject: Subject) -> tuple[int, int] | None:
 
 
 def _say_taps(subject: Subject, name: str, term: Term, found: Probe) -> None:
-    a, b = found.student[term.student_tap], found.teacher[term.teacher_tap]
+    a, b = found.student[term.student_tap], found.teacher[term.paired_tap]
     ways = [way for way in term.ways(a, b, found.size) if way]
     how = 'compared as they are'
     if ways:
         how = ', '.join(_counted(ways, way, len(a.shapes)) for way in dict.fromkeys(ways))
     size = f'on images of {found.size[0]}x{found.size[1]}'
     ours = f'{term.student_tap} {spelt(a.shapes)}'
-    theirs = f'{term.teacher_tap} {spelt(b.shapes)}'
+    theirs = f'{term.paired_tap} {spelt(b.shapes)}'
     where = f'{ours} of the student, {theirs} of the teacher'
     if ours == theirs:
         where = f'{ours} of both'
@@ -92,7 +92,7 @@ def _say_taps(subject: Subject, name: str, term: Term, found: Probe) -> None:
         f'{name}: {where}, {how}, {size}',
         term=name,
         student=dict(tap=term.student_tap, shapes=a.shapes),
-        teacher=dict(tap=term.teacher_tap, shapes=b.shapes),
+        teacher=dict(tap=term.paired_tap, shapes=b.shapes),
         ways=ways,
         size=found.size,
     )

@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from kd_dense.mm.batches.targets import NEEDS
+from kd_dense.mm.distil.crossing import CrossTerm
 from kd_dense.mm.distil.rehearsal import rehearse
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.distil.tokens import shapes_as_maps
@@ -35,8 +36,12 @@ def build_terms(
         ValueError: If a name, a field, a tap, a loss or a shape does not fit.
     """
     built = _named(terms)
+    for term in built.values():
+        if isinstance(term, CrossTerm):
+            term.reach(student, teacher)
+    theirs = ((t.teacher_tap, t.paired_tap) for t in built.values())
     found = probe(student, _taps(t.student_tap for t in built.values()),
-                  teacher, _taps(t.teacher_tap for t in built.values()))  # fmt: skip
+                  teacher, _taps(chain(*theirs)))  # fmt: skip
     for term in built.values():
         _fit(term, student, teacher, found)
     taps = _taps(chain(*(term.teacher_taps for term in built.values())))
@@ -66,7 +71,7 @@ def _named(terms: Mapping[str, Mapping[str, Any]]) -> dict[str, Term]:
             raise ValueError(f'{name!r} cannot be the name of a term: choose a plain word')
         if not isinstance(fields, Mapping):
             raise ValueError(f'term {name!r}: expected dict(tap=..., loss=...), got {fields!r}')
-        built[name] = Term(name, **fields)
+        built[name] = (CrossTerm if 'cross_at' in fields else Term)(name, **fields)
     if not built:
         raise ValueError(
             "terms is empty: say what to distil, as terms=dict(cwd=dict(tap='neck', "
@@ -79,12 +84,17 @@ def _fit(term: Term, student: nn.Module, teacher: nn.Module, found: Probe) -> No
     """Build the losses and the adapters of a term for what its taps yield."""
     ours, theirs = shapes_as_maps(
         found.student[term.student_tap],
-        found.teacher[term.teacher_tap],
+        found.teacher[term.paired_tap],
         found.size,
         term.of_features,
     )
-    term.build_losses(ours, theirs, _told_by_heads(student, term.student_tap))
-    check_classes(term, student, ours, teacher, theirs)
+    told = _told_by_heads(student, term.student_tap)
+    if isinstance(term, CrossTerm):
+        predicted = found.teacher[term.teacher_tap]
+        term.build_losses(predicted, predicted, told)
+    else:
+        term.build_losses(ours, theirs, told)
+        check_classes(term, student, ours, teacher, theirs)
     for need in term.loss.needs:
         _check_need(term, need, student, teacher)
     term.fit(ours, theirs)

@@ -32,7 +32,7 @@ from kd_dense.taps import TapError, near_names
 
 __all__ = ['Term']
 
-FIELDS = ('tap', 'loss', 'share', 'adapter', 'schedule')
+FIELDS = ('tap', 'loss', 'share', 'adapter', 'schedule', 'cross_at')
 
 
 class Term(nn.Module):
@@ -168,9 +168,9 @@ class Term(nn.Module):
         """Make sure that one map can and may be given the shape of another one."""
         shapes = f'the student map has shape {student}, the teacher map {teacher}'
         kind = type(self.loss).__name__
-        if not self.loss.adaptable and isinstance(self.adapter, Mapping):
+        if not self.adaptable and isinstance(self.adapter, Mapping):
             raise ValueError(f'term {self.name!r}: {kind} takes no adapter; leave it out')
-        if not self.loss.adaptable:
+        if not self.adaptable:
             raise ValueError(
                 f'term {self.name!r}: {shapes}, and {kind} compares maps of one shape only: tap '
                 'the heads themselves, and give student and teacher heads of the same layout'
@@ -193,6 +193,11 @@ class Term(nn.Module):
         return cast(DistillLoss, self.losses[0])
 
     @property
+    def adaptable(self) -> bool:
+        """Whether an adapter may lie between student and teacher."""
+        return self.loss.adaptable
+
+    @property
     def student_taps(self) -> list[str]:
         """All that must be recorded in the student."""
         needs = [NEEDS[need] for need in self.loss.needs]
@@ -202,6 +207,11 @@ class Term(nn.Module):
     def teacher_taps(self) -> list[str]:
         """All that must be recorded in the teacher."""
         return [self.teacher_tap, *chain(*(NEEDS[need].taps for need in self.loss.needs))]
+
+    @property
+    def paired_tap(self) -> str:
+        """Where the teacher yields a map for each of the student's."""
+        return self.teacher_tap
 
     @property
     def of_features(self) -> bool:
@@ -271,7 +281,7 @@ class Term(nn.Module):
             TapError: If the maps are not those that the taps yielded when the model was built,
                 or no gradient flows back from those of the student.
         """
-        if not len(student) == len(teacher) == len(self.adapters):
+        if not self.fits(student, teacher):
             raise TapError(
                 f'term {self.name!r}: expected {len(self.adapters)} maps, got {len(student)} '
                 f'of the student and {len(teacher)} of the teacher: tap {self.student_tap!r} or '
@@ -285,13 +295,13 @@ class Term(nn.Module):
                 'frozen, or it lies inside a block with activation checkpointing; tap a later '
                 'layer'
             )
-        teacher = [_for_each_branch(t, len(x)) for x, t in zip(student, teacher, strict=True)]
-        adapted = self.adapted(student, teacher)
+        teacher = [_for_each_branch(t, len(student[0])) for t in teacher]
+        ours, theirs = self.compared(student, teacher)
         with without_autocast(student[0]):
             if self.loss.all_maps:
-                results = [self.loss(adapted, teacher, **needs)]
+                results = [self.loss(ours, theirs, **needs)]
             else:
-                maps = zip(cycle(self.losses), adapted, teacher, strict=False)
+                maps = zip(cycle(self.losses), ours, theirs, strict=False)
                 results = [loss(x, t, **needs) for loss, x, t in maps]
         if not self.loss.parts:
             results = [{'': result} for result in results]
@@ -327,6 +337,16 @@ class Term(nn.Module):
             own = self.name if part == WHOLE else f'{self.name}.{part}'
             found |= {f'kd_weight_{own}': weight, f'kd_share_{own}': share.pull.clone()}
         return found
+
+    def fits(self, student: list[Tensor], teacher: list[Tensor]) -> bool:
+        """Whether these are as many maps as the taps yielded when the model was built."""
+        return len(student) == len(teacher) == len(self.adapters)
+
+    def compared(
+        self, student: list[Tensor], teacher: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What the loss is given of the maps of student and teacher."""
+        return self.adapted(student, teacher), teacher
 
     def adapted(self, student: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
         """The student's maps as the loss is given them, behind their adapters.

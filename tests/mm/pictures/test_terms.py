@@ -40,7 +40,7 @@ def test_every_term_is_drawn(method):
         'ld': 'LD: which anchors count',
         'imitation': "region 'finegrained'",
         'general': "region 'gibox'",
-        **dict.fromkeys(('bckd', 'adl'), 'Where do student and teacher see an object?'),
+        **dict.fromkeys(('bckd', 'adl', 'crosskd'), 'Where do student and teacher see an object?'),
     }
     for name, one in compared.items():
         figure = draw_term(view, one)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_dense.losses import ADLLoss, BCKDLoss
+from kd_dense.losses import ADLLoss, BCKDLoss, CrossKDLoss
 from kd_dense.losses.ld import largest_score
 from kd_dense.losses.predictions.adl import adl_rows
 from kd_dense.losses.predictions.bckd import bckd_rows
+from kd_dense.losses.predictions.crosskd import crosskd_rows
 from kd_dense.losses.predictions.heads import anchors_of
 from kd_dense.mm.pictures.general import Known, LossPictures, draw_maps
 from kd_dense.mm.pictures.observe import Compared
@@ -34,13 +35,15 @@ def draw_predictions(view: View, compared: Compared) -> Any:
         _by_position(largest_score(maps[:levels], anchors), compared, torch.amax)
         for maps in (compared.student, compared.teacher)
     )
+    crossed = isinstance(compared.loss(0), CrossKDLoss)
+    note = " The student's is what the teacher's head makes of its features."
     return draw_maps(
         view,
         compared.teacher[:levels],
         [(100 * s, 100 * t) for s, t in zip(ours, theirs, strict=True)],
         'Where do student and teacher see an object?',
         f'{type(compared.loss(0)).__name__} compares the probability of each class by itself, at '
-        'all positions. Shown is the likeliest class of each.',
+        'all positions. Shown is the likeliest class of each.' + note * crossed,
         'probability, %',
     )
 
@@ -62,11 +65,12 @@ def _shares(compared: Compared) -> list[Tensor]:
     if isinstance(loss, ADLLoss):
         rows = adl_rows(*both, **loss.settings)
     else:
-        parts = bckd_rows(*both, compared.needs['head_boxes'], **loss.settings)
+        rows_of = crosskd_rows if isinstance(loss, CrossKDLoss) else bckd_rows
+        parts = rows_of(*both, compared.needs['head_boxes'], **loss.settings)
         none = torch.zeros_like(torch.cat(targets.label_weights, 1))
         rows = sum(parts.values(), none)
     return _by_position(loss.weight * rows, compared, torch.sum)
 
 
 _LOSS = LossPictures(draw_predictions, _shares, 'the loss of all priors of a position')
-PICTURES: dict[type, Known] = {ADLLoss: _LOSS, BCKDLoss: _LOSS}
+PICTURES: dict[type, Known] = {ADLLoss: _LOSS, BCKDLoss: _LOSS, CrossKDLoss: _LOSS}

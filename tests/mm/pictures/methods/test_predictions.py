@@ -3,7 +3,7 @@ import pytest
 from kd_dense.mm.pictures.differences import differences
 from kd_dense.mm.pictures.terms import draw_term
 from tests.mm import methods, toy
-from tests.mm.pictures.looking import drawn, see
+from tests.mm.pictures.looking import drawn, see, texts
 
 
 def seen(terms, index=1):
@@ -21,6 +21,16 @@ def test_positions_add_up_to_the_loss(loss):
     assert len(maps) == 5
     assert sum(float(m.sum()) for m in maps) == pytest.approx(found['one'].value, rel=1e-4)
     drawn(draw_term(view, found['one']))
+
+
+def test_what_comes_out_of_the_teachers_head_adds_up_to_the_loss():
+    term = methods.DETECTORS['predictions']['crosskd']
+    view, found = seen(dict(one=term))
+    maps = differences(found['one']).maps
+    assert sum(float(m.sum()) for m in maps) == pytest.approx(found['one'].value, rel=1e-4)
+    assert "what the teacher's head makes" in texts(draw_term(view, found['one'])).replace(
+        '\n', ' '
+    )
 
 
 def test_a_picture_without_objects_is_drawn():
