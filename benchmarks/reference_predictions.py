@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +17,23 @@ from torch.nn import functional as F
 
 from benchmarks.case import Case, Pair
 from benchmarks.reference_ld import BINS, Outputs, make_head
-from kd_dense.losses import HeadBoxes, HeadTargets, adl_loss, bckd_loss, crosskd_loss
+from kd_dense.losses import (
+    HeadBoxes,
+    HeadTargets,
+    adl_loss,
+    bckd_loss,
+    crosskd_loss,
+    pgd_class_loss,
+)
 from kd_dense.losses.predictions.boxes import (
     Decoded,
     decode_distances,
     expected_distances,
     rows_of_priors,
 )
+from kd_dense.losses.predictions.pgd import KeyRegions, key_regions
 
-__all__ = ['cases', 'plain_adl', 'plain_bckd', 'plain_crosskd']
+__all__ = ['cases', 'plain_adl', 'plain_bckd', 'plain_crosskd', 'plain_pgd']
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -133,6 +142,64 @@ def plain_crosskd(student: list[Tensor], teacher: list[Tensor], targets: HeadTar
     return total + boxes / weights
 
 
+def plain_pgd(student: list[Tensor], teacher: list[Tensor], regions: KeyRegions) -> Tensor:
+    """What ``kd_dense.losses.pgd_class_loss`` gives, all parts together."""
+    total = torch.zeros((), dtype=student[0].dtype, device=student[0].device)
+    for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
+        images, _, height, width = s.shape
+
+        def places(x: Tensor) -> Tensor:
+            mean = x.abs().mean(1).view(len(x), -1)
+            return (mean / 0.8).softmax(1).view(len(x), *x.shape[2:]) * x[0, 0].numel()
+
+        def kinds(x: Tensor) -> Tensor:
+            return (x.abs() / 0.8).softmax(1) * x.shape[1]
+
+        for factor, masks in ((0.04, regions.weights), (0.02, regions.background)):
+            mask = masks[level]
+            for image in range(images):
+                one = mask[image] / (mask[image] > 0).sum().clamp(min=1)
+                root = (places(t)[image] * one).sqrt() * kinds(t)[image].sqrt()
+                part = F.mse_loss(s[image] * root, t[image] * root, reduction='sum')
+                total = total + factor * (1 + level / 4) * part / images
+        apart = (kinds(s) - kinds(t)).abs().sum() / (images * height * width)
+        apart = apart + (places(s) - places(t)).abs().sum() / images
+        total = total + 0.0008 * apart
+    return total
+
+
+def make_pgd(device: str, small: bool) -> Pair:
+    (_, taught), targets = make_head(device, small)
+    generator = torch.Generator().manual_seed(1)
+    levels = len(targets.priors)
+    shapes = [x.shape[2:] for x in taught[:levels]]
+    dtype = taught[0].dtype
+    student, teacher = (
+        [
+            torch.randn(2, 8 if small else 256, *shape, generator=generator, dtype=dtype).to(
+                device
+            )
+            for shape in shapes
+        ]
+        for _ in range(2)
+    )
+    for maps in student:
+        maps.requires_grad_()
+    labels = [torch.zeros(len(b), dtype=torch.long, device=device) for b in targets.boxes]
+    regions = key_regions(
+        taught[: 2 * levels], boxes_of(targets), targets.boxes, labels, jitter=0.0
+    )
+
+    def call(function: Callable[..., Tensor]) -> list[Tensor]:
+        value = function(student, teacher, regions)
+        return [value.detach(), *torch.autograd.grad(value, student)]
+
+    def ours(*inputs: Any) -> Tensor:
+        return torch.stack([*pgd_class_loss(*inputs).values()]).sum()
+
+    return Pair(partial(call, ours), partial(call, plain_pgd))
+
+
 LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], int]] = {
     'bckd': (
         lambda s, t, targets: sum(
@@ -174,5 +241,10 @@ def cases() -> list[Case]:
     return [
         Case('predictions-bckd', f'BCKD, {sizes}', partial(make_loss, 'bckd')),
         Case('predictions-crosskd', f'CrossKD, {sizes}', partial(make_loss, 'crosskd')),
+        Case(
+            'predictions-pgd',
+            'PGD, class tower of 256 channels, 2 images of 800x1344, 5 levels, 20 boxes each',
+            make_pgd,
+        ),
         Case('predictions-adl', f'ADL, {sizes}', partial(make_loss, 'adl')),
     ]

@@ -127,6 +127,7 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
     if _assigns(model):
         found += ['bckd', 'adl']
         found += ['crosskd'] * _has_towers(model)
+    found += ['pgd'] * _guides(model)
     side = Side(model)
     if any(side.has(preset.part) for preset in METHODS['dist'].presets if preset.part):
         found.append('dist')
@@ -142,6 +143,13 @@ def _assigns(model: nn.Module) -> bool:
     except ValueError:
         return False
     return bool(getattr(model.bbox_head, 'use_sigmoid_cls', True))
+
+
+def _guides(model: Any) -> bool:
+    """Whether PGD is set for its head."""
+    side = Side(model)
+    kinds = [k for preset in METHODS['pgd'].presets for k in preset.kinds]
+    return side.has('bbox_head', kinds) and side.tower('bbox_head.cls_convs') is not None
 
 
 def _has_towers(model: nn.Module) -> bool:

@@ -36,6 +36,8 @@ from kd_dense.losses import (
     NFDLoss,
     NKDLoss,
     PairWiseLoss,
+    PGDBoxLoss,
+    PGDClassLoss,
     PixelWiseLoss,
     PKDLoss,
     UnbiasedKDLoss,
@@ -242,6 +244,9 @@ def cases():
     for switch in (True, False):
         yield BCKDLoss, dict(positive_levels_only=switch)
         yield ADLLoss, dict(power=1.8 if switch else None, entropy=float(switch))
+    yield PGDBoxLoss, {}
+    for mix in (True, False):
+        yield PGDClassLoss, dict(mix_images=mix)
     for boxes in ('giou', 'iou', 'distributions'):
         yield CrossKDLoss, dict(boxes=boxes)
 
@@ -272,6 +277,16 @@ def prepare(kind, options, device, dtype=torch.float32):
         *outputs, needs['head_targets'] = head(device, dtype)
         if 'head_boxes' in loss.needs:
             needs['head_boxes'] = boxes_of_distributions(needs['head_targets'])
+    elif kind in (PGDBoxLoss, PGDClassLoss):
+        found, taught, targets = head(device, dtype)
+        labels = [torch.zeros(len(b), dtype=torch.long, device=device) for b in targets.boxes]
+        needs.update(
+            boxes=targets.boxes,
+            labels=labels,
+            head_outputs=(found, taught),
+            head_boxes=boxes_of_distributions(targets),
+        )
+        outputs = zip(*(maps(2, *shape) for shape in SHAPES), strict=True)
     elif kind is LDImitationLoss:
         *outputs, needs['head_targets'] = head(device, dtype)
         if options['region'] == 'gibox':

@@ -64,6 +64,9 @@ DETECTORS: dict[str, dict[str, Any]] = {
             cross_at=1,
             loss=dict(type='CrossKDLoss', boxes='distributions', box_weight=4.0),
         ),
+        # Without jitter, which is another one in each process.
+        class_tower=dict(tap='bbox_head.cls_convs.0', loss=dict(type='PGDClassLoss', jitter=0.0)),
+        box_tower=dict(tap='bbox_head.reg_convs.0', loss=dict(type='PGDBoxLoss', jitter=0.0)),
     ),
 }
 METHODS = [*SEGMENTERS, *DETECTORS]

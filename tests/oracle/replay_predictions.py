@@ -30,6 +30,12 @@ from kd_dense.losses.predictions.boxes import (
 )
 from kd_dense.losses.predictions.crosskd import aligned, crosskd_rows
 from kd_dense.losses.predictions.heads import EPS, focal_difference
+from kd_dense.losses.predictions.pgd import (
+    KeyRegions,
+    key_regions,
+    pgd_box_loss,
+    pgd_class_loss,
+)
 from kd_dense.mm.batches import head_targets
 from kd_dense.mm.models.towers import RestOfHead, find_tower
 from kd_dense.taps import Taps, tensors_in
@@ -353,6 +359,58 @@ def replay_crosskd(case: Case) -> dict[str, Tensor]:
     return both(replay_rows)(case)
 
 
+def one_level(case: Case, name: str, dtype: torch.dtype) -> list[Tensor]:
+    return [case.tensor(name, dtype)[:, 0]] if name in case.arrays else []
+
+
+@both
+def replay_pgd(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
+    arguments = case.arguments
+    if case.cls == 'PGWAnchorModule.assign':
+        return replay_key_regions(case, dtype)
+    student, teacher = (
+        case.tensor('student', dtype).requires_grad_(),
+        case.tensor('teacher', dtype),
+    )
+    weights = one_level(case, 'mask_fg', dtype)
+    found = {}
+    if case.cls == 'PGDRegLoss':
+        parts = pgd_box_loss(
+            [student], [teacher], KeyRegions(weights, weights),
+            arguments['gamma'], arguments['delta'], arguments['temp'],
+        )  # fmt: skip
+        loss = parts['foreground'] + parts['attention']
+    else:
+        regions = KeyRegions(weights, one_level(case, 'mask_bg', dtype))
+        maps = [student], [teacher], regions
+        temperature = arguments['temp_s']
+        one = pgd_class_loss(*maps, 1.0, 1.0, 1.0, temperature, mix_images=True)
+        names = {'foreground': 'loss_fg', 'background': 'loss_bg', 'attention': 'loss_mask'}
+        found = {names[part]: value for part, value in one.items()}
+        factors = arguments['alpha'], arguments['beta'], arguments['delta']
+        parts = pgd_class_loss(*maps, *factors, temperature, mix_images=True)
+        level = arguments['loss_weight']  # of its level
+        loss = level * (parts['foreground'] + parts['background']) + parts['attention']
+    return found | {'loss': loss, 'grad_student': torch.autograd.grad(loss, student)[0]}
+
+
+def replay_key_regions(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
+    names = ('bboxes', 'cls_scores', 'bbox_preds', 'gt_bboxes', 'noise')
+    priors, scores, boxes, objects, noise = (case.tensor(name, dtype) for name in names)
+    decoded = Decoded([priors], [boxes[None]])
+    maps = [scores.T[None, :, None], boxes.T[None, :, None]]  # one row of positions
+    found = key_regions(
+        maps,
+        HeadBoxes(lambda _: decoded, lambda _: decoded),
+        [objects],
+        [case.tensor('gt_labels', torch.int64)],
+        trust=case.arguments['alpha'],
+        topk=case.arguments['topk'],
+        noise=noise[None],
+    )
+    return {'weight': found.weights[0].flatten(), 'background': found.background[0].flatten()}
+
+
 def among(names: set[str]) -> Callable[[str], bool]:
     """Whether the name of an array, without level, is one of these."""
     return lambda name: name.split('/')[0] in names
@@ -371,6 +429,7 @@ REPLAYS: dict[Any, Callable[[Case], dict[str, Tensor]]] = {
     'bckd.npz': replay_bckd,
     'adl.npz': replay_adl,
     'crosskd.npz': replay_crosskd,
+    'pgd.npz': replay_pgd,
     **dict.fromkeys((('crosskd.npz', cls) for cls in WHOLE_HEADS), replay_heads),
 }
 INPUTS: dict[Any, set[str] | Callable[[str], bool]] = {
@@ -380,6 +439,10 @@ INPUTS: dict[Any, set[str] | Callable[[str], bool]] = {
     },
     # Un-scaled terms are summed here before they leave the loss.
     'adl.npz': {'student', 'teacher', 'labels', 'normaliser', 'loss_map'},
+    'pgd.npz': {
+        *('student', 'teacher', 'mask_fg', 'mask_bg', 'bboxes', 'cls_scores', 'bbox_preds'),
+        *('gt_bboxes', 'gt_labels', 'noise'),
+    },
     'crosskd.npz': among(
         CROSSKD_INPUTS
         | {f'{w}_{k}' for w in ('stu', 'reused') for k in ('cls_score', 'bbox_pred')}

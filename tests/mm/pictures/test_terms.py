@@ -41,6 +41,9 @@ def test_every_term_is_drawn(method):
         'imitation': "region 'finegrained'",
         'general': "region 'gibox'",
         **dict.fromkeys(('bckd', 'adl', 'crosskd'), 'Where do student and teacher see an object?'),
+        **dict.fromkeys(
+            ('class_tower', 'box_tower'), 'PGD: where are the predictions of the teacher best?'
+        ),
     }
     for name, one in compared.items():
         figure = draw_term(view, one)

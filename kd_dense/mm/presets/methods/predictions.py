@@ -1,4 +1,4 @@
-"""What dense heads predict: BCKD, ADL, CrossKD."""
+"""What dense heads predict: BCKD, ADL, CrossKD, PGD."""
 
 from __future__ import annotations
 
@@ -20,6 +20,20 @@ def _crossed(at: int, **loss: Any) -> dict[str, Any]:
     terms = _on_head('crosskd', 'CrossKDLoss', **loss)
     terms['crosskd']['cross_at'] = at
     return terms
+
+
+def _guided(alpha: float, topk: int = 30, temperature: float = 0.8) -> dict[str, Any]:
+    common = dict(attention=0.0008, temperature=temperature, topk=topk)
+    return {
+        'pgd_classes': {
+            'tap': 'cls_tower',
+            'loss': dict(type='PGDClassLoss', foreground=alpha, background=alpha / 2, **common),
+        },
+        'pgd_boxes': {
+            'tap': 'reg_tower',
+            'loss': dict(type='PGDBoxLoss', foreground=round(1.6 * alpha, 3), **common),
+        },
+    }
 
 
 METHODS = {
@@ -88,6 +102,51 @@ METHODS = {
                 terms=_crossed(-1, class_weight=1.0, box_weight=1.0, boxes='giou'),
                 inherit=(),
                 source='authors: RetinaNet, behind the third of four convolutions',
+            ),
+        ),
+    ),
+    'pgd': Method(
+        "features of both towers of dense heads, where the teacher's predictions are best",
+        (
+            Preset(
+                models='AutoAssign',
+                part='bbox_head',
+                kinds=('AutoAssignHead',),
+                terms=_guided(0.08, temperature=0.4),
+                inherit=('bbox_head',),
+                source='authors: AutoAssign',
+            ),
+            Preset(
+                models='FCOS, GFL',
+                part='bbox_head',
+                kinds=('FCOSHead', 'GFLHead'),
+                terms=_guided(0.04),
+                inherit=('bbox_head',),
+                source='authors: FCOS and GFL',
+            ),
+            Preset(
+                models='DDOD',
+                part='bbox_head',
+                kinds=('DDODHead',),
+                terms=_guided(0.08),
+                inherit=('bbox_head',),
+                source='authors: DDOD',
+            ),
+            Preset(
+                models='ATSS',
+                part='bbox_head',
+                kinds=('ATSSHead',),
+                terms=_guided(0.08, topk=9),
+                inherit=('bbox_head',),
+                source='authors: ATSS',
+            ),
+            Preset(
+                models='RetinaNet',
+                part='bbox_head',
+                kinds=('RetinaHead',),
+                terms=_guided(0.08),
+                inherit=('bbox_head',),
+                source='settings of the authors for DDOD',
             ),
         ),
     ),

@@ -37,3 +37,12 @@ def test_a_picture_without_objects_is_drawn():
     view, found = seen(dict(one=dict(tap='bbox_head', loss=dict(type='BCKDLoss'))), 0)
     assert found['one'].value == 0
     drawn(draw_term(view, found['one']))
+
+
+@pytest.mark.parametrize(('tower', 'kind'), [('cls', 'PGDClassLoss'), ('reg', 'PGDBoxLoss')])
+def test_key_regions(tower, kind):
+    loss = dict(type=kind, attention=0.0)
+    view, found = seen(dict(one=dict(tap=f'bbox_head.{tower}_convs.0', loss=loss)), 2)
+    maps = differences(found['one']).maps
+    assert sum(float(m.sum()) for m in maps) == pytest.approx(found['one'].value, rel=0.05)
+    drawn(draw_term(view, found['one']))
