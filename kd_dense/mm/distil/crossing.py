@@ -53,12 +53,13 @@ class CrossTerm(Term):
         Raises:
             ValueError: If one of them has no towers of convolutions, or not so many.
         """
-        head = self.teacher_tap.partition('[')[0]
+        own, head = (t.partition('[')[0] for t in (self.student_tap, self.teacher_tap))
         try:
             theirs = find_tower(teacher, head, 'teacher', self.cross_at)
-            ours = find_tower(
-                student, self.student_tap.partition('[')[0], 'student', self.cross_at
-            )
+            at = self.cross_at if theirs.count else 0
+            ours = find_tower(student, own, 'student', at)
+            if theirs.count and not ours.count:  # of shorter towers, but of towers as well
+                ours = find_tower(student, own, 'student', 1)
         except ValueError as error:
             raise ValueError(f'term {self.name!r}: {error}') from None
         self.student_tap, self.tower_tap = ours.tap, theirs.tap

@@ -97,6 +97,13 @@ def test_other_widths_get_an_adapter():
     assert all(p.grad is not None for p in model.kd.parameters())
 
 
+def test_towers_of_other_lengths():
+    for convs, at, tap in ((1, -1, '*_convs.0'), (3, -1, '*_convs.1'), (3, 0, None)):
+        model = crossing('atss', at, student=head('atss', stacked_convs=convs))
+        assert model.kd.term.student_tap == (f'bbox_head.{tap}' if tap else 'neck')
+        step(model)
+
+
 def test_the_teacher_is_a_guest():
     model = crossing('gfl')
     teacher = model.kd_plan.teacher.model
