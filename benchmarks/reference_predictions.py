@@ -31,7 +31,7 @@ from kd_dense.losses.predictions.boxes import (
     expected_distances,
     rows_of_priors,
 )
-from kd_dense.losses.predictions.pgd import KeyRegions, key_regions
+from kd_dense.losses.predictions.key_regions import KeyRegions, key_regions
 
 __all__ = ['cases', 'plain_adl', 'plain_bckd', 'plain_crosskd', 'plain_pgd']
 

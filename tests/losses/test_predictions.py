@@ -28,7 +28,7 @@ from kd_dense.losses.predictions.boxes import (
     rows_of_priors,
 )
 from kd_dense.losses.predictions.heads import anchors_of, focal_difference
-from kd_dense.losses.predictions.pgd import KeyRegions, key_regions
+from kd_dense.losses.predictions.key_regions import KeyRegions, key_regions
 from tests.losses.ld_head import (
     BINS,
     BOXES,

@@ -18,6 +18,8 @@ from kd_dense.losses import (
     adl_loss,
     bckd_loss,
     crosskd_loss,
+    pgd_box_loss,
+    pgd_class_loss,
 )
 from kd_dense.losses.ld import largest_score
 from kd_dense.losses.predictions.boxes import (
@@ -30,12 +32,7 @@ from kd_dense.losses.predictions.boxes import (
 )
 from kd_dense.losses.predictions.crosskd import aligned, crosskd_rows
 from kd_dense.losses.predictions.heads import EPS, focal_difference
-from kd_dense.losses.predictions.pgd import (
-    KeyRegions,
-    key_regions,
-    pgd_box_loss,
-    pgd_class_loss,
-)
+from kd_dense.losses.predictions.key_regions import KeyRegions, key_regions
 from kd_dense.mm.batches import head_targets
 from kd_dense.mm.models.towers import RestOfHead, find_tower
 from kd_dense.taps import Taps, tensors_in
