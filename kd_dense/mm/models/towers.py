@@ -64,7 +64,7 @@ def find_tower(model: nn.Module, head: str, whose: str, at: int) -> Tower:
         before, dot, _ = head.rpartition('.')
         return Tower(f'{before}{dot}neck', 0)
     levels = '*.' * (len(_towers(module)[0]) > 1)
-    return Tower(f'{head}.*_convs.{levels}{count - 1}', count)
+    return Tower(f'{head}.{"|".join(TOWERS)}.{levels}{count - 1}', count)
 
 
 def _towers(head: Any) -> list[list[Sequence[nn.Module]]]:

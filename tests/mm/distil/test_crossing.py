@@ -49,8 +49,8 @@ def test_heads_of_the_authors(kind, at):
     on = {'classes', 'boxes'} | ({'centerness'} if kind == 'atss' else set())
     assert {k.rpartition('.')[2] for k, v in found.items() if v > 0} == on
     tap = model.kd.term.student_tap
-    assert tap == ('neck' if at == 0 else f'bbox_head.*_convs.{(at - 1) % 2}' if at > 0
-                   else 'bbox_head.*_convs.0')  # fmt: skip
+    assert tap == ('neck' if at == 0 else f'bbox_head.cls_convs|reg_convs.{(at - 1) % 2}' if at > 0
+                   else 'bbox_head.cls_convs|reg_convs.0')  # fmt: skip
 
 
 def test_only_the_features_before_learn():
@@ -98,7 +98,11 @@ def test_other_widths_get_an_adapter():
 
 
 def test_towers_of_other_lengths():
-    for convs, at, tap in ((1, -1, '*_convs.0'), (3, -1, '*_convs.1'), (3, 0, None)):
+    for convs, at, tap in (
+        (1, -1, 'cls_convs|reg_convs.0'),
+        (3, -1, 'cls_convs|reg_convs.1'),
+        (3, 0, None),
+    ):
         model = crossing('atss', at, student=head('atss', stacked_convs=convs))
         assert model.kd.term.student_tap == (f'bbox_head.{tap}' if tap else 'neck')
         step(model)
@@ -225,5 +229,5 @@ def test_towers_may_be_of_one_level_each():
         return config
 
     model = distilled(rtmdet(8), rtmdet(16), CROSSKD, cross_at=-1)
-    assert model.kd.term.student_tap == 'bbox_head.*_convs.*.0'
+    assert model.kd.term.student_tap == 'bbox_head.cls_convs|reg_convs.*.0'
     assert all(v > 0 for k, v in step(model).items() if not k.endswith('centerness'))
