@@ -54,6 +54,8 @@ setup(
             'ftfy',
             'regex',
         ],
+        # mmrotate imports torchvision, and does not ask for it.
+        'rotate': ['onedl-mmrotate>=1.2.1,<1.3', 'torchvision'],
         'safetensors': ['safetensors'],
         'quickstart': ['matplotlib', 'rich', 'scikit-learn>=1.5'],
         'docs': ['latex2mathml', 'mkdocs<2', 'mkdocs-material', 'mkdocstrings-python'],

@@ -32,6 +32,8 @@ from benchmarks import (
     reference_logits,
     reference_mimic,
     reference_predictions,
+    reference_queries,
+    reference_rois,
     reference_skd,
 )
 from benchmarks.case import Case, check_same
@@ -50,6 +52,8 @@ CASES = [
     *reference_mimic.cases(),
     *reference_generation.cases(),
     *reference_predictions.cases(),
+    *reference_rois.cases(),
+    *reference_queries.cases(),
 ]
 
 

@@ -7,7 +7,7 @@ overlaps go through a general function of two lists of boxes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -107,7 +107,7 @@ def plain_bckd(student: list[Tensor], teacher: list[Tensor], targets: HeadTarget
 
 def plain_adl(student: list[Tensor], teacher: list[Tensor], targets: HeadTargets) -> Tensor:
     """What ``kd_dense.losses.adl_loss`` gives."""
-    total, n = 0.0, 0.0
+    total = n = torch.zeros((), dtype=student[0].dtype, device=student[0].device)
     for level, weight in enumerate(targets.label_weights):
         s, t = (plain_rows(maps[level], targets.num_classes) for maps in (student, teacher))
         q = t.sigmoid()
@@ -121,9 +121,9 @@ def plain_adl(student: list[Tensor], teacher: list[Tensor], targets: HeadTargets
 
 def plain_crosskd(student: list[Tensor], teacher: list[Tensor], targets: HeadTargets) -> Tensor:
     """What ``kd_dense.losses.crosskd_loss`` gives of distributions, both parts together."""
-    levels, classes = len(targets.priors), targets.num_classes
-    n = targets.positive.sum().clamp(min=1).to(student[0].dtype) + EPS
-    total, boxes, weights = 0.0, 0.0, 0.0
+    levels, classes, s0 = len(targets.priors), targets.num_classes, student[0]
+    n = targets.positive.sum().clamp(min=1).to(s0.dtype) + EPS
+    total = boxes = weights = torch.zeros((), dtype=s0.dtype, device=s0.device)
     for level in range(levels):
         label_weight = targets.label_weights[level].reshape(-1)
         s, t = (plain_rows(maps[level], classes) for maps in (student, teacher))
@@ -195,24 +195,28 @@ def make_pgd(device: str, small: bool) -> Pair:
         return [value.detach(), *torch.autograd.grad(value, student)]
 
     def ours(*inputs: Any) -> Tensor:
-        return torch.stack([*pgd_class_loss(*inputs).values()]).sum()
+        return added(pgd_class_loss(*inputs))
 
     return Pair(partial(call, ours), partial(call, plain_pgd))
 
 
+def added(parts: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([*parts.values()]).sum()
+
+
 LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], int]] = {
     'bckd': (
-        lambda s, t, targets: sum(
-            bckd_loss(s, t, targets, boxes_of(targets), positive_levels_only=False).values()
-        ),  # type: ignore[dict-item]
+        lambda s, t, targets: added(
+            bckd_loss(s, t, targets, boxes_of(targets), positive_levels_only=False)
+        ),
         plain_bckd,
         2,
     ),
     'adl': (adl_loss, plain_adl, 1),
     'crosskd': (
-        lambda s, t, targets: sum(
-            crosskd_loss(s, t, targets, boxes_of(targets), boxes='distributions').values()
-        ),  # type: ignore[dict-item]
+        lambda s, t, targets: added(
+            crosskd_loss(s, t, targets, boxes_of(targets), boxes='distributions')
+        ),
         plain_crosskd,
         2,
     ),

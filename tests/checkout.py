@@ -29,7 +29,14 @@ from mmengine.registry import MODELS, DefaultScope
 
 from examples.quickstart.make_scenes import make_scenes
 from tests.launch import framework
-from tests.miniature import CITYSCAPES_SHRINK, COCO_SHRINK, ROOT, make_data, miniature
+from tests.miniature import (
+    CITYSCAPES_SHRINK,
+    COCO_SHRINK,
+    HAS_MMROTATE,
+    ROOT,
+    make_data,
+    miniature,
+)
 
 # By a part of the path of the data: what sizes are divided by. Other data are used as they are.
 SHRINK = {'data/coco': COCO_SHRINK, 'data/cityscapes': CITYSCAPES_SHRINK,
@@ -244,7 +251,7 @@ def _cut(config: Config, lengths: set[tuple[str, int]]) -> Config:
 
 def _download(url: str, path: str, progress: bool = True) -> None:
     """Write untrained weights that fit the config which is published with the address."""
-    for package in ('mmdet', 'mmseg'):
+    for package in ('mmdet', 'mmseg', *(['mmrotate'] if HAS_MMROTATE else [])):
         home = framework(package)
         for index in (home / 'configs').glob('*/metafile.y*ml'):
             if url in index.read_text():

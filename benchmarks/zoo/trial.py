@@ -133,6 +133,12 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
         found.append('dist')
     if side.has('roi_head') and necks(model):
         found.append('fbkd')
+    regions = [p.part for p in METHODS['roi_dkd'].presets if side.has(p.part)]
+    if regions and not side.has(regions[0].removesuffix('.fc_cls'), ['DIIHead']):  # takes queries
+        found += ['roi_dkd', 'roi_dist']
+    heads = ('panoptic_head', 'decode_head')
+    if side.has('bbox_head', ['DETRHead']) or any(side.has(h, ['MaskFormerHead']) for h in heads):
+        found.append('detrdistill')
     return list(dict.fromkeys(found))
 
 

@@ -13,8 +13,5 @@ model = dict(
             tap='bbox_head',
             cross_at=-2,
             loss=dict(
-                type='CrossKDLoss',
-                class_weight=0.4,
-                box_weight=0.75,
-                boxes='iou',
+                type='CrossKDLoss', class_weight=0.4, box_weight=0.75, boxes='iou',
                 normaliser='centerness'))))

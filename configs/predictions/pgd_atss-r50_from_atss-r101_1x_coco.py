@@ -11,20 +11,8 @@ model = dict(
     teacher='mmdet::atss/atss_r101_fpn_1x_coco.py',
     inherit=('bbox_head',),
     terms=dict(
-        pgd_classes=dict(
-            tap='bbox_head.cls_convs.3',
-            loss=dict(
-                type='PGDClassLoss',
-                foreground=0.08,
-                background=0.04,
-                attention=0.0008,
-                temperature=0.8,
-                topk=9)),
-        pgd_boxes=dict(
-            tap='bbox_head.reg_convs.3',
-            loss=dict(
-                type='PGDBoxLoss',
-                foreground=0.128,
-                attention=0.0008,
-                temperature=0.8,
-                topk=9))))
+        pgd_classes=dict(tap='bbox_head.cls_convs.3', loss=dict(
+            type='PGDClassLoss', foreground=0.08, background=0.04, attention=0.0008,
+            temperature=0.8, topk=9)),
+        pgd_boxes=dict(tap='bbox_head.reg_convs.3', loss=dict(
+            type='PGDBoxLoss', foreground=0.128, attention=0.0008, temperature=0.8, topk=9))))

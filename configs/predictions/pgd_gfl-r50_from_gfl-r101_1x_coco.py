@@ -11,20 +11,8 @@ model = dict(
     teacher='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py',
     inherit=('bbox_head',),
     terms=dict(
-        pgd_classes=dict(
-            tap='bbox_head.cls_convs.3',
-            loss=dict(
-                type='PGDClassLoss',
-                foreground=0.04,
-                background=0.02,
-                attention=0.0008,
-                temperature=0.8,
-                topk=30)),
-        pgd_boxes=dict(
-            tap='bbox_head.reg_convs.3',
-            loss=dict(
-                type='PGDBoxLoss',
-                foreground=0.064,
-                attention=0.0008,
-                temperature=0.8,
-                topk=30))))
+        pgd_classes=dict(tap='bbox_head.cls_convs.3', loss=dict(
+            type='PGDClassLoss', foreground=0.04, background=0.02, attention=0.0008,
+            temperature=0.8, topk=30)),
+        pgd_boxes=dict(tap='bbox_head.reg_convs.3', loss=dict(
+            type='PGDBoxLoss', foreground=0.064, attention=0.0008, temperature=0.8, topk=30))))

@@ -8,6 +8,7 @@ from kd_dense.losses.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
 from kd_dense.losses.intrakd import IntRALoss, intra_loss
 from kd_dense.losses.ld import HeadTargets, LDLoss, ld_loss
 from kd_dense.losses.ld_imitation import LDImitationLoss
+from kd_dense.losses.ld_rotated import RotatedLDLoss, rotated_ld_loss
 from kd_dense.losses.logits import (
     DISTLoss,
     DKDLoss,
@@ -52,6 +53,16 @@ from kd_dense.losses.predictions import (
     pgd_box_loss,
     pgd_class_loss,
 )
+from kd_dense.losses.queries import (
+    QueryBoxLoss,
+    QueryFeatureLoss,
+    QueryMaskLoss,
+    TaughtQueries,
+    query_box_loss,
+    query_feature_loss,
+    query_mask_loss,
+)
+from kd_dense.losses.rois import RoIBoxLoss, roi_box_loss
 from kd_dense.losses.skd import (
     HolisticLoss,
     PairWiseLoss,
@@ -93,6 +104,12 @@ __all__ = [
     'PKDLoss',
     'PairWiseLoss',
     'PixelWiseLoss',
+    'QueryBoxLoss',
+    'QueryFeatureLoss',
+    'QueryMaskLoss',
+    'RoIBoxLoss',
+    'RotatedLDLoss',
+    'TaughtQueries',
     'UnbiasedKDLoss',
     'VkDLoss',
     'WSLDLoss',
@@ -118,6 +135,11 @@ __all__ = [
     'pgd_box_loss',
     'pgd_class_loss',
     'pixel_wise_loss',
+    'query_box_loss',
+    'query_feature_loss',
+    'query_mask_loss',
+    'roi_box_loss',
+    'rotated_ld_loss',
     'unbiased_cross_entropy',
     'unbiased_kd_loss',
     'wsld_loss',

@@ -44,11 +44,13 @@ class HeadTargets(NamedTuple):
         label_weights: Their weights in the head's loss, ``(N, A)``.
         valid: Which priors lie in the image, ``(N, A)``, bool: a head leaves those in the
             padding out. All, for a head that has no such rule.
-        boxes: Ground truth of each image, ``(n, 4)``: x1, y1, x2, y2 in pixels; n may be 0.
+        boxes: Ground truth of each image, ``(n, 4)``: x1, y1, x2, y2 in pixels; n may be 0. Around
+            rotated boxes these are the smallest upright ones.
         num_classes: Number of classes without background.
         strides: Pixels from one position to the next, the unit of the box distributions.
         centerness: Of a head without anchors, how near to the middle of its object each positive
             lies, 0 to 1, ``(N, A)``; 0 for others. None, if the head has anchors.
+        rotated: Of a detector of rotated boxes, these, ``(n, 5)``: x, y, width, height, angle.
     """
 
     priors: list[Tensor]
@@ -59,6 +61,12 @@ class HeadTargets(NamedTuple):
     num_classes: int
     strides: list[int]
     centerness: list[Tensor] | None = None
+    rotated: list[Tensor] | None = None
+
+    @property
+    def sides(self) -> int:
+        """Numbers that a box is predicted by, each with a distribution: 4, or 5 with an angle."""
+        return 4 if self.rotated is None else 5
 
     @property
     def positive(self) -> Tensor:
@@ -223,7 +231,7 @@ def ld_loss(
             valuable = valuable * ~positive
 
     if main_weight > 0 or vlr_weight > 0:
-        sides = 1 if joint_sides else 4
+        sides = 1 if joint_sides else head_targets.sides
         divergence = prior_divergence(boxes, taught_boxes, anchors, sides, temperature)
     if main_weight > 0:
         total = (divergence * (score * positive)).sum() * (main_weight / main_factor)
@@ -420,9 +428,11 @@ def check_maps(
                 f'N = {len(head_targets.boxes)}, got {tuple(student[level].shape)}'
             )
         boxes = student[levels + level].shape
-        if boxes[1] % (4 * per_position) or boxes[1] < 8 * per_position:
+        sides = head_targets.sides * per_position
+        if boxes[1] % sides or boxes[1] < 2 * sides:
             raise ValueError(
-                f'level {level}: expected box distributions of K * 4 * (n + 1) channels with '
+                f'level {level}: expected box distributions of K * {head_targets.sides} * (n + 1) '
+                'channels with '
                 f'K = {per_position} and n >= 1, got {tuple(boxes)}: does the head predict '
                 'distributions, as GFLHead does?'
             )

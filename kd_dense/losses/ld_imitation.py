@@ -123,7 +123,7 @@ def general_instances(
         The priors that are kept, ``(N, A)`` for each level, bool.
 
     Raises:
-        ValueError: If the shapes are not as said here.
+        ValueError: If the shapes are not as said here, or boxes are rotated.
 
     Examples:
         >>> targets = HeadTargets(
@@ -139,6 +139,11 @@ def general_instances(
         >>> general_instances(maps, [0 * x for x in maps], targets)
         [tensor([[False,  True,  True]])]
     """
+    if head_targets.rotated is not None:
+        raise ValueError(
+            'general instances are chosen by the overlap of upright boxes, and these are rotated: '
+            "take another region, as 'finegrained'"
+        )
     kept = []
     levels = len(head_targets.priors)
     for level, anchors in enumerate(check_maps(student, teacher, head_targets)):

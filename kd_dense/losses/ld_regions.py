@@ -22,6 +22,7 @@ __all__ = [
     'centers',
     'fine_grained_region',
     'inside_region',
+    'nearby_region',
     'non_maximum_suppression',
     'pad_boxes',
     'vlr_region',
@@ -202,19 +203,68 @@ def vlr_region(
     region = anchors.new_zeros(valid.shape)
     for some in _blocks(boxes, len(anchors)):
         iou, closeness, distance = box_overlaps(anchors, some, diou)
-        distance.masked_fill_(outside, float('inf'))
-        nearest, known = [], []
-        for level, overlap in zip(distance.split(sizes, -1), iou.split(sizes, -1), strict=True):
-            far, index = level.topk(min(topk, level.shape[-1]), largest=False, sorted=False)
-            nearest.append(overlap.gather(-1, index))
-            known.append(far.isfinite())
-        candidates, weights = torch.cat(nearest, -1), torch.cat(known, -1)
-        count = weights.sum(-1, keepdim=True)
-        mean = (candidates * weights).sum(-1, keepdim=True) / count
-        variance = ((candidates - mean).square() * weights).sum(-1, keepdim=True) / (count - 1)
-        threshold = mean + variance.sqrt()
+        threshold = _atss_threshold(iou, distance.masked_fill_(outside, float('inf')), sizes, topk)
         selected = (closeness >= 0.25 * threshold).logical_and_(closeness < threshold)
         iou.masked_fill_(selected.logical_not_().logical_or_(outside), 0)
+        region = region.maximum(iou.amax(1))
+    return region
+
+
+def _atss_threshold(iou: Tensor, distance: Tensor, sizes: list[int], topk: int) -> Tensor:
+    """The mean plus the deviation of the IoU of the nearest anchors of each level, (N, G, 1)."""
+    nearest, known = [], []
+    for level, overlap in zip(distance.split(sizes, -1), iou.split(sizes, -1), strict=True):
+        far, index = level.topk(min(topk, level.shape[-1]), largest=False, sorted=False)
+        nearest.append(overlap.gather(-1, index))
+        known.append(far.isfinite())
+    candidates, weights = torch.cat(nearest, -1), torch.cat(known, -1)
+    count = weights.sum(-1, keepdim=True)
+    mean = (candidates * weights).sum(-1, keepdim=True) / count
+    variance = ((candidates - mean).square() * weights).sum(-1, keepdim=True) / (count - 1)
+    return mean + variance.sqrt()
+
+
+@torch.no_grad()
+def nearby_region(
+    priors: list[Tensor], valid: Tensor, boxes: list[Tensor], topk: int = 9
+) -> Tensor:
+    r"""Weights of the main and the valuable localization region in one.
+
+    Each box selects, of all levels, the anchors with
+
+    $$
+    0.25\, \alpha \le \mathrm{IoU}
+    $$
+
+    and the $\alpha$ of [`vlr_region`][].
+
+    Args:
+        priors: Anchors of each level, ``(A, 4)``.
+        valid: Which of them lie in the image, ``(N, A)`` over all levels.
+        boxes: Ground truth of each image, ``(n, 4)``; n may be 0.
+        topk: How many anchors of a level set the threshold.
+
+    Returns:
+        The largest IoU with a box that selects the anchor, 0 elsewhere, ``(N, A)``.
+
+    Raises:
+        ValueError: If the priors are points.
+
+    Examples:
+        >>> x = torch.arange(0.0, 64.0, 8.0)
+        >>> anchors = torch.stack([x, 0 * x, x + 32, 0 * x + 32], 1)
+        >>> box = torch.tensor([[20.0, 0.0, 52.0, 32.0]])
+        >>> nearby_region([anchors], torch.ones(1, 8, dtype=torch.bool), [box])
+        tensor([[0.2308, 0.4545, 0.7778, 0.7778, 0.4545, 0.2308, 0.0000, 0.0000]])
+    """
+    _require_anchors('nearby_region', priors)
+    anchors, sizes = _join(priors), [len(level) for level in priors]
+    outside = ~valid[:, None]
+    region = anchors.new_zeros(valid.shape)
+    for some in _blocks(boxes, len(anchors)):
+        iou, _, distance = box_overlaps(anchors, some)
+        threshold = _atss_threshold(iou, distance.masked_fill_(outside, float('inf')), sizes, topk)
+        iou.masked_fill_((iou >= 0.25 * threshold).logical_not_().logical_or_(outside), 0)
         region = region.maximum(iou.amax(1))
     return region
 

@@ -14,12 +14,12 @@ from mmengine.runner import Runner
 from kd_dense.mm.files.checkpoint import read_checkpoint
 from tests.configs.models import build
 from tests.configs.test_recipes import Listener
-from tests.miniature import ROOT, make_data, miniature, recipes
+from tests.miniature import ROOT, configs, make_data, miniature, recipes
 
 PLAIN = [
     path
     for folder in ('ld', 'intrakd')
-    for path in sorted((ROOT / 'configs' / folder).glob('*.py'))
+    for path in configs(f'{folder}/*.py')
     if '_from_' not in path.stem and 'model' in Config.fromfile(path)
 ]
 TAUGHT_BY_OURS = [r for r in recipes() if 'config' in Config.fromfile(r).model.teacher]

@@ -8,6 +8,7 @@ from tests.mm import toy
 from tests.mm.stack.operators import make_boxes, rng
 from tests.mm.stack.test_deform_conv import GEOMETRIES, KINDS, inputs, layer
 from tests.mm.stack.test_roi_align import make_maps, make_rois
+from tests.mm.stack.test_rotated import make_boxes as make_rotated
 
 pytestmark = pytest.mark.gpu
 
@@ -24,6 +25,22 @@ def test_nms(count, device):
         assert there.device.type == found.device.type == device
         assert torch.equal(there.cpu(), kept)
         torch.testing.assert_close(found.cpu(), expected)
+
+
+@pytest.mark.parametrize('count', [1, 40, 1000])
+def test_rotated_boxes(count, device):
+    from mmcv.ops import box_iou_rotated, diff_iou_rotated_2d, nms_rotated
+
+    boxes, others = make_rotated(count, 1, torch.float64), make_rotated(count, 2, torch.float64)
+    scores = torch.rand(count, generator=rng(1), dtype=torch.float64)
+    found = []
+    for place in ('cpu', device):
+        a, b = boxes.to(place), others.to(place)
+        dets, kept = nms_rotated(a, scores.to(place), 0.3)
+        results = (box_iou_rotated(a, b), dets, kept, diff_iou_rotated_2d(a[None], b[None]))
+        assert all(x.device.type == place for x in results)
+        found.append([x.cpu() for x in results])
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize('mode', ['avg', 'max'])

@@ -150,7 +150,7 @@ def crosskd_loss(
     )
     _check_arguments('crosskd_loss', **settings)
     rows = crosskd_rows(student, teacher, head_targets, head_boxes, **settings, divisor=divisor)
-    zero = 0 * sum(at_least_float32(x).sum() for x in student)
+    zero = 0 * torch.stack([at_least_float32(x).sum() for x in student]).sum()
     return {part: rows[part].sum() + zero if part in rows else zero for part in PARTS}
 
 
@@ -187,8 +187,8 @@ def crosskd_rows(
             apart = _divergence(ours, theirs, anchors, temperature) / (4 + EPS)
         else:
             weights = weights / (n + EPS)
-            decoded = [torch.cat(head_boxes.teacher(x).boxes, 1) for x in (ours, theirs)]
-            apart = overlap_loss(*decoded, boxes)
+            one, other = (torch.cat(head_boxes.teacher(x).boxes, 1) for x in (ours, theirs))
+            apart = overlap_loss(one, other, boxes)
         rows['boxes'] = apart * box_weight * weights
     if centerness_weight > 0:
         x, t = (

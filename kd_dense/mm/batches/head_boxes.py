@@ -16,6 +16,7 @@ from kd_dense.losses.predictions.boxes import (
     expected_distances,
     rows_of_priors,
 )
+from kd_dense.mm.batches.boxes import is_rotated
 
 __all__ = ['check', 'read']
 
@@ -36,6 +37,11 @@ def check(student: Any, teacher: Any) -> None:
             raise ValueError(
                 f'the {whose} {type(model).__name__} has no dense head (a bbox_head with a '
                 'prior_generator), whose boxes could be compared'
+            )
+        if is_rotated(model):
+            raise ValueError(
+                f'the {whose} {type(model).__name__} predicts rotated boxes, and this loss '
+                'compares upright ones'
             )
         if not isinstance(getattr(head, 'reg_max', None), int):
             _coder(head)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.losses.ld import HeadTargets
+from kd_dense.mm.batches.boxes import plain, upright
 
 __all__ = ['check', 'read']
 
@@ -55,13 +56,14 @@ def _layout(head: Any) -> dict[str, Any]:
         'strides': [tuple(stride) for stride in generator.strides],
         'anchors per position': generator.num_base_priors,
         'first centre': _first_centre(generator),
+        'bins': getattr(head, 'bins', None),
     }
 
 
 def _first_centre(generator: Any) -> tuple[float, ...]:
     """Where distances are measured from at the first position, in pixels."""
-    prior = generator.grid_priors([(1, 1)] * len(generator.strides), device='cpu')[0][0]
-    return tuple(prior.view(-1, 2).mean(0).tolist())
+    priors = generator.grid_priors([(1, 1)] * len(generator.strides), device='cpu')
+    return tuple(upright(priors[0])[0].view(-1, 2).mean(0).tolist())
 
 
 def _places(head: Any) -> tuple[int, int | None]:
@@ -106,7 +108,8 @@ def read(
     """
     generator, images = head.prior_generator, len(data_samples)
     sizes = [tuple(m.shape[-2:]) for m in maps[: len(generator.strides)]]
-    priors = generator.grid_priors(sizes, dtype=torch.float32, device=maps[0].device)
+    found = generator.grid_priors(sizes, dtype=torch.float32, device=maps[0].device)
+    priors = [upright(level) for level in found]
     label_place, weight_place = _places(head)
     # FCOS puts the images of a level one after another.
     labels = [x.reshape(images, -1) for x in returned[label_place]]
@@ -123,16 +126,17 @@ def read(
             torch.where(x < head.num_classes, _centerness(d), 0)
             for x, d in zip(labels, sides, strict=True)
         ]
-    boxes = [sample.gt_instances.bboxes for sample in data_samples]
+    boxes = [plain(sample.gt_instances.bboxes) for sample in data_samples]
     return HeadTargets(
         priors=priors,
         labels=labels,
         label_weights=weights,
         valid=valid,
-        boxes=[getattr(b, 'tensor', b) for b in boxes],
+        boxes=[upright(b) for b in boxes],
         num_classes=head.num_classes,
         strides=[int(stride) for stride, _ in generator.strides],
         centerness=centerness,
+        rotated=boxes if boxes[0].shape[1] == 5 else None,
     )
 
 
@@ -140,7 +144,8 @@ def _centerness(distances: Tensor) -> Tensor:
     """How near to the middle of a box points are that lie in it, of ``(..., 4)`` distances."""
     opposite = distances.unflatten(-1, (2, 2))  # left and top, right and bottom
     ratios = opposite.amin(-2) / opposite.amax(-2)
-    return ratios.prod(-1).sqrt()
+    found: Tensor = ratios.prod(-1).sqrt()
+    return found
 
 
 def _valid(

@@ -16,6 +16,7 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
+from kd_dense.mm.batches.boxes import is_rotated, rotated
 from kd_dense.mm.batches.channels import input_channels
 
 __all__ = [
@@ -51,6 +52,7 @@ class Labels(NamedTuple):
         label_maps: Whether there is a map of all classes, in blocks.
         edges: Whether there is a map of the blocks' edges.
         proposals: Whether there are proposals, each near a box.
+        rotated: Whether boxes are of mmrotate's type, at an angle of 0.
     """
 
     boxes: int = 2
@@ -60,6 +62,7 @@ class Labels(NamedTuple):
     label_maps: bool = False
     edges: bool = False
     proposals: bool = False
+    rotated: bool = False
 
 
 def layout(model: nn.Module, training: bool = True) -> BatchLayout:
@@ -128,6 +131,7 @@ def random_batch(
         sample,
         images,
     )
+    labels = labels._replace(rotated=is_rotated(model))
     for one in every_sample(samples):
         _label(one, shape, labels, random)
     return dict(inputs=inputs, data_samples=samples)
@@ -200,7 +204,9 @@ def add_labels(model: nn.Module, samples: Any, size: tuple[int, int]) -> None:
     """
     # Masks are mmdet's: where nobody has imported it, nobody needs them.
     masks = 'mmdet' in sys.modules and any('mask' in name for name, _ in model.named_modules())
-    labels = Labels(masks=masks, label_maps=True, edges=True, proposals=True)
+    labels = Labels(
+        masks=masks, label_maps=True, edges=True, proposals=True, rotated=is_rotated(model)
+    )
     random = torch.Generator().manual_seed(0)
     for index, sample in enumerate(every_sample(samples)):
         _label(sample, size, labels._replace(boxes=index % IMAGES + 1), random)
@@ -229,7 +235,7 @@ def _add_boxes(
     corners = (limits - sides) * torch.rand(count, 2, generator=random)
     boxes = torch.cat([corners, corners + sides], 1)
     things = InstanceData(
-        bboxes=boxes,
+        bboxes=rotated(boxes) if labels.rotated else boxes,
         labels=torch.linspace(0, labels.classes - 1, count).long(),
         instances_ids=torch.arange(count),  # who is who in another frame
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from mmengine.config import ConfigDict
@@ -58,8 +59,8 @@ def check_taps(subject: Subject) -> None:
     Without data it is what they yield on small images.
     """
     terms = subject.model.kd
-    ours = list(dict.fromkeys(term.student_tap for term in terms.values()))
-    theirs = list(dict.fromkeys(term.paired_tap for term in terms.values()))
+    ours = list(dict.fromkeys(term.run_to[0] for term in terms.values()))
+    theirs = list(dict.fromkeys(chain(*(term.teacher_reach for term in terms.values()))))
     size = _size_of_batches(subject)
     found = probe(subject.model, ours, subject.teacher.model, theirs, first=size)
     for name, term in terms.items():
@@ -76,12 +77,17 @@ def _size_of_batches(subject: Subject) -> tuple[int, int] | None:
 
 
 def _say_taps(subject: Subject, name: str, term: Term, found: Probe) -> None:
-    a, b = found.student[term.student_tap], found.teacher[term.paired_tap]
+    if term.rois is None:
+        a, b = found.student[term.student_tap], found.teacher[term.paired_tap]
+    else:
+        a, b = term.rois.yields(subject.model, subject.teacher.model, found)
     ways = [way for way in term.ways(a, b, found.size) if way]
     how = 'compared as they are'
     if ways:
         how = ', '.join(_counted(ways, way, len(a.shapes)) for way in dict.fromkeys(ways))
     size = f'on images of {found.size[0]}x{found.size[1]}'
+    if term.rois is not None:
+        size = 'on the same RoIs, here 2'
     ours = f'{term.student_tap} {spelt(a.shapes)}'
     theirs = f'{term.paired_tap} {spelt(b.shapes)}'
     where = f'{ours} of the student, {theirs} of the teacher'

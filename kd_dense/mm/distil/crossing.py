@@ -56,14 +56,15 @@ class CrossTerm(Term):
         own, head = (t.partition('[')[0] for t in (self.student_tap, self.teacher_tap))
         try:
             theirs = find_tower(teacher, head, 'teacher', self.cross_at)
-            at = self.cross_at if theirs.count else 0
+            at = self.cross_at if theirs.convs else 0
             ours = find_tower(student, own, 'student', at)
-            if theirs.count and not ours.count:  # of shorter towers, but of towers as well
+            if theirs.convs and not ours.convs:  # of shorter towers, but of towers as well
                 ours = find_tower(student, own, 'student', 1)
         except ValueError as error:
             raise ValueError(f'term {self.name!r}: {error}') from None
         self.student_tap, self.tower_tap = ours.tap, theirs.tap
-        self._rest = RestOfHead(teacher.get_submodule(head), theirs.count)
+        self.run_to = ours.tap, self.teacher_tap
+        self._rest = RestOfHead(teacher.get_submodule(head), theirs.convs)
 
     @property
     def adaptable(self) -> bool:  # features do not reach the loss
@@ -74,8 +75,8 @@ class CrossTerm(Term):
         return self.tower_tap
 
     @property
-    def teacher_taps(self) -> list[str]:
-        return [self.tower_tap, *super().teacher_taps]
+    def teacher_reach(self) -> list[str]:
+        return [self.tower_tap, self.teacher_tap]
 
     def maps(
         self, step: Step, alias: Callable[[Tensor], Tensor] | None = None

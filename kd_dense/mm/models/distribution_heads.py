@@ -1,9 +1,10 @@
 """mmdet's ATSS, FCOS and RetinaNet heads with a distribution for each side of a box.
 
 Zheng et al., "Localization Distillation for Dense Object Detection", CVPR 2022, distil these
-detectors after giving them the box distributions of GFL (Li et al., NeurIPS 2020).
+detectors after giving them the box distributions of GFL (Li et al., NeurIPS 2020); and RetinaNet
+for rotated boxes in "Localization Distillation for Object Detection", TPAMI 2023.
 
-The only file of the package that imports mmdet when it is imported: see ``heads.py``.
+This file and ``rotated_heads.py`` alone import mmdet when they are imported: see ``heads.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,37 @@ from torch import Tensor, nn
 
 from kd_dense.functional import at_least_float32
 
-__all__ = ['DistributionATSSHead', 'DistributionFCOSHead', 'DistributionRetinaHead']
+__all__ = [
+    'DistributionATSSHead',
+    'DistributionFCOSHead',
+    'DistributionRetinaHead',
+    'DistributionRotatedRetinaHead',
+    'check_ranges',
+    'expected',
+]
+
+
+def expected(logits: Tensor, bins: Tensor) -> Tensor:
+    """The expected values of distributions.
+
+    Args:
+        logits: ``(N, K * S * B, H, W)``: K anchors, S numbers of a box.
+        bins: What each of the B bins of a number stands for, ``(S, B)`` or ``(1, B)`` for all.
+
+    Returns:
+        ``(N, K * S, H, W)``, at least float32.
+    """
+    sides, count = bins.shape
+    shares = at_least_float32(logits).unflatten(1, (-1, sides, count)).softmax(3)
+    return (shares * bins[..., None, None]).sum(3).flatten(1, 2)
+
+
+def check_ranges(owner: str, *ranges: tuple[float, float]) -> tuple[tuple[float, float], ...]:
+    """Check what the first and the last bin stand for, and return it as tuples."""
+    for low, high in ranges:
+        if not low < high:
+            raise ValueError(f'{owner} expects bins from low to high, got ({low}, {high})')
+    return tuple((float(low), float(high)) for low, high in ranges)
 
 
 class _Distributions:
@@ -35,6 +66,7 @@ class _Distributions:
     """
 
     REG_LAYER: str  # the head's layer that predicts boxes
+    IN_PIXELS = True  # whether boxes are compared in pixels
     reg_max: int
 
     def __init__(self, *args: Any, reg_max: int = 16, **kwargs: Any) -> None:
@@ -42,10 +74,11 @@ class _Distributions:
             raise ValueError(f'{type(self).__name__} expects reg_max >= 1, got {reg_max}')
         self.reg_max = reg_max
         super().__init__(*args, **kwargs)
-        if isinstance(self.loss_bbox, (L1Loss, SmoothL1Loss)):  # type: ignore[attr-defined]
+        compares = self.loss_bbox  # type: ignore[attr-defined]
+        if self.IN_PIXELS and isinstance(compares, (L1Loss, SmoothL1Loss)):
             raise ValueError(
                 f'{type(self).__name__} compares boxes in pixels, for which '
-                f'{type(self.loss_bbox).__name__} is no measure: '  # type: ignore[attr-defined]
+                f'{type(compares).__name__} is no measure: '
                 "say loss_bbox=dict(type='GIoULoss', loss_weight=2.0)"
             )
 
@@ -79,11 +112,9 @@ class _Distributions:
             for each level, at least float32.
         """
         strides = self.prior_generator.strides  # type: ignore[attr-defined]
-        bins = torch.arange(self.reg_max + 1, device=bbox_preds[0].device)[:, None, None]
-        sides = (at_least_float32(x).unflatten(1, (-1, len(bins))) for x in bbox_preds)
+        bins = torch.arange(self.reg_max + 1, device=bbox_preds[0].device)[None]
         return [
-            (x.softmax(2) * bins).sum(2) * stride
-            for x, (stride, _) in zip(sides, strides, strict=True)
+            expected(x, bins) * stride for x, (stride, _) in zip(bbox_preds, strides, strict=True)
         ]
 
 
@@ -158,6 +189,61 @@ class DistributionRetinaHead(_AnchorDistributions, RetinaHead):
     """
 
     REG_LAYER = 'retina_reg'
+
+
+class DistributionRotatedRetinaHead(_Distributions, RetinaHead):
+    """mmdet's ``RetinaHead`` as mmrotate uses it, with distributions of the five numbers of a box.
+
+    These are those of the ``bbox_coder``: where the centre of the box lies from that of the
+    anchor, in sides of the anchor, the logarithms of the ratios of their sides, and the angle.
+
+    Args:
+        reg_max: A distribution has ``reg_max + 1`` bins, evenly spaced.
+        delta_range: What the first and the last bin of the first four numbers stand for.
+        angle_range: Likewise of the angle, in radians.
+        kwargs: Those of ``RetinaHead``; ``bbox_coder`` is one of mmrotate's that yields five
+            numbers, as ``DeltaXYWHTRBBoxCoder``.
+
+    Raises:
+        ValueError: If ``reg_max`` is less than 1, a range is empty, or the coder has not five
+            numbers.
+    """
+
+    REG_LAYER = 'retina_reg'
+    IN_PIXELS = False
+
+    def __init__(
+        self,
+        *args: Any,
+        reg_max: int = 8,
+        delta_range: tuple[float, float] = (-2.0, 2.0),
+        angle_range: tuple[float, float] = (-5.0, 2.0),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, reg_max=reg_max, **kwargs)
+        if self.bbox_coder.encode_size != 5:
+            raise ValueError(
+                f'{type(self).__name__} predicts rotated boxes: expected a bbox_coder of five '
+                "numbers, as mmrotate's DeltaXYWHTRBBoxCoder, got "
+                f'{type(self.bbox_coder).__name__} of {self.bbox_coder.encode_size}'
+            )
+        self.bins = check_ranges(type(self).__name__, delta_range, angle_range)
+
+    def distances(self, bbox_preds: Sequence[Tensor]) -> list[Tensor]:
+        """Turn the distributions of all levels into the expected numbers of boxes.
+
+        Args:
+            bbox_preds: Logits, ``(N, K * 5 * (reg_max + 1), H, W)`` for each level.
+
+        Returns:
+            What the ``bbox_coder`` decodes, ``(N, K * 5, H, W)`` for each level, at least float32.
+        """
+        first, second = (
+            torch.linspace(*ends, self.reg_max + 1, device=bbox_preds[0].device)
+            for ends in self.bins
+        )
+        bins = torch.stack([first] * 4 + [second])
+        return [expected(x, bins) for x in bbox_preds]
 
 
 class DistributionFCOSHead(_Distributions, FCOSHead):

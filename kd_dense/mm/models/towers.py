@@ -25,11 +25,11 @@ class Tower(NamedTuple):
     Attributes:
         tap: What yields its maps: those of the class tower, level by level, then those of the box
             tower, behind the activation of their layer; or those of the neck.
-        count: How many convolutions of each tower lie before it.
+        convs: How many convolutions of each tower lie before it.
     """
 
     tap: str
-    count: int
+    convs: int
 
 
 def find_tower(model: nn.Module, head: str, whose: str, at: int) -> Tower:
@@ -69,13 +69,10 @@ def find_tower(model: nn.Module, head: str, whose: str, at: int) -> Tower:
 
 def _towers(head: Any) -> list[list[Sequence[nn.Module]]]:
     """Of each tower its layers: one stack for all levels, or one for each."""
-    towers = [getattr(head, name, None) for name in TOWERS]
+    towers: list[Any] = [getattr(head, name, None) for name in TOWERS]
     if not all(isinstance(tower, nn.ModuleList) and len(tower) for tower in towers):
         return []
-    return [
-        [*tower] if isinstance(tower[0], nn.ModuleList) else [tower]  # type: ignore[index, misc]
-        for tower in towers
-    ]
+    return [[*tower] if isinstance(tower[0], nn.ModuleList) else [tower] for tower in towers]
 
 
 def _is_conv(layer: Any) -> bool:

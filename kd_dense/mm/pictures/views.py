@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from kd_dense.mm.batches.boxes import plain, upright
+
 __all__ = ['View', 'check_entry', 'class_names', 'load', 'look']
 
 Array = NDArray[Any]
@@ -27,7 +29,8 @@ class View(NamedTuple):
         image: ``(H, W, 3)``, RGB, uint8.
         batch_shape: Height and width with padding: what the maps show.
         classes: Names of the classes.
-        boxes: Ground truth, ``(n, 4)``: x1, y1, x2, y2 in pixels; None if it is not known.
+        boxes: Ground truth, ``(n, 4)``: x1, y1, x2, y2 in pixels, around boxes that are rotated;
+            None if it is not known.
         labels: Classes of the boxes, ``(n,)``; None if they are not known.
         segmentation: Class of each pixel, ``(H, W)``; None if it is not known.
     """
@@ -77,10 +80,19 @@ def load(dataset: Any, index: int) -> dict[str, Any]:
     for sample in _samples(data):
         boxes, labels = _boxes(sample), label_map(sample)
         if boxes is not None and not _resized_with_picture(dataset):
-            sample.gt_instances.bboxes = boxes * scales(sample)
+            _rescale(sample)
         if labels is not None and tuple(labels.shape[-2:]) != size:
             put_label_map(sample, resized(labels, size))
     return data
+
+
+def _rescale(sample: Any) -> None:
+    """Take boxes from pixels of the file to those of the picture."""
+    found = sample.gt_instances.bboxes
+    if plain(found).shape[1] == 4:
+        sample.gt_instances.bboxes = plain(found) * scales(sample)
+    else:  # of a type that models of rotated boxes are given
+        found.rescale_(sample.metainfo.get('scale_factor', (1.0, 1.0)))
 
 
 def _resized_with_picture(dataset: Any) -> bool:
@@ -106,9 +118,8 @@ def _boxes(sample: Any) -> Tensor | None:
 
 
 def box_tensor(instances: Any) -> Tensor:
-    """Boxes as they are, or of one of mmdet's types of boxes."""
-    boxes: Tensor = getattr(instances.bboxes, 'tensor', instances.bboxes)
-    return boxes
+    """Upright boxes, ``(n, 4)``: rotated ones are drawn as what is around them."""
+    return upright(instances.bboxes)
 
 
 def label_map(sample: Any) -> Tensor | None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from kd_dense.mm.batches.targets import NEEDS
 from kd_dense.mm.models.inherit import fits
 from kd_dense.mm.models.probe import FEATURES, Probe, probe
 from kd_dense.taps import TapError, Taps
@@ -21,6 +22,7 @@ LOGITS = ('logits', 'aux_logits')
 
 # The taps that stand for the last convolution of a tower of a dense head, and where it lies.
 TOWERS = {'cls_tower': 'bbox_head.cls_convs', 'reg_tower': 'bbox_head.reg_convs'}
+BOX_HEAD = 'roi_head.bbox_head'
 
 # Published weights of detectors belong to images of this size, in pixels.
 IMAGE = 800 * 1216
@@ -110,6 +112,25 @@ class Side:
             return f'{path}.*.{len(stack[0]) - 1}'
         return f'{path}.{len(stack) - 1}'
 
+    def classes(self) -> int | None:
+        """How many classes the model tells apart, if its head says it."""
+        names = ('decode_head', 'roi_head.bbox_head', 'bbox_head', 'mask_head', 'panoptic_head')
+        heads = [head for name in names for head in self._heads(name)]
+        found = (getattr(head, 'num_classes', None) for head in heads)
+        return next((count for count in found if count is not None), None)
+
+    def box_head(self, path: str) -> str | None:
+        """A place in a box head, in the notation of another model.
+
+        Of a stage of a cascade it is that stage, or the one head that there is; of one head it is
+        that, or the first stage.
+        """
+        stage, _, inner = path.removeprefix(f'{BOX_HEAD}.').partition('.')
+        if not stage.isdigit():
+            stage, inner = '0', path.removeprefix(f'{BOX_HEAD}.')
+        paths = path, f'{BOX_HEAD}.{inner}', f'{BOX_HEAD}.{stage}.{inner}'
+        return next((one for one in paths if self.has(one)), None)
+
     def _heads(self, name: str) -> list[nn.Module]:
         head = self.parts.get(name)
         if head is None:
@@ -146,6 +167,20 @@ class Pair:
         names = [ours.prefix + part for part in parts if ours.has(part)]
         return tuple(name for name in names if fits(ours.whole, theirs.whole, name))
 
+    def agree(self, tap: str, needs: Sequence[str]) -> bool:
+        """Whether what a tap yields in both can be compared by a loss with these needs."""
+        ours, theirs = self.student, self.teacher
+        of_features = tap.partition('[')[0].partition('.')[0] in FEATURES
+        if not of_features and ours.classes() != theirs.classes():
+            return False
+        try:
+            for check in (NEEDS[need].check for need in needs):
+                if check is not None:
+                    check(ours.model, theirs.model)
+        except ValueError:
+            return False
+        return True
+
     def places(self, tap: str) -> tuple[str, str, list[Map]] | None:
         """Find a tap in both models.
 
@@ -178,6 +213,8 @@ class Pair:
             if found is None:
                 return None
             names, maps = _aligned(found, index)
+        elif path.startswith(f'{BOX_HEAD}.'):
+            names = [tap if ours.has(path) else None, theirs.box_head(path)]
         else:
             names = [tap if side.has(path) else None for side in (ours, theirs)]
             maps = ours.class_maps(path)

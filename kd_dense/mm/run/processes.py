@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from kd_dense.mm.configs import dicts_in, type_name
+from kd_dense.mm.stack.install import score_in_threads
 
 __all__ = ['build_runner', 'leave_group']
 
@@ -28,6 +29,8 @@ def build_runner(config: Config, model: Callable[[], nn.Module] | None = None) -
     """
     if config.launcher == 'pytorch' and not torch.accelerator.is_available():
         _distribute_on_cpu(config)
+    if config.get('default_scope') == 'mmrotate':
+        score_in_threads()
     kind: Any = RUNNERS.get(config.runner_type) if 'runner_type' in config else Runner
     if model is None:
         return kind.from_cfg(config)

@@ -1,9 +1,10 @@
 """The replacement of ``mmcv._ext``, the module with mmcv's compiled operators.
 
 mmcv from PyPI comes without them, and then ``import mmdet.models`` fails. `install` puts a module
-into ``sys.modules`` that runs NMS, soft-NMS, RoIAlign and both deformable convolutions in plain
-PyTorch, on any device; every other operator can be looked up, but raises `NotImplementedError`
-when it is called. Where the compiled operators exist, `install` leaves them alone.
+into ``sys.modules`` that runs NMS, soft-NMS, RoIAlign, both deformable convolutions, and NMS and
+IoU of rotated boxes in plain PyTorch, on any device; every other operator can be looked up, but
+raises `NotImplementedError` when it is called. Where the compiled operators exist, `install`
+leaves them alone.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import types
 import warnings
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import NoReturn
+from multiprocessing.pool import ThreadPool
+from typing import Any, NoReturn
 
-from kd_dense.mm.stack import deform_conv
+from kd_dense.mm.stack import deform_conv, rotated
 from kd_dense.mm.stack.nms import nms, softnms
 from kd_dense.mm.stack.roi_align import roi_align_backward, roi_align_forward
 
-__all__ = ['install']
+__all__ = ['install', 'score_in_threads']
 
 NAME = 'mmcv._ext'
-REPLACED = 'NMS, soft-NMS, RoIAlign and deformable convolutions'
+REPLACED = 'NMS, soft-NMS, RoIAlign, deformable convolutions, and NMS and IoU of rotated boxes'
 
 
 def _no_version() -> str:
@@ -37,6 +39,7 @@ _OPERATORS: dict[str, Callable[..., object]] = {
     'roi_align_forward': roi_align_forward,
     'roi_align_backward': roi_align_backward,
     **deform_conv.OPERATORS,
+    **rotated.OPERATORS,
 }
 
 
@@ -103,3 +106,13 @@ def install() -> bool:
         stacklevel=2,
     )
     return True
+
+
+def score_in_threads() -> None:
+    """Have mmrotate's ``DOTAMetric`` score in threads, where its operators are replaced.
+
+    It starts processes of its own, in which nobody has put the replacement in place.
+    """
+    if isinstance(sys.modules.get(NAME), _Replacement):
+        mean_ap: Any = importlib.import_module('mmrotate.evaluation.functional.mean_ap')
+        mean_ap.get_context = lambda method: types.SimpleNamespace(Pool=ThreadPool)

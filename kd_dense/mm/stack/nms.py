@@ -7,10 +7,12 @@ of the boxes everywhere, while mmcv leaves their order to an unstable sort.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ['nms', 'softnms']
+__all__ = ['nms', 'not_suppressed', 'softnms']
 
 # Boxes that NMS decides at a time: a block holds BLOCK x N overlaps, 10 MB for N = 10,000.
 BLOCK = 256
@@ -75,6 +77,30 @@ def _greedy(suppress: Tensor) -> Tensor:
         keep = new
 
 
+def not_suppressed(
+    columns: Tensor, order: Tensor, suppresses: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Removes every box that a kept box before it suppresses.
+
+    Args:
+        columns: Boxes as columns, the best first, shape (k, N).
+        order: What to return of each, shape (N,).
+        suppresses: Of boxes (k, A) and (k, B), which of the A would remove which of the B: a bool
+            matrix (A, B).
+
+    Returns:
+        The entries of `order` that are kept, shape (K,).
+    """
+    kept = []
+    while order.numel():
+        head, tail = columns[:, :BLOCK], columns[:, BLOCK:]
+        keep = _greedy(suppresses(head, head).triu_(1))
+        kept.append(order[:BLOCK][keep])
+        free = ~suppresses(head[:, keep], tail).any(0)
+        columns, order = tail[:, free], order[BLOCK:][free]
+    return torch.cat(kept) if kept else order
+
+
 @torch.no_grad()
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
     """Removes every box that overlaps a kept box of higher score by more than a threshold.
@@ -96,14 +122,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     _check_boxes(boxes, scores)
     order = scores.sort(descending=True, stable=True).indices
     columns = boxes.to(_precision(boxes))[order].t().contiguous()
-    kept = []
-    while order.numel():
-        head, tail = columns[:, :BLOCK], columns[:, BLOCK:]
-        keep = _greedy((_iou(head, head, offset) > iou_threshold).triu_(1))
-        kept.append(order[:BLOCK][keep])
-        free = ~(_iou(head[:, keep], tail, offset) > iou_threshold).any(0)
-        columns, order = tail[:, free], order[BLOCK:][free]
-    return torch.cat(kept) if kept else order
+    return not_suppressed(columns, order, lambda a, b: _iou(a, b, offset) > iou_threshold)
 
 
 def _weights(iou: Tensor, iou_threshold: float, sigma: float, method: int) -> Tensor:

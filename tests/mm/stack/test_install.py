@@ -49,7 +49,8 @@ class TestModule:
         with pytest.raises(
             NotImplementedError,
             match=r"'ms_deform_attn_forward' is not available.*without its compiled operators.*"
-            r'only NMS, soft-NMS, RoIAlign and deformable convolutions.*mim install mmcv',
+            r'only NMS, soft-NMS, RoIAlign, deformable convolutions, and NMS and IoU of rotated '
+            r'boxes.*mim install mmcv',
         ):
             module.ms_deform_attn_forward(1, 2, im2col_step=3)
         assert module.ms_deform_attn_forward is module.ms_deform_attn_forward

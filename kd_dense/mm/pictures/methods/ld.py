@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_dense.losses import LDImitationLoss, LDLoss
+from kd_dense.losses import LDImitationLoss, LDLoss, RotatedLDLoss
 from kd_dense.losses.ld import (
     check_maps,
     largest_score,
@@ -19,6 +19,7 @@ from kd_dense.losses.ld import (
     valuable_priors,
 )
 from kd_dense.losses.ld_regions import centers
+from kd_dense.losses.ld_rotated import region_around
 from kd_dense.mm.pictures.canvas import (
     MARK,
     NOTHING,
@@ -49,7 +50,7 @@ __all__ = ['PICTURES', 'draw_imitation', 'draw_ld']
 
 
 def draw_ld(view: View, compared: Compared) -> Any:
-    """Draw the two regions on each level, and the distributions at one anchor.
+    """Draw the two regions on each level, or the one, and the distributions at one anchor.
 
     Args:
         view: The picture.
@@ -59,9 +60,12 @@ def draw_ld(view: View, compared: Compared) -> Any:
     anchors = check_maps(compared.student, compared.teacher, targets)
     main, region = targets.positive[0], _region_weights(compared)
     points = centers(torch.cat(targets.priors))
-    ours, theirs = (_distributions(m, anchors) for m in (compared.student, compared.teacher))
+    ours, theirs = (
+        _distributions(m, anchors, targets.sides) for m in (compared.student, compared.teacher)
+    )
     apart = mean_kl(ours, theirs, temperature=1.0, dim=2).sum(1)
-    inside = main if main.any() else region > 0
+    region_name, weights, text = _words(compared)
+    inside = main if region_name != 'region' and main.any() else region > 0
     chosen = int(torch.where(inside, apart, -1).argmax())
     level_of = torch.arange(len(anchors)).repeat_interleave(torch.tensor(targets.sizes))
     stride = targets.strides[int(level_of[chosen])]
@@ -72,18 +76,10 @@ def draw_ld(view: View, compared: Compared) -> Any:
     rows = -(-panels // columns)
     side = 0.8 * WIDTH / columns * (window[3] - window[1]) / (window[2] - window[0])
     heights = rows * (min(side, 3.2) + 0.3) + 0.6, 2.6
-    settings = compared.loss(0).settings
-    vlr = settings['region'] == 'vlr'
-    if not vlr:
-        other = 'Region inside: other anchors with their centre in a box.'
-    else:
-        other = 'Valuable localization region (VLR): anchors that fit a box less well. '
-        other += 'An anchor may be both.' * settings['vlr_on_positives']
     figure = begin(
         sum(heights) + 0.1,
         'LD: which anchors count, and what is compared there?',
-        f"Main region: the head's positives. {other} "
-        + 'Shown: around the object where student and teacher differ most.' * zoomed,
+        f'{text} ' + 'Shown: around the object where student and teacher differ most.' * zoomed,
     )
     above, below = figure.subfigures(2, 1, height_ratios=heights)
     axes = subplots(above, rows, columns, panels)
@@ -115,7 +111,7 @@ def draw_ld(view: View, compared: Compared) -> Any:
             x[positive], y[positive], 'o', ms=1.4 * dot, mfc='none', mec=MARK,
             mew=min(2, dot / 3), label='main region', zorder=4, clip_on=zoomed,
         )  # fmt: skip
-        axis.plot([], [], 'o', ms=6.5, color=dots.cmap(0.7), label='VLR' if vlr else 'inside')
+        axis.plot([], [], 'o', ms=6.5, color=dots.cmap(0.7), label=region_name)
         if here[chosen]:
             axis.plot(
                 x[chosen], y[chosen], 's', ms=max(2.6 * dot, 8), mfc='none', mec='black', mew=2,
@@ -125,25 +121,42 @@ def draw_ld(view: View, compared: Compared) -> Any:
         axis.set(xlim=window[::2], ylim=window[:0:-2])
         for artist in (*axis.lines, dots):  # without points they would lie at 0, 0
             artist.set_in_layout(False)
-    label = 'weight in the VLR: IoU with the box' if vlr else "weight: the student's score"
-    above.colorbar(dots, ax=[*axes], shrink=0.8, pad=0.02, label=label)
+    above.colorbar(dots, ax=[*axes], shrink=0.8, pad=0.02, label=weights)
     handles = {
         text: h for a in above.axes for h, text in zip(*a.get_legend_handles_labels(), strict=True)
     }
     legend_below(above, [*handles.values()], 4)
-    if inside.any():
+    if not inside.any():
+        below.suptitle('no object in this picture: no box is compared', fontsize=9.5)
+    elif targets.rotated is None:
         _draw_sides(below, targets, chosen, stride, theirs[chosen], ours[chosen])
     else:
-        below.suptitle('no object in this picture: no box is compared', fontsize=9.5)
+        _draw_numbers(below, theirs[chosen], ours[chosen])
     return figure
 
 
-def _distributions(maps: Sequence[Tensor], anchors: Sequence[int]) -> Tensor:
-    """Logits of the distances, ``(A, 4, bins)``, over all levels."""
+def _words(compared: Compared) -> tuple[str, str, str]:
+    """What the region is called, what weighs an anchor in it, and what is said of it."""
+    settings = compared.loss(0).settings
+    if isinstance(compared.loss(0), RotatedLDLoss):
+        box = 'upright box around it' if settings['around'] == 'hull' else 'box, not turned'
+        text = "One region: anchors near an object. Ringed are the head's positives."
+        return 'region', f'weight: IoU with the {box}', text
+    main = "Main region: the head's positives."
+    if settings['region'] == 'inside':
+        text = f'{main} Region inside: other anchors with their centre in a box.'
+        return 'inside', "weight: the student's score", text
+    text = f'{main} Valuable localization region (VLR): anchors that fit a box less well. '
+    text += 'An anchor may be both.' * settings['vlr_on_positives']
+    return 'VLR', 'weight in the VLR: IoU with the box', text
+
+
+def _distributions(maps: Sequence[Tensor], anchors: Sequence[int], sides: int) -> Tensor:
+    """Logits of the numbers of a box, ``(A, sides, bins)``, over all levels."""
     levels = maps[len(anchors) : 2 * len(anchors)]
     return torch.cat(
         [
-            m[0].flatten(1).T.reshape(m[0][0].numel() * k, 4, m.shape[1] // (4 * k))
+            m[0].flatten(1).T.reshape(m[0][0].numel() * k, sides, m.shape[1] // (sides * k))
             for m, k in zip(levels, anchors, strict=True)
         ]
     )
@@ -195,6 +208,28 @@ def _draw_sides(
     legend_below(figure, axes[0].get_legend_handles_labels()[0], 3)
 
 
+def _draw_numbers(figure: Any, theirs: Tensor, ours: Tensor) -> None:
+    """The distributions of the five numbers of a rotated box at one anchor."""
+    figure.suptitle(
+        f'predicted at the marked anchor: the numbers of its box, {ours.shape[1]} bins each',
+        fontsize=9.5,
+    )
+    axes = figure.subplots(1, len(ours), sharey=True)
+    bins = np.arange(ours.shape[1])
+    for side, axis in enumerate(axes):
+        for maps, shift, color, who in (
+            (theirs, -0.2, TEACHER, 'teacher'),
+            (ours, 0.2, STUDENT, 'student'),
+        ):
+            share = 100 * maps[side].softmax(0)
+            axis.bar(bins + shift, share, 0.4, color=color, label=who)
+        angle = side == len(ours) - 1
+        axis.set(title='angle' if angle else f'number {side + 1}', xlabel='bin')
+        axis.spines[['top', 'right']].set_visible(False)
+    axes[0].set_ylabel('probability, %')
+    legend_below(figure, axes[0].get_legend_handles_labels()[0], 2)
+
+
 def draw_imitation(view: View, compared: Compared) -> Any:
     """Draw where features are imitated on each level, and how far apart they are.
 
@@ -241,6 +276,8 @@ def draw_imitation(view: View, compared: Compared) -> Any:
 def _region_weights(compared: Compared) -> Tensor:
     """Weights of the region that LD looks at beside the positives, ``(A,)``."""
     targets, settings = compared.needs['head_targets'], compared.loss(0).settings
+    if isinstance(compared.loss(0), RotatedLDLoss):
+        return region_around(targets, settings['topk'], settings['around'])[0]
     region = settings['region']
     weights = valuable_priors(targets, region, settings['topk'], settings['diou'])
     if not settings['vlr_on_positives']:
@@ -257,7 +294,7 @@ def _ld_shares(compared: Compared) -> list[Tensor]:
     anchors = check_maps(compared.student, compared.teacher, targets)
     levels = len(anchors)
     s, t = compared.student, compared.teacher
-    sides = 1 if settings['joint_sides'] else 4
+    sides = 1 if settings['joint_sides'] else targets.sides
     boxes = prior_divergence(
         s[levels : 2 * levels], t[levels : 2 * levels], anchors, sides, settings['temperature']
     )[0]
@@ -278,6 +315,27 @@ def _ld_shares(compared: Compared) -> list[Tensor]:
     return [
         loss.weight * level.view(*m.shape[2:], k).sum(2)
         for level, m, k in zip(shares.split(targets.sizes), s[:levels], anchors, strict=True)
+    ]
+
+
+def _rotated_ld_shares(compared: Compared) -> list[Tensor]:
+    loss, targets = compared.loss(0), compared.needs['head_targets']
+    anchors = check_maps(compared.student, compared.teacher, targets)
+    levels, region = len(anchors), _region_weights(compared)
+    counts = [max(int((r > 0).sum()), 1) for r in region.split(targets.sizes)]
+    shares = torch.zeros_like(region)
+    for maps, sides, part, temperature in (
+        (slice(levels, 2 * levels), targets.sides, 'ld_weight', 'temperature'),
+        (slice(levels), 1, 'kd_weight', 'kd_temperature'),
+    ):
+        pair = compared.student[maps], compared.teacher[maps]
+        apart = prior_divergence(*pair, anchors, sides, loss.settings[temperature])[0]
+        shares = shares + loss.settings[part] * apart * region
+    return [
+        loss.weight * level.view(*m.shape[2:], k).sum(2) / count
+        for level, count, m, k in zip(
+            shares.split(targets.sizes), counts, compared.student[:levels], anchors, strict=True
+        )
     ]
 
 
@@ -306,5 +364,8 @@ def _imitation_counts(compared: Compared) -> list[Tensor]:
 
 PICTURES: dict[type, Known] = {
     LDLoss: LossPictures(draw_ld, _ld_shares, 'the loss of all anchors at a position'),
+    RotatedLDLoss: LossPictures(
+        draw_ld, _rotated_ld_shares, 'the loss of all anchors at a position'
+    ),
     LDImitationLoss: LossPictures(draw_imitation, _imitation_shares, 'the loss'),
 }

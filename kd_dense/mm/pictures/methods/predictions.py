@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,12 +71,13 @@ def _by_position(rows: Tensor, compared: Compared, reduce: Any) -> list[Tensor]:
 def _shares(compared: Compared) -> list[Tensor]:
     loss = compared.loss(0)
     targets = compared.needs['head_targets']
-    both: Sequence[Any] = (compared.student, compared.teacher, targets)
+    both: Any = (compared.student, compared.teacher, targets)
     if isinstance(loss, ADLLoss):
         rows = adl_rows(*both, **loss.settings)
     else:
         rows_of = crosskd_rows if isinstance(loss, CrossKDLoss) else bckd_rows
-        parts = rows_of(*both, compared.needs['head_boxes'], **loss.settings)
+        arguments: Any = (*both, compared.needs['head_boxes'])
+        parts = rows_of(*arguments, **loss.settings)
         none = torch.zeros_like(torch.cat(targets.label_weights, 1))
         rows = sum(parts.values(), none)
     return _by_position(loss.weight * rows, compared, torch.sum)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
-from kd_dense.mm.presets.settings import COCO, Method, Preset, Sums
+from kd_dense.mm.presets.settings import COCO, DOTA, Method, Preset, Sums
 
 __all__ = ['METHODS', 'SUMS']
 
@@ -61,12 +61,36 @@ METHODS = {
                 source='authors: RetinaNet',
                 layout=COCO,
             ),
+            Preset(
+                models='Rotated RetinaNet with DistributionRotatedRetinaHead',
+                part='bbox_head',
+                kinds=('DistributionRotatedRetinaHead',),
+                terms={
+                    'ld': {
+                        'tap': 'bbox_head',
+                        'loss': {'type': 'RotatedLDLoss', 'kd_weight': 20.0},
+                    }
+                },
+                inherit=(),
+                source='authors: Rotated RetinaNet with GWD',
+                layout=DOTA,
+            ),
+            Preset(
+                models='Rotated FCOS with DistributionRotatedFCOSHead',
+                part='bbox_head',
+                kinds=('DistributionRotatedFCOSHead',),
+                terms=_with(region='inside', vlr_weight=0.0625, vlr_factor=4.0),
+                inherit=(),
+                source="ours: the authors' for FCOS",
+                layout=COCO,
+            ),
         ),
     ),
 }
 
-# A sum over levels of divergences that are divided by the number of classes. A softmax over one
+# Sums over levels of divergences that are divided by the number of classes. A softmax over one
 # class says nothing, and the loss refuses it: there the weight is divided by infinity.
 SUMS: dict[str, Sums] = {
-    'LDLoss': dict(kd_weight=lambda m: 1 / m.channels if m.channels > 1 else inf)
+    loss: dict(kd_weight=lambda m: 1 / m.channels if m.channels > 1 else inf)
+    for loss in ('LDLoss', 'RotatedLDLoss')
 }
