@@ -16,6 +16,7 @@ from kd_dense.losses import (
     AttentionMapLoss,
     BCKDLoss,
     CosineLoss,
+    CrossKDLoss,
     CWDLoss,
     DistillLoss,
     DISTLoss,
@@ -36,6 +37,8 @@ from kd_dense.losses import (
     NFDLoss,
     NKDLoss,
     PairWiseLoss,
+    PGDBoxLoss,
+    PGDClassLoss,
     PixelWiseLoss,
     PKDLoss,
     QueryBoxLoss,
@@ -254,6 +257,11 @@ def cases():
     for switch in (True, False):
         yield BCKDLoss, dict(positive_levels_only=switch)
         yield ADLLoss, dict(power=1.8 if switch else None, entropy=float(switch))
+    yield PGDBoxLoss, {}
+    for mix in (True, False):
+        yield PGDClassLoss, dict(mix_images=mix)
+    for boxes in ('giou', 'iou', 'distributions'):
+        yield CrossKDLoss, dict(boxes=boxes)
     for unmatched, sigmoid in (('background', True), ('ignored', True), ('background', False)):
         yield QueryBoxLoss, dict(unmatched=unmatched, sigmoid=sigmoid)
     yield QueryFeatureLoss, {}
@@ -289,10 +297,20 @@ def prepare(kind, options, device, dtype=torch.float32):
         return drawn[0].clone().requires_grad_(), drawn[1]
 
     needs = {}
-    if kind in (LDLoss, BCKDLoss, ADLLoss):
+    if kind in (LDLoss, BCKDLoss, ADLLoss, CrossKDLoss):
         *outputs, needs['head_targets'] = head(device, dtype)
         if 'head_boxes' in loss.needs:
             needs['head_boxes'] = boxes_of_distributions(needs['head_targets'])
+    elif kind in (PGDBoxLoss, PGDClassLoss):
+        found, taught, targets = head(device, dtype)
+        labels = [torch.zeros(len(b), dtype=torch.long, device=device) for b in targets.boxes]
+        needs.update(
+            boxes=targets.boxes,
+            labels=labels,
+            head_outputs=(found, taught),
+            head_boxes=boxes_of_distributions(targets),
+        )
+        outputs = zip(*(maps(2, *shape) for shape in SHAPES), strict=True)
     elif kind is RotatedLDLoss:
         made = head(device, dtype, rotated_targets, rotated_maps)
         *outputs, needs['head_targets'] = made

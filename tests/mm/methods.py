@@ -62,6 +62,14 @@ DETECTORS: dict[str, dict[str, Any]] = {
     'predictions': dict(
         bckd=dict(tap='bbox_head', loss=dict(type='BCKDLoss')),
         adl=dict(tap='bbox_head', loss=dict(type='ADLLoss')),
+        crosskd=dict(
+            tap='bbox_head',
+            cross_at=1,
+            loss=dict(type='CrossKDLoss', boxes='distributions', box_weight=4.0),
+        ),
+        # Without jitter, which is another one in each process.
+        class_tower=dict(tap='bbox_head.cls_convs.0', loss=dict(type='PGDClassLoss', jitter=0.0)),
+        box_tower=dict(tap='bbox_head.reg_convs.0', loss=dict(type='PGDBoxLoss', jitter=0.0)),
     ),
     'rois': toy_rois.terms(),
     'queries': dict(
