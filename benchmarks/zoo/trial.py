@@ -18,6 +18,7 @@ from benchmarks.zoo.models import SEGMENTER_SIZES, SIZES, build, own_sizes, prep
 from benchmarks.zoo.records import described
 from kd_dense.mm.batches import head_boxes, head_targets
 from kd_dense.mm.distil.first_steps import split_losses
+from kd_dense.mm.models.box_heads import check_box_heads
 from kd_dense.mm.models.towers import find_tower
 from kd_dense.mm.presets.choose import METHODS
 from kd_dense.mm.presets.roles import Side
@@ -133,12 +134,8 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
         found.append('dist')
     if side.has('roi_head') and necks(model):
         found.append('fbkd')
-    regions = [p.part for p in METHODS['roi_dkd'].presets if side.has(p.part)]
-    if regions and not side.has(regions[0].removesuffix('.fc_cls'), ['DIIHead']):  # takes queries
+    if _looks_at_regions(side):
         found += ['roi_dkd', 'roi_dist']
-    heads = ('panoptic_head', 'decode_head')
-    if side.has('bbox_head', ['DETRHead']) or any(side.has(h, ['MaskFormerHead']) for h in heads):
-        found.append('detrdistill')
     return list(dict.fromkeys(found))
 
 
@@ -169,6 +166,17 @@ def _has_towers(model: nn.Module) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _looks_at_regions(side: Side) -> bool:
+    """Whether a detector has a box head that can be asked about any regions."""
+    for tap in (p.part for p in METHODS['roi_dkd'].presets if side.has(p.part)):
+        try:
+            check_box_heads(side.model, tap, side.model, tap)
+        except ValueError:
+            continue
+        return True
+    return False
 
 
 def _maps(taps: Taps, name: str) -> list[Tensor]:

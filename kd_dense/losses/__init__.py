@@ -3,6 +3,7 @@
 from kd_dense.losses.attention import AttentionMapLoss, attention_map_loss
 from kd_dense.losses.base import DistillLoss
 from kd_dense.losses.cwd import CWDLoss, cwd_loss
+from kd_dense.losses.erd import ERDLoss, erd_loss
 from kd_dense.losses.fgd import FGDLoss, fgd_loss
 from kd_dense.losses.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
 from kd_dense.losses.intrakd import IntRALoss, intra_loss
@@ -82,6 +83,7 @@ __all__ = [
     'DISTLoss',
     'DKDLoss',
     'DistillLoss',
+    'ERDLoss',
     'FBKDLoss',
     'FGDLoss',
     'FTLoss',
@@ -121,6 +123,7 @@ __all__ = [
     'cwd_loss',
     'dist_loss',
     'dkd_loss',
+    'erd_loss',
     'fbkd_loss',
     'fgd_loss',
     'gdkd_loss',

@@ -21,6 +21,7 @@ from kd_dense.losses import (
     DistillLoss,
     DISTLoss,
     DKDLoss,
+    ERDLoss,
     FBKDLoss,
     FGDLoss,
     FitNetsLoss,
@@ -245,6 +246,8 @@ def cases():
     for kind in (DKDLoss, DISTLoss, KDLoss):
         yield kind, dict(temperature=2.0)  # of regions
     yield RoIBoxLoss, dict(num_classes=3)
+    for switch in (True, False):
+        yield ERDLoss, dict(without_strides=switch)
     yield KDLoss, dict(per='map', valid_only=False, sigmoid=True)
     for variant in VARIANTS.values():
         yield LDLoss, variant
@@ -311,6 +314,9 @@ def prepare(kind, options, device, dtype=torch.float32):
             head_boxes=boxes_of_distributions(targets),
         )
         outputs = zip(*(maps(2, *shape) for shape in SHAPES), strict=True)
+    elif kind is ERDLoss:
+        *outputs, targets = head(device, dtype)
+        needs['head_boxes'] = boxes_of_distributions(targets)
     elif kind is RotatedLDLoss:
         made = head(device, dtype, rotated_targets, rotated_maps)
         *outputs, needs['head_targets'] = made

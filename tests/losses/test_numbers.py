@@ -15,6 +15,13 @@ from kd_dense import losses
 from kd_dense.adapters import Adapter, resize
 from kd_dense.critic import Critic, critic_loss, gradient_penalty
 from kd_dense.losses import DistillLoss, HeadTargets, HolisticLoss, TaughtQueries
+from kd_dense.losses.predictions.boxes import (
+    Decoded,
+    HeadBoxes,
+    decode_distances,
+    expected_distances,
+    rows_of_priors,
+)
 from kd_dense.losses.queries.features import rate_queries
 
 LARGEST = 65504.0  # of float16
@@ -74,6 +81,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'LwFLoss': [dict()],
     'UnbiasedKDLoss': [dict()],
     'RoIBoxLoss': [dict(), dict(beta=0.0)],
+    'ERDLoss': [dict(), dict(without_strides=True), dict(candidates=1, sigmas=0.5)],
     'QueryBoxLoss': [dict(), dict(sigmoid=False), dict(unmatched='code')],
     'QueryFeatureLoss': [dict()],
     'QueryMaskLoss': [dict(), dict(points=2, sigmoid=True)],
@@ -112,6 +120,7 @@ FUNCTIONS = dict(
     lwf_loss='LwFLoss',
     unbiased_kd_loss='UnbiasedKDLoss',
     roi_box_loss='RoIBoxLoss',
+    erd_loss='ERDLoss',
     unbiased_cross_entropy='UnbiasedKDLoss',  # what stands beside it; of plain operators
     mimic_loss='MimicLoss',
     fbkd_loss='FBKDLoss',
@@ -229,7 +238,7 @@ def build(name: str, options: dict[str, Any], scene: Scene) -> DistillLoss:
 
 def shapes(name: str, scene: Scene) -> list[tuple[int, ...]]:
     """Of the maps that a loss compares."""
-    if name == 'LDLoss':
+    if name in ('LDLoss', 'ERDLoss'):
         sizes = [scene.size, (1, 1)]
         return [(scene.images, c, *s) for c in (CLASSES, 4 * BINS) for s in sizes]
     if name == 'QueryMaskLoss':  # of two layers
@@ -276,6 +285,17 @@ def head_targets(scene: Scene) -> HeadTargets:
     )
 
 
+def head_boxes(scene: Scene) -> HeadBoxes:
+    priors = head_targets(scene).priors
+
+    def decode(levels: list[Tensor]) -> Decoded:
+        distances = (expected_distances(rows_of_priors(x, 1)) for x in levels)
+        both = zip(priors, distances, STRIDES, strict=True)
+        return Decoded(priors, [decode_distances(p, stride * x) for p, x, stride in both])
+
+    return HeadBoxes(decode, decode)
+
+
 def extras(loss: DistillLoss, scene: Scene) -> dict[str, Any]:
     torch.manual_seed(scene.seed)
     found: dict[str, Any] = dict(
@@ -288,6 +308,8 @@ def extras(loss: DistillLoss, scene: Scene) -> dict[str, Any]:
         found['segmentation'] = LABELS[scene.labels]((scene.images,))
     if 'head_targets' in loss.needs:
         found['head_targets'] = head_targets(scene)
+    if isinstance(loss, losses.ERDLoss):
+        found['head_boxes'] = head_boxes(scene)
     if 'head_outputs' in loss.needs:
         found['head_outputs'] = maps('LDLoss', scene)
     if 'taught_queries' in loss.needs:

@@ -72,6 +72,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
         box_tower=dict(tap='bbox_head.reg_convs.0', loss=dict(type='PGDBoxLoss', jitter=0.0)),
     ),
     'rois': toy_rois.terms(),
+    'erd': dict(erd=dict(tap='bbox_head', loss=dict(type='ERDLoss'))),
     'queries': dict(
         boxes=dict(tap='bbox_head', loss=dict(type='QueryBoxLoss')),
         looks=dict(tap='neck', loss=dict(type='QueryFeatureLoss')),
@@ -90,6 +91,9 @@ def distilled(method: str, **others: Any) -> Any:
         student.decode_head.norm_cfg = norm
     elif method in ('ld', 'predictions'):
         student, teacher = toy_heads.detector('gfl'), toy_heads.detector('gfl', 16)
+    elif method == 'erd':
+        student = toy_heads.incremental(old_classes=2)
+        teacher = toy_heads.detector('gfl', 16, num_classes=2)
     elif method == 'rois':
         student, teacher = toy_rois.detector(), toy_rois.detector(16)
         student.train_cfg.rcnn.sampler = dict(type='PseudoSampler')  # the others draw lots

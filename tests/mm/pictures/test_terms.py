@@ -38,6 +38,7 @@ def test_every_term_is_drawn(method):
         'dist': 'DIST: do probabilities rise and fall alike?',
         'fgd': 'FGD: which differences of the features count',
         'ld': 'LD: which anchors count',
+        'erd': "ERD: where are the teacher's classes?",
         'imitation': "region 'finegrained'",
         'general': "region 'gibox'",
         **dict.fromkeys(('bckd', 'adl', 'crosskd'), 'Where do student and teacher see an object?'),
