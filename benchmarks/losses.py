@@ -31,6 +31,9 @@ from benchmarks import (
     reference_ld,
     reference_logits,
     reference_mimic,
+    reference_predictions,
+    reference_queries,
+    reference_rois,
     reference_skd,
 )
 from benchmarks.case import Case, check_same
@@ -48,6 +51,9 @@ CASES = [
     *reference_logits.cases(),
     *reference_mimic.cases(),
     *reference_generation.cases(),
+    *reference_predictions.cases(),
+    *reference_rois.cases(),
+    *reference_queries.cases(),
 ]
 
 

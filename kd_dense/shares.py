@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -14,7 +14,7 @@ from torch.autograd import Variable
 
 from kd_dense.functional import at_least_float32, mean_over_ranks
 
-__all__ = ['Share', 'ShareMeter']
+__all__ = ['Share', 'ShareMeter', 'ends_of_chains']
 
 # A weight follows the gradients of about so many measurements.
 MEMORY = 50
@@ -188,6 +188,41 @@ def _total(like: Tensor, pairs: Iterable[tuple[Tensor, Tensor] | None]) -> tuple
         return like.new_zeros(()), like.new_zeros(())
     task, loss = (torch.stack(one).sum() for one in zip(*known, strict=True))
     return task, loss
+
+
+def ends_of_chains(maps: Sequence[Tensor]) -> list[bool]:
+    """Which maps none of the others is computed from.
+
+    What a loss sends back from a later map arrives at those in front of it together with the
+    gradient of the task, and would be taken for it: the more the loss pulled, the more it would
+    be told to pull.
+
+    Args:
+        maps: Of a model, as the stages of a backbone or the levels of a pyramid.
+
+    Examples:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> first = x.exp()
+        >>> ends_of_chains([first, first.exp(), x.sin()])
+        [False, True, True]
+    """
+    nodes = [x.grad_fn for x in maps]
+    behind = [_in_front_of(node) for node in nodes]
+    return [
+        not any(node in others for k, others in enumerate(behind) if k != i)
+        for i, node in enumerate(nodes)
+    ]
+
+
+def _in_front_of(node: Any) -> set[Any]:
+    """All of the graph that a node was computed from, itself left out."""
+    found: set[Any] = set()
+    waiting = [] if node is None else [node]
+    while waiting:
+        new = {one for one, _ in waiting.pop().next_functions if one is not None} - found
+        found |= new
+        waiting += new
+    return found
 
 
 class _Map:

@@ -169,6 +169,10 @@ class Taps:
         """What the place of a tap returned, call by call, whatever it is."""
         return [call.output for call in self._calls(name)]
 
+    def given(self, name: str) -> list[tuple[Any, ...]]:
+        """What a method that a tap names was given by position, call by call."""
+        return [call.given for call in self._calls(name)]
+
     def check_can_run(self, name: str) -> None:
         """Make sure that a tap, as it was last found, names something that may run.
 
@@ -227,10 +231,14 @@ class _Stop(BaseException):
 
 
 class _Call(NamedTuple):
-    """What one call returned, and its tensors with their in-place counters."""
+    """What one call returned, and its tensors with their in-place counters.
+
+    Of a method, what it was given as well; not of a module, whose inputs would need memory.
+    """
 
     output: Any
     maps: list[tuple[Tensor, int | None]]
+    given: tuple[Any, ...]
 
 
 class _Place:
@@ -251,7 +259,8 @@ class _Place:
             output = self._original(*args, **kwargs)
             if self.seam:
                 _cut()
-            self.calls.append(_Call(output, [(t, _version(t)) for t in tensors_in(output)]))
+            given = () if self._method == 'forward' else args
+            self.calls.append(_Call(output, [(t, _version(t)) for t in tensors_in(output)], given))
             if self._after is not None:
                 self._after()
             return output

@@ -7,7 +7,8 @@ import weakref
 import pytest
 import torch
 
-from kd_dense.shares import Share, ShareMeter
+from kd_dense.shares import Share, ShareMeter, ends_of_chains
+from tests.losses.test_no_sync import Called, Dispatched
 
 
 def step(share, task, loss, factor=1.0, scale=1.0):
@@ -47,6 +48,13 @@ class TestShare:
 
 
 class TestMeter:
+    def test_makes_nobody_wait_for_the_device(self):
+        share = Share(0.5)
+        for _ in range(3):  # the first one measures alone
+            with Called(), Dispatched():
+                step(share, task=3.0, loss=600.0)
+        assert share.steps == 3
+
     def test_first_step_measures_and_teaches_next_to_nothing(self):
         share = Share(1.0)
         grad = step(share, task=3.0, loss=600.0)
@@ -126,3 +134,17 @@ class TestMeter:
             assert gone() is None
         finally:
             gc.enable()
+
+
+class TestEndsOfChains:
+    def test_of_a_pyramid_with_levels_behind_others(self):
+        x = torch.ones(2, requires_grad=True)
+        lateral = [x * 2, x * 3]
+        p3, p4 = lateral[0].exp() + lateral[1], lateral[1].exp()
+        p5 = p4.sin().cos()
+        assert ends_of_chains([p3, p4, p5]) == [True, False, True]
+
+    def test_of_maps_of_one_operation_and_of_none(self):
+        x = torch.ones(2, 3, requires_grad=True)
+        assert ends_of_chains([*x.unbind()]) == [True, True]
+        assert ends_of_chains([x.detach(), x.exp()]) == [True, True]

@@ -19,6 +19,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.study.cells import ROOT, SCHEDULES, SEEDS, SETS, Cell, teacher_of
+from benchmarks.study.methods import METHODS, TRIED
 from benchmarks.study.results import Results
 
 
@@ -69,7 +70,7 @@ def same_schedule(args: argparse.Namespace) -> Iterator[Cell]:
 
 def kinds(method: str, weights: Sequence[str]) -> Sequence[str]:
     """The kinds of weights that a method is tried with."""
-    return ['-'] if method in ('alone', 'inherit') else weights
+    return ['-'] if method in ('alone', 'inherit', 'auto', *TRIED) else weights
 
 
 def same_cpu_time(args: argparse.Namespace, results: Results) -> Iterator[Cell]:
@@ -84,15 +85,13 @@ def same_cpu_time(args: argparse.Namespace, results: Results) -> Iterator[Cell]:
                     if method in ('alone', 'inherit') or not (seconds and theirs):
                         continue
                     longer = round(count * mean(theirs) / mean(seconds) / 10) * 10
-                    equals = method if weights == 'published' else f'{method} {weights}'
+                    equals = method if weights in ('published', '-') else f'{method} {weights}'
                     for seed in range(args.seeds):
                         yield Cell(name, 'alone', '-', schedule, seed, longer, 'cpu_time', equals)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Any:
     """Read the options."""
-    from benchmarks.study.methods import METHODS
-
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.study',
         description=__doc__,

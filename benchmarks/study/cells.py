@@ -72,14 +72,14 @@ SETS: dict[str, Data] = {
         'detection',
         OWN / 'parts_student.py',
         OWN / 'parts_teacher.py',
-        dict(short=600, plateau=2400, teacher=1600),
+        dict(short=600, plateau=1600, teacher=1600),
         Path('data/parts-test'),
         HEADS,
     ),
     'camvid': _real('camvid', 'segmentation', 600, 2400, 1600),
-    'cards': _real('cards', 'detection', 600, 2400, 1200, *HEADS),
-    'bccd': _real('bccd', 'detection', 600, 2400, 1200, *HEADS),
-    'neudet': _real('neudet', 'detection', 600, 2400, 1600, *HEADS),
+    'cards': _real('cards', 'detection', 600, 1600, 1600, *HEADS),
+    'bccd': _real('bccd', 'detection', 600, 1600, 1200, *HEADS),
+    'neudet': _real('neudet', 'detection', 600, 1600, 1600, *HEADS),
 }
 
 
@@ -115,6 +115,10 @@ class Cell:
     @property
     def teacher(self) -> bool:
         return self.method == 'teacher'
+
+    @property
+    def distils(self) -> bool:
+        return self.method not in ('teacher', 'alone')
 
     @property
     def title(self) -> str:

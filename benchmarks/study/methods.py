@@ -8,10 +8,52 @@ from typing import Any
 from benchmarks.study.cells import Data
 from kd_dense.mm.presets.choose import METHODS as PRESETS
 
-__all__ = ['METHODS', 'distillation']
+__all__ = ['METHODS', 'TRIED', 'distillation']
 
+HEADS = ('neck', 'bbox_head')
+FIELDS = ('share', 'schedule', 'adapter')
+
+
+def _term(tap: str, loss: str, weight: float = 1.0, **fields: Any) -> dict[str, Any]:
+    """A term; what is no field of terms belongs to its loss."""
+    own: dict[str, Any] = {k: fields.pop(k) for k in FIELDS if k in fields}
+    return dict(tap=tap, loss=dict(type=loss, weight=weight, **fields), **own)
+
+
+def _segmentation(**terms: Any) -> dict[str, Mapping[str, Any]]:
+    return dict(segmentation=dict(terms=terms))
+
+
+def _detection(**terms: Any) -> dict[str, Mapping[str, Any]]:
+    return dict(detection=dict(terms=terms, inherit=HEADS))
+
+
+STAGES = _term('backbone', 'PKDLoss', 3.0)
+LOGITS = 'decode_head.conv_seg'
 # Terms that are no preset, by a name of their own and the task that they are for.
-TRIED: dict[str, dict[str, Mapping[str, Any]]] = {}
+TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
+    'pkd-stages': _segmentation(pkd=STAGES),
+    'pkd-stages+dist': _segmentation(pkd=STAGES, dist=_term(LOGITS, 'DISTLoss')),
+    'pkd-stages+cwd': _segmentation(
+        pkd=STAGES, cwd=_term(LOGITS, 'CWDLoss', 3.0, temperature=2.0)
+    ),
+    'pkd-stages shared': _segmentation(pkd=_term('backbone', 'PKDLoss', share=1.0)),
+    'pkd-stages+dist shared': _segmentation(
+        pkd=_term('backbone', 'PKDLoss', share=1.0), dist=_term(LOGITS, 'DISTLoss', share=1.0)
+    ),
+    'pkd-stages+cwd shared': _segmentation(
+        pkd=_term('backbone', 'PKDLoss', share=1.0),
+        cwd=_term(LOGITS, 'CWDLoss', temperature=2.0, share=1.0),
+    ),
+    'inherit+pkd': _detection(pkd=_term('neck', 'PKDLoss', 10.0)),
+    'inherit+pkd shared': _detection(pkd=_term('neck', 'PKDLoss', share=1.0)),
+    'inherit+fitnets shared': _detection(fitnets=_term('neck', 'FitNetsLoss', share=1.0)),
+    'inherit+cwd shared': _detection(cwd=_term('neck', 'CWDLoss', share=1.0)),
+    'inherit+fitnets+pkd-stages shared': _detection(
+        fitnets=_term('neck', 'FitNetsLoss', share=1.0),
+        pkd=_term('backbone', 'PKDLoss', share=1.0),
+    ),
+}
 
 METHODS = ('alone', 'inherit', *PRESETS, *TRIED)
 
@@ -22,7 +64,7 @@ def distillation(method: str, data: Data, weights: str) -> dict[str, Any]:
     Args:
         method: Its name.
         data: The pair.
-        weights: Of a preset, ``'published'`` or ``'shares'``.
+        weights: Of a preset, ``'published'`` or ``'shares'``; ``'-'`` of what has its own.
 
     Raises:
         ValueError: If the method is not made for the task.
@@ -35,4 +77,4 @@ def distillation(method: str, data: Data, weights: str) -> dict[str, Any]:
         if data.task not in TRIED[method]:
             raise ValueError(f'{method} is not for {data.task}')
         return dict(TRIED[method][data.task])
-    return dict(preset=method) if weights == 'published' else dict(preset=method, weights=weights)
+    return dict(preset=method) if weights == '-' else dict(preset=method, weights=weights)

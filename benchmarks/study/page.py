@@ -23,6 +23,7 @@ pictures that neither train nor test. `gain` is the mean over seeds of the diffe
 student alone of the same seed and schedule, with the half width of its 95 % interval (Student's t;
 with three seeds it is 2.5 times the spread of the differences). `gap` is the share of the distance
 between the student alone and its teacher. `as X` is the student alone for the CPU time of X.
+`check` is the verdict of `kd_dense check` before the training (of seed 0).
 """
 
 
@@ -58,10 +59,11 @@ def _table(lines: Sequence[Line], schedule: str, teacher: float) -> str:
             f'| {_spelt(kind)} | {len(runs)} | {runs[min(runs)]["iterations"]:,} '
             f'| {mean(x["cpu_s"] for x in runs.values()):.0f} '
             f'| {mean(x["val"] for x in runs.values()):.1f} | {mean(scores):.1f}{_spread(scores)} '
-            + ('| | |' if kind == ('alone', '-', '') else _gain(differences, alone, teacher))
+            + ('| | ' if kind == ('alone', '-', '') else _gain(differences, alone, teacher))
+            + f'| {next((v for x in runs.values() if (v := x.get("verdict"))), "")} |'
         )
-    head = '| student | seeds | iterations | CPU s | val | test | gain | gap |\n'
-    return f'### {schedule}\n\n{head}|-|-|-|-|-|-|-|-|\n' + '\n'.join(rows) + '\n'
+    head = '| student | seeds | iterations | CPU s | val | test | gain | gap | check |\n'
+    return f'### {schedule}\n\n{head}|-|-|-|-|-|-|-|-|-|\n' + '\n'.join(rows) + '\n'
 
 
 def _kind(x: Line) -> tuple[str, str, str]:
@@ -88,12 +90,12 @@ def _spread(scores: Sequence[float]) -> str:
 
 def _gain(differences: Sequence[float], alone: Mapping[int, Line], teacher: float) -> str:
     if not differences:
-        return '| | |'
+        return '| | '
     middle, half = paired(differences)
     base = mean(x['test'] for x in alone.values())
     gap = f'{100 * middle / (teacher - base):.0f} %' if teacher > base else ''
     width = '' if math.isnan(half) else f' +- {half:.1f}'
-    return f'| {middle:+.1f}{width} | {gap} |'
+    return f'| {middle:+.1f}{width} | {gap} '
 
 
 def paired(differences: Sequence[float]) -> tuple[float, float]:

@@ -33,6 +33,10 @@ class StudyQueue(Queue):
         Raises:
             SystemExit: If one fails; or if the time is over, which is said.
         """
+        for cell in cells:  # one may have ended while nobody was there to note it
+            ended = cell.result()
+            if ended is not None and self.results.find(cell) is None:
+                self.results.add(ended)
         waiting = [cell for cell in cells if self.results.find(cell) is None]
         self.total = self.finished + sum(cell.iterations for cell in waiting)
         self.bars.update(self.overall, total=self.total)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import kd_dense.mm  # noqa: F401
-from benchmarks.study.cells import METRICS, ROOT, Cell, teacher_of
+from benchmarks.study.cells import METRICS, ROOT, SEEDS, Cell, teacher_of
 from benchmarks.study.methods import distillation
+from kd_dense.mm.check.check import check
 
 VALIDATIONS = 6  # of a training
 
@@ -56,6 +58,7 @@ def score(cell: Cell, metrics: Mapping[str, float]) -> float:
 def run(cell: Cell) -> None:
     """Do a run, and write ``result.json`` into its folder."""
     config = read(cell)
+    verdict = checked(config, cell) if cell.distils and cell.seed == SEEDS[0] else ''
     runner, watch = Runner.from_cfg(config), Watch(cell)
     runner.register_hook(watch, priority='VERY_LOW')
     if config.get('load_from'):
@@ -81,10 +84,19 @@ def run(cell: Cell) -> None:
         'val': val,
         'test': score(cell, runner.test()),
         'curve': watch.curve,
+        'verdict': verdict,
         'parameters': sum(count for name, count in sizes if not name.startswith('kd.')),
         'commit': commit(),
     }
     (cell.folder / 'result.json').write_text(json.dumps(line))
+
+
+def checked(config: Config, cell: Cell) -> str:
+    """What `kd_dense check` says beforehand, with the student trained alone where there is one."""
+    alone = replace(cell, method='alone', weights='-').folder / f'iter_{cell.iterations}.pth'
+    student = str(alone) if alone.is_file() else None
+    found = check(config, batches=2, images=30, student=student)
+    return str(next(f.figures['verdict'] for f in found if f.check == 'verdict'))
 
 
 def read(cell: Cell) -> Config:
@@ -100,19 +112,24 @@ def read(cell: Cell) -> Config:
         evaluator, loader = config[f'{name}_evaluator'], config[f'{name}_dataloader']
         if evaluator.type == 'CocoMetric' and 'ann_file' not in evaluator:
             evaluator.ann_file = loader.dataset.data_root + loader.dataset.ann_file
-    config.train_cfg.max_iters = config.param_scheduler[0].total_steps = cell.iterations
+    config.train_cfg.max_iters = cell.iterations
+    for scheduler in config.param_scheduler:
+        for name in ('total_steps', 'T_max'):
+            if name in scheduler:
+                scheduler[name] = cell.iterations
     config.train_cfg.val_interval = -(-cell.iterations // VALIDATIONS)
     config.default_hooks.checkpoint.interval = cell.iterations
     config.default_hooks.checkpoint.max_keep_ckpts = 1
     if cell.teacher:
         config.load_from = None if data.weights is None else str(data.weights)
-    elif cell.method != 'alone':
+    elif cell.distils:
         config.model = dict(
             type='kd_dense.Distilled',
             student=config.model,
             teacher=dict(
                 config=str(data.teacher),
                 checkpoint=str(weights_of_teacher(cell)),
+                fuse=True,
                 channels_last=True,
             ),
             **distillation(cell.method, data, cell.weights),

@@ -16,6 +16,7 @@ from benchmarks.zoo.data import Data, data_of, make_batch
 from benchmarks.zoo.families import choose, read
 from benchmarks.zoo.models import SEGMENTER_SIZES, SIZES, build, own_sizes, prepared
 from benchmarks.zoo.records import described
+from kd_dense.mm.batches import head_targets
 from kd_dense.mm.distil.first_steps import split_losses
 from kd_dense.mm.presets.choose import METHODS
 from kd_dense.mm.presets.roles import Side
@@ -122,12 +123,29 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
         found.append('ld')
     if hasattr(model, 'decode_head'):
         found.append('af_dcd')
+    if _assigns(model):
+        found += ['bckd', 'adl']
     side = Side(model)
     if any(side.has(preset.part) for preset in METHODS['dist'].presets if preset.part):
         found.append('dist')
     if side.has('roi_head') and necks(model):
         found.append('fbkd')
+    regions = [p.part for p in METHODS['roi_dkd'].presets if side.has(p.part)]
+    if regions and not side.has(regions[0].removesuffix('.fc_cls'), ['DIIHead']):  # takes queries
+        found += ['roi_dkd', 'roi_dist']
+    heads = ('panoptic_head', 'decode_head')
+    if side.has('bbox_head', ['DETRHead']) or any(side.has(h, ['MaskFormerHead']) for h in heads):
+        found.append('detrdistill')
     return list(dict.fromkeys(found))
+
+
+def _assigns(model: nn.Module) -> bool:
+    """Whether there is a dense head of sigmoids whose assignment of objects can be read."""
+    try:
+        head_targets.check(model, model)
+    except ValueError:
+        return False
+    return bool(getattr(model.bbox_head, 'use_sigmoid_cls', True))
 
 
 def _maps(taps: Taps, name: str) -> list[Tensor]:

@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, default=1, help='how many seeds (default: 1)')
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
     parser.add_argument(
-        '--methods', nargs='+', choices=['all', *TITLES], default=['cwd'], help='(default: cwd)'
+        '--methods', nargs='+', choices=['all', *TITLES], default=['auto'], help='(default: auto)'
     )
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quickstart'))
     parser.add_argument('--data', type=Path, default=Path('data/scenes'), help='where Scenes lie')

@@ -15,7 +15,14 @@ CHECKPOINTS = CONFIGS / 'checkpoints'
 
 TASKS = {'seg': 'segmentation', 'det': 'detection'}
 METRICS = {'seg': ('mIoU', 'mIoU', 1.0), 'det': ('coco/bbox_mAP', 'AP', 100.0)}
-TITLES = {'cwd': 'CWD', 'skd': 'SKD', 'intrakd': 'IntRA-KD', 'fgd': 'FGD', 'ld': 'LD'}
+TITLES = {
+    'auto': 'auto',
+    'cwd': 'CWD',
+    'skd': 'SKD',
+    'intrakd': 'IntRA-KD',
+    'fgd': 'FGD',
+    'ld': 'LD',
+}
 LONGER = 'student longer'
 
 

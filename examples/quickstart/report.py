@@ -26,6 +26,7 @@ from matplotlib import pyplot as plt
 COLORS = {
     'teacher': '#666666',
     'student': '#000000',
+    'auto': '#56B4E9',
     'cwd': '#D55E00',
     'skd': '#0072B2',
     'intrakd': '#CC79A7',

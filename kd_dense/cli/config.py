@@ -60,14 +60,15 @@ def add_distill_options(parser: argparse.ArgumentParser) -> Any:
         nargs='*',
         action=_Methods,
         metavar='METHOD',
-        help='one or several of the methods above',
+        help='one or several of the methods above (default: auto)',
     )
     group.add_argument(
         '--weights',
         choices=get_args(Weights),
-        default='published',
+        default='auto',
         help='those that were published; or shares: weights that set themselves, so that the '
-        'methods pull at the student as strongly as its own losses do (default: published)',
+        'methods pull at the student as strongly as its own losses do; or auto: shares where the '
+        'maps are others than those that weights were published for (default: auto)',
     )
     return group
 
@@ -91,7 +92,7 @@ def chosen_config(args: argparse.Namespace) -> Config:
     teacher, methods, checkpoint = (
         getattr(args, name, None) for name in ('teacher', 'distill', 'teacher_checkpoint')
     )
-    weights: Weights = getattr(args, 'weights', 'published')
+    weights: Weights = getattr(args, 'weights', 'auto')
     config = read_recipe(
         args.config, teacher, methods or (), checkpoint, args.cfg_options, weights
     )

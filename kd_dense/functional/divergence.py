@@ -46,7 +46,7 @@ def in_blocks(
     """
     on_cpu = tensors[0].device.type == 'cpu'
     numbers = CPU_BLOCK_BYTES // dtype.itemsize if on_cpu else GPU_BLOCK_NUMBERS
-    size = max(numbers // width, least)
+    size = max(numbers // max(width, 1), least)
     if size >= tensors[0].shape[dim]:
         yield tensors
     else:
@@ -128,7 +128,7 @@ class _SoftKL(torch.autograd.Function):
         shape, dim = student.shape, dim % student.dim()
         before, bins, after = math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
         # PyTorch is faster where a distribution is the last dimension.
-        view = (before, bins, after) if after > 1 else (before, bins)
+        view = (before, bins, after) if after != 1 else (before, bins)
         dtype = torch.promote_types(student.dtype, teacher.dtype)
         dtype = torch.promote_types(dtype, torch.float32)
         grad = torch.empty(view, dtype=dtype, device=student.device)

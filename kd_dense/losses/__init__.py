@@ -40,6 +40,17 @@ from kd_dense.losses.mimic import (
     fbkd_loss,
     mimic_loss,
 )
+from kd_dense.losses.predictions import ADLLoss, BCKDLoss, HeadBoxes, adl_loss, bckd_loss
+from kd_dense.losses.queries import (
+    QueryBoxLoss,
+    QueryFeatureLoss,
+    QueryMaskLoss,
+    TaughtQueries,
+    query_box_loss,
+    query_feature_loss,
+    query_mask_loss,
+)
+from kd_dense.losses.rois import RoIBoxLoss, roi_box_loss
 from kd_dense.losses.skd import (
     HolisticLoss,
     PairWiseLoss,
@@ -49,8 +60,10 @@ from kd_dense.losses.skd import (
 )
 
 __all__ = [
+    'ADLLoss',
     'AfDCDLoss',
     'AttentionMapLoss',
+    'BCKDLoss',
     'CWDLoss',
     'CosineLoss',
     'DISTLoss',
@@ -61,6 +74,7 @@ __all__ = [
     'FTLoss',
     'FitNetsLoss',
     'GDKDLoss',
+    'HeadBoxes',
     'HeadTargets',
     'HolisticLoss',
     'IntRALoss',
@@ -75,12 +89,19 @@ __all__ = [
     'PKDLoss',
     'PairWiseLoss',
     'PixelWiseLoss',
+    'QueryBoxLoss',
+    'QueryFeatureLoss',
+    'QueryMaskLoss',
+    'RoIBoxLoss',
     'RotatedLDLoss',
+    'TaughtQueries',
     'UnbiasedKDLoss',
     'VkDLoss',
     'WSLDLoss',
+    'adl_loss',
     'af_dcd_loss',
     'attention_map_loss',
+    'bckd_loss',
     'cwd_loss',
     'dist_loss',
     'dkd_loss',
@@ -96,6 +117,10 @@ __all__ = [
     'nkd_loss',
     'pair_wise_loss',
     'pixel_wise_loss',
+    'query_box_loss',
+    'query_feature_loss',
+    'query_mask_loss',
+    'roi_box_loss',
     'rotated_ld_loss',
     'unbiased_cross_entropy',
     'unbiased_kd_loss',

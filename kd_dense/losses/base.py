@@ -32,6 +32,10 @@ class DistillLoss(nn.Module):
         extra_classes: Whether the student's logits may have more classes than the teacher's, whose
             classes come first; no adapter is put between them.
         adaptable: Whether an adapter in front of the loss makes sense.
+        of_queries: Whether it takes what decoders predict for their queries: class logits
+            ``(N, Q, K)`` of each layer, then boxes ``(N, Q, 4)`` or masks ``(N, Q, H, W)`` of
+            each, without the queries that a model has in training alone. The numbers of layers and
+            of queries may differ, and the loss pairs them itself.
 
     Args:
         weight: Factor on the result, ``>= 0``. At 0 the term is switched off.
@@ -52,6 +56,7 @@ class DistillLoss(nn.Module):
     any_channels = False
     extra_classes = False
     adaptable = True
+    of_queries = False
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

@@ -130,7 +130,7 @@ def test_what_cannot_be_built(run, data, tmp_path):
 
 def test_arguments(run):
     for words, message in (
-        (['x.py', '--teacher', 'y.py'], 'a teacher and methods go together'),
+        (['x.py', '--distill', 'cwd'], 'want a teacher (--teacher)'),
         (['x.py', '--images', '0'], '--batches and --images must be at least 1'),
         (['x.py'], 'x.py does not exist'),
     ):

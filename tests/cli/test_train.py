@@ -107,10 +107,16 @@ class TestOptions:
         assert built.config.model.teacher.checkpoint == str(mine)
         assert built.config.model.preset == ['cwd', 'fgd']
 
-    @pytest.mark.parametrize('options', [['--teacher', 'a.py'], ['--distill', 'cwd']])
-    def test_a_teacher_needs_a_method(self, built, monkeypatch, options):
-        with pytest.raises(SystemExit, match=r'go together \(--teacher, --distill\)'):
+    @pytest.mark.parametrize('options', [['--teacher-checkpoint', 'a'], ['--distill', 'cwd']])
+    def test_a_method_needs_a_teacher(self, built, monkeypatch, options):
+        with pytest.raises(SystemExit, match=r'want a teacher \(--teacher\)'):
             run_here(monkeypatch, TRAIN, DETECTOR, *options)
+
+    def test_a_teacher_alone_teaches_by_the_default(self, built, monkeypatch):
+        student = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+        teacher = 'mmdet::retinanet/retinanet_r101_fpn_1x_coco.py'
+        run_here(monkeypatch, TRAIN, student, '--teacher', teacher)
+        assert built.config.model.preset == ['auto']
 
     def test_the_work_directory(self, built, monkeypatch, tmp_path):
         run_here(monkeypatch, TRAIN, DETECTOR)

@@ -1,6 +1,7 @@
 """No loss makes the host wait for the device: not forward, not backward."""
 
 import inspect
+from unittest import mock
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kd_dense import losses
 from kd_dense.losses import (
+    ADLLoss,
     AfDCDLoss,
     AttentionMapLoss,
+    BCKDLoss,
     CosineLoss,
     CWDLoss,
     DistillLoss,
@@ -35,15 +38,23 @@ from kd_dense.losses import (
     PairWiseLoss,
     PixelWiseLoss,
     PKDLoss,
+    QueryBoxLoss,
+    QueryFeatureLoss,
+    QueryMaskLoss,
+    RoIBoxLoss,
     RotatedLDLoss,
     UnbiasedKDLoss,
     VkDLoss,
     WSLDLoss,
 )
+from kd_dense.losses.queries import matching
+from kd_dense.losses.queries.features import rate_queries
 from tests.losses.ld_head import SHAPES, make_maps, make_targets
 from tests.losses.test_fgd import BATCH, BOXES, NO_BOXES
 from tests.losses.test_ld import VARIANTS
 from tests.losses.test_ld_rotated import rotated_maps, rotated_targets
+from tests.losses.test_predictions import boxes_of_distributions
+from tests.losses.test_queries import make_masks, make_queries
 
 
 class SyncError(AssertionError):
@@ -228,6 +239,9 @@ def cases():
         yield GDKDLoss, dict(standardise=standardise, valid_only=True)
         yield DISTLoss, dict(standardise=standardise, per_image=standardise)
     yield DISTLoss, dict(sigmoid=True)
+    for kind in (DKDLoss, DISTLoss, KDLoss):
+        yield kind, dict(temperature=2.0)  # of regions
+    yield RoIBoxLoss, dict(num_classes=3)
     yield KDLoss, dict(per='map', valid_only=False, sigmoid=True)
     for variant in VARIANTS.values():
         yield LDLoss, variant
@@ -237,6 +251,14 @@ def cases():
         for switch in (True, False):
             yield LDImitationLoss, dict(region=region, positive_levels_only=switch,
                                         mix_images=switch)  # fmt: skip
+    for switch in (True, False):
+        yield BCKDLoss, dict(positive_levels_only=switch)
+        yield ADLLoss, dict(power=1.8 if switch else None, entropy=float(switch))
+    for unmatched, sigmoid in (('background', True), ('ignored', True), ('background', False)):
+        yield QueryBoxLoss, dict(unmatched=unmatched, sigmoid=sigmoid)
+    yield QueryFeatureLoss, {}
+    for points in (None, 10):
+        yield QueryMaskLoss, dict(points=points)
 
 
 CASES = [
@@ -251,6 +273,12 @@ def test_no_loss_is_left_out():
     assert {case.values[0] for case in CASES} == exported
 
 
+def in_order(costs):
+    """Pairs of queries without a look at their costs, for which the host waits on purpose."""
+    pairs = torch.arange(min(costs.shape[2:]), device=costs.device)
+    return pairs.expand(2, *costs.shape[:2], -1)
+
+
 def prepare(kind, options, device, dtype=torch.float32):
     """A call that runs the loss, forward and backward: what it yields, and the student's maps."""
     loss = kind(**options).to(device, dtype)
@@ -261,8 +289,10 @@ def prepare(kind, options, device, dtype=torch.float32):
         return drawn[0].clone().requires_grad_(), drawn[1]
 
     needs = {}
-    if kind is LDLoss:
+    if kind in (LDLoss, BCKDLoss, ADLLoss):
         *outputs, needs['head_targets'] = head(device, dtype)
+        if 'head_boxes' in loss.needs:
+            needs['head_boxes'] = boxes_of_distributions(needs['head_targets'])
     elif kind is RotatedLDLoss:
         made = head(device, dtype, rotated_targets, rotated_maps)
         *outputs, needs['head_targets'] = made
@@ -271,18 +301,40 @@ def prepare(kind, options, device, dtype=torch.float32):
         if options['region'] == 'gibox':
             needs['head_outputs'] = outputs
         outputs = zip(*(maps(2, *shape) for shape in SHAPES), strict=True)
+    elif kind in (QueryBoxLoss, QueryMaskLoss):
+        make = make_queries if kind is QueryBoxLoss else make_masks
+        outputs = (
+            [x.to(device, dtype) for x in make(seed=seed, queries=queries)]
+            for seed, queries in ((0, 5), (1, 4))
+        )
+        student, teacher = outputs
+        outputs = [x.requires_grad_() for x in student], teacher
     else:
         outputs = maps(4, 5, 6)
     if kind is FGDLoss:
         boxes = [x.to(device, dtype) for x in (BOXES, NO_BOXES, BOXES[:1])]
         needs.update(boxes=boxes, batch_shape=BATCH, image_shapes=[BATCH, (40, 30), (20, 48)])
-    if 'segmentation' in loss.needs:
+    if kind is RoIBoxLoss or options == dict(temperature=2.0):
+        rows = torch.randn(2, 8, 12, generator=generator).to(device, dtype)
+        outputs = rows[0].clone().requires_grad_(), rows[1]
+        if 'segmentation' in loss.needs:
+            needs['segmentation'] = torch.randint(4, (8,), generator=generator).to(device)
+    if kind is QueryFeatureLoss:
+        layers = [x.to(device, dtype) for x in make_queries()]
+        states = [x.to(device, dtype) for x in torch.randn(2, 3, 4, 4, generator=generator)]
+        objects = [x.to(device, dtype) for x in (BOXES, NO_BOXES, BOXES[:1])]
+    if 'segmentation' in loss.needs and 'segmentation' not in needs:
         needs['segmentation'] = torch.randint(4, (3, 20, 24), generator=generator).to(device)
     student, teacher = outputs
     if kind is FBKDLoss:
         student, teacher = [student], [teacher]
 
+    @mock.patch.object(matching, 'solve', in_order)
     def call():
+        if kind is QueryFeatureLoss:
+            needs['taught_queries'] = rate_queries(
+                states, layers[:2], layers[2:], objects, [BATCH, (40, 30), (20, 48)]
+            )
         result = loss(student, teacher, **needs)
         sum(result.values() if isinstance(result, dict) else [result]).backward()
         if kind is HolisticLoss:
@@ -305,3 +357,18 @@ def test_no_loss_needs_values(kind, options):
     call = prepare(kind, options, 'meta')
     with Dispatched():
         call()
+
+
+def test_queries_are_paired_in_one_wait():
+    waits = []
+
+    class Counted(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            name = getattr(func, '__name__', '')
+            waits.extend([name] if name in READING_METHODS - {'numpy'} else [])
+            return func(*args, **(kwargs or {}))
+
+    student, teacher = make_queries(layers=3), make_queries(layers=3, seed=1)
+    with Counted():
+        QueryBoxLoss()(student, teacher)
+    assert waits == ['cpu']

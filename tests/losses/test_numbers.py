@@ -14,7 +14,8 @@ from torch import Tensor
 from kd_dense import losses
 from kd_dense.adapters import Adapter, resize
 from kd_dense.critic import Critic, critic_loss, gradient_penalty
-from kd_dense.losses import DistillLoss, HeadTargets, HolisticLoss
+from kd_dense.losses import DistillLoss, HeadTargets, HolisticLoss, TaughtQueries
+from kd_dense.losses.queries.features import rate_queries
 
 LARGEST = 65504.0  # of float16
 SMALLEST = 6e-8
@@ -72,6 +73,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'WSLDLoss': [dict()],
     'LwFLoss': [dict()],
     'UnbiasedKDLoss': [dict()],
+    'RoIBoxLoss': [dict(), dict(beta=0.0)],
+    'QueryBoxLoss': [dict(), dict(sigmoid=False), dict(unmatched='code')],
+    'QueryFeatureLoss': [dict()],
+    'QueryMaskLoss': [dict(), dict(points=2, sigmoid=True)],
     'LDLoss': [
         dict(kd_vlr_weight=1.0),
         dict(kd_vlr_weight=1.0, diou='code'),
@@ -95,6 +100,9 @@ FUNCTIONS = dict(
     intra_loss='IntRALoss',
     attention_map_loss='AttentionMapLoss',
     ld_loss='LDLoss',
+    query_box_loss='QueryBoxLoss',
+    query_feature_loss='QueryFeatureLoss',
+    query_mask_loss='QueryMaskLoss',
     kd_loss='KDLoss',
     dist_loss='DISTLoss',
     dkd_loss='DKDLoss',
@@ -103,6 +111,7 @@ FUNCTIONS = dict(
     wsld_loss='WSLDLoss',
     lwf_loss='LwFLoss',
     unbiased_kd_loss='UnbiasedKDLoss',
+    roi_box_loss='RoIBoxLoss',
     unbiased_cross_entropy='UnbiasedKDLoss',  # what stands beside it; of plain operators
     mimic_loss='MimicLoss',
     fbkd_loss='FBKDLoss',
@@ -110,8 +119,10 @@ FUNCTIONS = dict(
     af_dcd_loss='AfDCDLoss',
 )
 # With layers of their own, which they put between the two maps; NKD, which has a label beside the
-# teacher; and DIST, whose correlations of what is almost constant depend on an epsilon.
-NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss'}
+# teacher; DIST, whose correlations of what is almost constant depend on an epsilon; and queries,
+# whose boxes are clamped in the teacher alone, and whose masks overlap most where they are sharp.
+NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss',
+                  'QueryBoxLoss', 'QueryMaskLoss'}  # fmt: skip
 
 
 class Scene(NamedTuple):
@@ -221,8 +232,15 @@ def shapes(name: str, scene: Scene) -> list[tuple[int, ...]]:
     if name == 'LDLoss':
         sizes = [scene.size, (1, 1)]
         return [(scene.images, c, *s) for c in (CLASSES, 4 * BINS) for s in sizes]
+    if name == 'QueryMaskLoss':  # of two layers
+        logits = (scene.images, 3, scene.channels)
+        return [logits, logits, *[(scene.images, 3, *scene.size)] * 2]
+    if name == 'QueryBoxLoss':  # as well
+        return [(scene.images, 4, size) for size in (scene.channels, scene.channels, 4, 4)]
     if name == 'LDImitationLoss':
         return [(scene.images, scene.channels, *s) for s in (scene.size, (1, 1))]
+    if name == 'RoIBoxLoss':
+        return [(scene.images, 4 * CLASSES)]
     return [(scene.images, scene.channels, *scene.size)]
 
 
@@ -266,11 +284,25 @@ def extras(loss: DistillLoss, scene: Scene) -> dict[str, Any]:
         image_shapes=[(SIDE - 7 * i, SIDE - i) for i in range(scene.images)],
         segmentation=LABELS[scene.labels]((scene.images, *(2 * s for s in scene.size))),
     )
+    if isinstance(loss, losses.RoIBoxLoss):
+        found['segmentation'] = LABELS[scene.labels]((scene.images,))
     if 'head_targets' in loss.needs:
         found['head_targets'] = head_targets(scene)
     if 'head_outputs' in loss.needs:
         found['head_outputs'] = maps('LDLoss', scene)
+    if 'taught_queries' in loss.needs:
+        found['taught_queries'] = taught_queries(scene)
     return {name: found[name] for name in loss.needs}
+
+
+def taught_queries(scene: Scene) -> TaughtQueries:
+    """Of a decoder of two layers, as wide as the maps."""
+    states, logits, boxes = (
+        [CONTENTS[scene.teacher]((scene.images, 3, n)).to(scene.teacher_dtype) for _ in range(2)]
+        for n in (scene.channels, CLASSES, 4)
+    )
+    objects = [BOXES[kind]() for kind in scene.boxes[: scene.images]]
+    return rate_queries(states, logits, boxes, objects, [(SIDE, SIDE)] * scene.images)
 
 
 def results(name: str, loss: DistillLoss, scene: Scene, dtype: Any = None) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from tests.mm import toy, toy_heads
+from tests.mm import toy, toy_heads, toy_queries, toy_rois
 
 LOGITS, FEATURES = 'decode_head.conv_seg', 'backbone.layer4'
 SEGMENTERS: dict[str, dict[str, Any]] = {
@@ -44,6 +44,9 @@ SEGMENTERS: dict[str, dict[str, Any]] = {
             loss=dict(type='AfDCDLoss', mask_ratio=0.0, pool=1, window=(2, 2)),
         ),
     ),
+    'query-masks': dict(
+        masks=dict(tap='decode_head', loss=dict(type='QueryMaskLoss', points=None)),
+    ),
 }
 DETECTORS: dict[str, dict[str, Any]] = {
     'cwd-detector': dict(
@@ -56,6 +59,15 @@ DETECTORS: dict[str, dict[str, Any]] = {
         imitation=dict(tap='neck', loss=dict(type='LDImitationLoss', region='finegrained')),
         general=dict(tap='neck', loss=dict(type='LDImitationLoss', region='gibox')),
     ),
+    'predictions': dict(
+        bckd=dict(tap='bbox_head', loss=dict(type='BCKDLoss')),
+        adl=dict(tap='bbox_head', loss=dict(type='ADLLoss')),
+    ),
+    'rois': toy_rois.terms(),
+    'queries': dict(
+        boxes=dict(tap='bbox_head', loss=dict(type='QueryBoxLoss')),
+        looks=dict(tap='neck', loss=dict(type='QueryFeatureLoss')),
+    ),
 }
 METHODS = [*SEGMENTERS, *DETECTORS]
 
@@ -63,11 +75,18 @@ METHODS = [*SEGMENTERS, *DETECTORS]
 def distilled(method: str, **others: Any) -> Any:
     """A student whose normalisation does not depend on how a batch is split."""
     norm = dict(type='GN', num_groups=2)
-    if method in SEGMENTERS:
+    if method == 'query-masks':
+        student, teacher = (toy_queries.mask_model('seg-maskformer', q) for q in (7, 5))
+    elif method in SEGMENTERS:
         student, teacher = toy.segmenter(dropout=0.0), toy.segmenter(16)
         student.decode_head.norm_cfg = norm
-    elif method == 'ld':
+    elif method in ('ld', 'predictions'):
         student, teacher = toy_heads.detector('gfl'), toy_heads.detector('gfl', 16)
+    elif method == 'rois':
+        student, teacher = toy_rois.detector(), toy_rois.detector(16)
+        student.train_cfg.rcnn.sampler = dict(type='PseudoSampler')  # the others draw lots
+    elif method == 'queries':
+        student, teacher = toy_queries.model('dab'), toy_queries.model('dab', queries=5, layers=1)
     else:
         student, teacher = toy.detector(), toy.detector(16)
     student.backbone.norm_cfg = norm

@@ -69,6 +69,60 @@ def detector(kind: str, width: int = 8, **head: Any) -> ConfigDict:
     return config
 
 
+# Heads of mmdet without distributions.
+PLAIN: dict[str, dict[str, Any]] = {
+    'atss': dict(
+        type='ATSSHead',
+        anchor_generator=dict(ANCHORS, octave_base_scale=8),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
+        loss_cls=FOCAL,
+        loss_bbox=GIOU,
+        loss_centerness=dict(type='CrossEntropyLoss', use_sigmoid=True),
+    ),
+    'fcos': dict(
+        type='FCOSHead', strides=STRIDES, center_sampling=True, loss_cls=FOCAL, loss_bbox=GIOU
+    ),
+    'retina': dict(
+        type='RetinaHead',
+        anchor_generator={**ANCHORS, 'ratios': [0.5, 1.0, 2.0], 'scales_per_octave': 2},
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
+        loss_bbox=dict(type='L1Loss'),
+    ),
+    'ddod': dict(
+        type='DDODHead',
+        anchor_generator=dict(ANCHORS, octave_base_scale=8),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
+        loss_cls=FOCAL,
+        loss_bbox=GIOU,
+        loss_iou=dict(type='CrossEntropyLoss', use_sigmoid=True),
+    ),
+    'autoassign': dict(
+        type='AutoAssignHead', strides=STRIDES, loss_bbox=dict(type='GIoULoss', loss_weight=5.0)
+    ),
+}
+
+
+def plain(kind: str, width: int = 8, **head: Any) -> ConfigDict:
+    """The config of a detector with one of the heads of mmdet; ``head`` changes its fields."""
+    config = detector('gfl', width)
+    config.type = {**DETECTORS, 'ddod': 'DDOD', 'autoassign': 'AutoAssign'}[kind]
+    config.bbox_head = dict(
+        num_classes=3,
+        in_channels=2 * width,
+        feat_channels=16,
+        stacked_convs=2,
+        norm_cfg=dict(type='GN', num_groups=2),
+        **PLAIN[kind],
+    )
+    config.bbox_head.update(head)
+    if kind == 'retina':
+        config.train_cfg = toy.detector().train_cfg
+    if kind == 'ddod':
+        config.train_cfg.assigner = dict(type='ATSSAssigner', topk=9, alpha=0.8)
+        config.train_cfg.reg_assigner = dict(type='ATSSAssigner', topk=9, alpha=0.5)
+    return config
+
+
 def distilled(kind: str, **others: Any) -> ConfigDict:
     """The config of such a detector that learns from a wider one."""
     return toy.distilled(

@@ -15,7 +15,7 @@ model = dict(
     ),
     decode_head=dict(in_channels=[24, 32, 96, 320], channels=128),
 )
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
-param_scheduler = [dict(type='OneCycleLR', eta_max=5e-4, total_steps=1200, by_epoch=False)]
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+param_scheduler = [dict(type='OneCycleLR', eta_max=1e-3, total_steps=1200, by_epoch=False)]
 train_cfg = dict(max_iters=1200, val_interval=1200)
 default_hooks = dict(checkpoint=dict(interval=1200))

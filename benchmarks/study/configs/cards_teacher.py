@@ -1,9 +1,19 @@
-"""Playing cards: the teacher."""
+"""Playing cards: the teacher, as in `gfl_teacher.py`, on pictures of the student's size."""
 
-_base_ = 'gfl_teacher.py'
-classes = ('nine', 'ten', 'jack', 'queen', 'king', 'ace')
-own = dict(data_root='{{$REAL_PICTURES:data/real}}/cards/', metainfo=dict(classes=classes))
-model = dict(bbox_head=dict(num_classes=6))
-train_dataloader = dict(dataset=own)
-val_dataloader = dict(dataset=own)
-test_dataloader = dict(dataset=own)
+_base_ = 'cards_student.py'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='MobileNetV2',
+        out_indices=(2, 4, 6),
+        norm_cfg=dict(type='BN'),
+        init_cfg=dict(
+            type='Pretrained', checkpoint='{{$REAL_PICTURES:data/real}}/weights/mobilenet_v2.pth'
+        ),
+    ),
+    neck=dict(in_channels=[32, 96, 320], start_level=0),
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+param_scheduler = [dict(type='OneCycleLR', eta_max=1e-3, total_steps=1600, by_epoch=False)]
+train_cfg = dict(max_iters=1600, val_interval=1600)
+default_hooks = dict(checkpoint=dict(interval=1600))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kd_dense.functional import check_temperature, sum_over_ranks
+from kd_dense.functional import check_temperature, mean_over_ranks, sum_over_ranks
 from kd_dense.losses.base import DistillLoss, check_weight
 from kd_dense.losses.logits.rows import map_blocks, rows_of, tempered
 
@@ -88,8 +88,13 @@ def dist_loss(
     p, q = (probabilities(x, temperature, sigmoid) for x in rows)
     p, q = (x.flatten(2) for x in (p, q.to(p.dtype)))
     positions, columns = moments(p, q, per_image)
-    loss = inter * (1 - correlation(positions).mean())
-    loss = loss + intra * (1 - correlation(columns).mean())
+    between, within = (1 - correlation(x) for x in (positions, columns))
+    if student.dim() == 2:  # another number in each process, and there may be none
+        count = mean_over_ranks(p.new_full((), p.shape[2]))
+        some = count > 0
+        loss = inter * between.sum() / count.where(some, 1) + intra * within.mean() * some
+    else:
+        loss = inter * between.mean() + intra * within.mean()
     return loss * temperature**2 if temperature_squared else loss
 
 
@@ -117,7 +122,7 @@ def moments(p: Tensor, q: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
         count = sums.new_full((1,), len(p) * p.shape[2])
         # One exchange between the processes for the sums and for the count.
         total = sum_over_ranks(torch.cat([sums.sum(0).flatten(), count]))
-        means = (total[:-1] / total[-1]).view(sums.shape[1:]).expand_as(sums)
+        means = (total[:-1] / total[-1].clamp(min=1)).view(sums.shape[1:]).expand_as(sums)
     positions, columns = _Moments.apply(p, q, means)
     return positions, columns if per_image else sum_over_ranks(columns.sum(0, keepdim=True))
 

@@ -98,7 +98,7 @@ def kd_loss(
         mean = mean_of_valid(kl, valid)
         return mean if per == 'position' else mean / rows.student.shape[1]
     total = (kl if valid is None else kl.where(valid, 0)).sum()
-    return total / (len(kl) if per == 'image' else kl[0].numel())
+    return total / (max(len(student), 1) if per == 'image' else student.shape[2:].numel())
 
 
 def kd_at(rows: Rows, temperature: float, sigmoid: bool | None = None) -> Tensor:

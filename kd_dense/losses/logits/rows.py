@@ -58,7 +58,7 @@ def rows_of(
         sigmoid: Whether each channel is a logit of its own.
 
     Returns:
-        Maps; those of ``(R, K)`` have one position. A single channel is made those of two
+        Maps; those of ``(R, K)`` are one of R positions. A single channel is made those of two
         classes, unless it is a logit of its own.
 
     Raises:
@@ -78,7 +78,7 @@ def rows_of(
         )
     maps = [student, teacher.detach()]
     if student.dim() == 2:
-        maps = [x[:, :, None, None] for x in maps]
+        maps = [x.T[None, :, :, None] for x in maps]
     if not sigmoid:
         maps = [two_class_logits(x) for x in maps]
     if standardise:
@@ -114,9 +114,11 @@ def labels_of(
         ValueError: If the labels belong to another batch, or are no integers.
     """
     images, classes, *size = rows.teacher.shape
+    fits = segmentation.dim() == 3 and len(segmentation) == images
     if segmentation.dim() == 1:
-        segmentation = segmentation[:, None, None]
-    if segmentation.dim() != 3 or len(segmentation) != images:
+        fits = size == [len(segmentation), 1]
+        segmentation = segmentation[None, :, None]
+    if not fits:
         raise ValueError(
             f'{owner} expects a segmentation of shape (N, H, W) with N={images} as in the '
             f'logits, or (R,) for logits (R, K), got {tuple(segmentation.shape)}'
@@ -136,7 +138,7 @@ def mean_of_valid(values: Tensor, valid: Tensor | None) -> Tensor:
         tensor(1.5000)
     """
     if valid is None:
-        return values.mean()
+        return values.mean() if values.numel() else values.sum()
     count = mean_over_ranks(valid.sum().to(values.dtype))
     return values.where(valid, 0).sum() / count.where(count > 0, 1)
 

@@ -14,38 +14,36 @@ from kd_dense.mm.batches.boxes import plain, upright
 __all__ = ['check', 'read']
 
 SUPPORTED = (
-    'GFLHead of mmdet, DistributionATSSHead, DistributionFCOSHead, DistributionRetinaHead, '
-    'DistributionRotatedRetinaHead and DistributionRotatedFCOSHead of kd_dense, and heads derived '
-    'from them'
+    'GFL, ATSS, FCOS, RetinaNet or RTMDet, the heads of kd_dense with distributions, or one '
+    'derived from them'
 )
 
 
 def check(student: Any, teacher: Any) -> None:
-    """Make sure that both dense heads predict box distributions of the same kind.
+    """Make sure that both dense heads predict for the same priors and classes.
 
     Args:
         student: A detector of mmdet.
         teacher: Another one.
 
     Raises:
-        ValueError: If one of them has no dense head with box distributions; if the targets of
-            the student's head cannot be read; or if classes, strides, anchors or bins differ.
+        ValueError: If one of them has no dense head; if the targets of the student's head cannot
+            be read; or if classes, strides or anchors differ.
     """
     for whose, model in (('student', student), ('teacher', teacher)):
         head = getattr(model, 'bbox_head', None)
-        if not isinstance(getattr(head, 'reg_max', None), int):
+        if not hasattr(head, 'prior_generator'):
             found = f'the head {type(head).__name__}' if head else 'no bbox_head'
             raise ValueError(
-                f'the {whose} {type(model).__name__} has {found}, but localization distillation '
-                'needs distributions of box sides (a head with reg_max); expected one of '
-                f'{SUPPORTED}'
+                f'the {whose} {type(model).__name__} has {found}, but what is compared is what '
+                f'dense heads predict for their priors; expected one of {SUPPORTED}'
             )
     ours, theirs = _layout(student.bbox_head), _layout(teacher.bbox_head)
     for what, value in ours.items():
         if value != theirs[what]:
             raise ValueError(
                 f'the head of the student has {what} {value}, that of the teacher '
-                f'{theirs[what]}; their distributions can be compared only where both agree: '
+                f'{theirs[what]}; their predictions can be compared only where both agree: '
                 'train one of them with the layout of the other'
             )
     _places(student.bbox_head)
@@ -58,7 +56,6 @@ def _layout(head: Any) -> dict[str, Any]:
         'strides': [tuple(stride) for stride in generator.strides],
         'anchors per position': generator.num_base_priors,
         'first centre': _first_centre(generator),
-        'reg_max': head.reg_max,
         'bins': getattr(head, 'bins', None),
     }
 
@@ -71,14 +68,24 @@ def _first_centre(generator: Any) -> tuple[float, ...]:
 
 def _places(head: Any) -> tuple[int, int | None]:
     """Where labels and label weights stand in what ``get_targets`` returns."""
-    from mmdet.models.dense_heads import ATSSHead, FCOSHead, GFLHead, RetinaHead
+    from mmdet.models import dense_heads as heads
 
-    if isinstance(head, FCOSHead):
-        return 0, None
-    if isinstance(head, (GFLHead, ATSSHead)):
-        return 1, 2
-    if isinstance(head, RetinaHead):
-        return 0, 1
+    places = {  # by the class that the method is from
+        heads.FCOSHead: (0, None),
+        heads.GFLHead: (1, 2),
+        heads.ATSSHead: (1, 2),
+        heads.RTMDetHead: (1, 2),
+        heads.AnchorHead: (0, 1),
+    }
+    # These inherit it, and assign in another way.
+    others = (heads.DDODHead, heads.FreeAnchorRetinaHead, heads.FSAFHead)
+    for cls in type(head).__mro__:
+        if isinstance(head, others) or 'get_targets' not in vars(cls):
+            continue
+        if cls in places:
+            return places[cls]
+        if cls.__module__.startswith('mmdet.'):
+            break
     raise ValueError(
         f'it is not known what {type(head).__name__}.get_targets returns; expected one of '
         f'{SUPPORTED}'

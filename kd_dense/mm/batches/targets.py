@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kd_dense.mm.batches import head_targets
+from kd_dense.losses.queries.features import TaughtQueries, rate_queries
+from kd_dense.mm.batches import head_boxes, head_targets
 from kd_dense.mm.batches.boxes import upright
 from kd_dense.mm.batches.made_up import any_tensor, labelled_samples
+from kd_dense.mm.batches.queries import as_queries
 from kd_dense.taps import TapError, Taps
 
 __all__ = ['NEEDS', 'Need', 'Step', 'gather']
 
 
 class Step(NamedTuple):
-    """All that is known once the student's own loss has been computed."""
+    """All that is known once the student's own loss has been computed.
+
+    ``on_rois`` are the teacher's maps on the student's RoIs, by the name of their term.
+    """
 
     student: Any
     inputs: Any
     data_samples: Any
     student_taps: Taps
     teacher_taps: Taps | Mapping[str, Sequence[Tensor]]
+    teacher: Any
+    on_rois: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def labelled(self) -> Sequence[Any]:
@@ -38,6 +46,7 @@ class Need(NamedTuple):
         read: Reads it off a step.
         taps: What must be recorded in both models for it.
         loss_taps: What must be recorded while the student computes its own loss.
+        teacher_taps: What must be recorded in the teacher alone.
         check: Called with student and teacher when the model is built; raises where they can
             never provide it.
     """
@@ -45,6 +54,7 @@ class Need(NamedTuple):
     read: Callable[[Step], Any]
     taps: tuple[str, ...] = ()
     loss_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
     check: Callable[[Any, Any], None] | None = None
 
 
@@ -63,6 +73,10 @@ def _refuse(need: str, part: str) -> Callable[[Any, Any], None]:
 
 def _boxes(step: Step) -> list[Tensor]:
     return [upright(_of(sample, 'gt_instances', 'boxes').bboxes) for sample in step.labelled]
+
+
+def _labels(step: Step) -> list[Tensor]:
+    return [_of(sample, 'gt_instances', 'labels').labels for sample in step.labelled]
 
 
 def _segmentation(step: Step) -> Tensor:
@@ -97,13 +111,42 @@ def _head_targets(step: Step) -> Any:
     return head_targets.read(head, calls[0], maps, step.labelled)
 
 
+def _taught_queries(step: Step) -> TaughtQueries:
+    states, *_ = step.teacher_taps['forward_decoder']
+    predicted = as_queries(step.teacher_taps['bbox_head'])
+    layers = len(states)
+    return rate_queries(
+        states.unbind(),
+        predicted[:layers],
+        predicted[layers:],
+        _boxes(step),
+        _image_shapes(step),
+        sigmoid=step.teacher.bbox_head.loss_cls.use_sigmoid,
+    )
+
+
+def _check_decoder(student: Any, teacher: Any) -> None:
+    """Make sure that the teacher has queries."""
+    if not (hasattr(teacher, 'forward_decoder') and hasattr(teacher, 'bbox_head')):
+        raise ValueError(
+            f'a loss needs the queries of the teacher, and {type(teacher).__name__} has no '
+            'decoder with any: take a DETR, or another loss'
+        )
+    _refuse('boxes', 'decode_head')(student, teacher)
+
+
+def _image_shapes(step: Step) -> list[tuple[int, int]]:
+    return [tuple(s.metainfo['img_shape'][:2]) for s in step.labelled]
+
+
 NEEDS = {
     # per image (n, 4): x1, y1, x2, y2 in pixels of the batch, around boxes that are rotated
     'boxes': Need(_boxes, check=_refuse('boxes', 'decode_head')),
-    'batch_shape': Need(_batch_shape),  # height and width of the padded batch
-    'image_shapes': Need(  # per image height and width, without padding
-        lambda step: [tuple(s.metainfo['img_shape'][:2]) for s in step.labelled]
+    'labels': Need(  # per image the class of each of its boxes, (n,)
+        _labels, check=_refuse('labels of boxes', 'decode_head')
     ),
+    'batch_shape': Need(_batch_shape),  # height and width of the padded batch
+    'image_shapes': Need(_image_shapes),  # per image height and width, without padding
     'segmentation': Need(  # label maps (N, H, W), ignored pixels as in the data
         _segmentation, check=_refuse('label maps', 'bbox_head')
     ),
@@ -115,6 +158,14 @@ NEEDS = {
     'head_outputs': Need(  # all maps of the dense head, of the student and of the teacher
         lambda step: (step.student_taps['bbox_head'], step.teacher_taps['bbox_head']),
         taps=('bbox_head',),
+    ),
+    'head_boxes': Need(  # kd_dense.losses.HeadBoxes
+        lambda step: head_boxes.read(step.student, step.teacher), check=head_boxes.check
+    ),
+    'taught_queries': Need(  # kd_dense.losses.TaughtQueries, the best of the teacher's
+        _taught_queries,
+        teacher_taps=('forward_decoder', 'bbox_head'),
+        check=_check_decoder,
     ),
 }
 

@@ -22,6 +22,7 @@ from kd_dense.mm.check.model import check_hooks, check_model, check_taps
 from kd_dense.mm.check.preprocessing import check_preprocessing
 from kd_dense.mm.check.scores import check_scores
 from kd_dense.mm.check.terms import check_gradients, check_terms
+from kd_dense.mm.check.verdict import check_verdict
 from kd_dense.mm.check.weights import check_inherit, check_student_weights, check_teacher
 from kd_dense.mm.randomness import kept_random_state
 
@@ -56,6 +57,7 @@ CHECKS = [
     Check('terms', check_terms, needs=('model', 'batches')),
     Check('gradients', check_gradients, needs=('model', 'reached')),
     Check('cost', check_cost, needs=('model', 'batches')),
+    Check('verdict', check_verdict, needs=('model',)),
 ]
 
 

@@ -58,8 +58,7 @@ def check_taps(subject: Subject) -> None:
     Without data it is what they yield on small images.
     """
     terms = subject.model.kd
-    ours = list(dict.fromkeys(term.student_tap for term in terms.values()))
-    theirs = list(dict.fromkeys(term.teacher_tap for term in terms.values()))
+    ours, theirs = (list(dict.fromkeys(t.run_to[side] for t in terms.values())) for side in (0, 1))
     size = _size_of_batches(subject)
     found = probe(subject.model, ours, subject.teacher.model, theirs, first=size)
     for name, term in terms.items():
@@ -76,12 +75,17 @@ def _size_of_batches(subject: Subject) -> tuple[int, int] | None:
 
 
 def _say_taps(subject: Subject, name: str, term: Term, found: Probe) -> None:
-    a, b = found.student[term.student_tap], found.teacher[term.teacher_tap]
+    if term.rois is None:
+        a, b = found.student[term.student_tap], found.teacher[term.teacher_tap]
+    else:
+        a, b = term.rois.yields(subject.model, subject.teacher.model, found)
     ways = [way for way in term.ways(a, b, found.size) if way]
     how = 'compared as they are'
     if ways:
         how = ', '.join(_counted(ways, way, len(a.shapes)) for way in dict.fromkeys(ways))
     size = f'on images of {found.size[0]}x{found.size[1]}'
+    if term.rois is not None:
+        size = 'on the same RoIs, here 2'
     ours = f'{term.student_tap} {spelt(a.shapes)}'
     theirs = f'{term.teacher_tap} {spelt(b.shapes)}'
     where = f'{ours} of the student, {theirs} of the teacher'

@@ -124,7 +124,7 @@ def _verdict(
     theirs: Mapping[str, Place],
 ) -> str:
     if tap.startswith('roi_head'):
-        return 'no: behind region proposals, which differ'
+        return 'no: behind region proposals, which differ; a box head takes shared_rois=True'
     if tap not in theirs:
         return 'no: not in the teacher'
     if tap not in ours:

@@ -141,7 +141,8 @@ def _say_weight(
         shares: dict[str, Any] = {k: one.share for k, one in term.shares.items()}
         spelt = ', '.join(f'{part} {share:g}' for part, share in shares.items())
         text = f"{name}: pulls at its maps as a share of what the task's losses do ({spelt}); its "
-        subject.say(OK, f'{text}weight follows from the second iteration on', term=name, **shares)
+        text += 'weight follows from the second iteration on'
+        subject.say(OK, text, term=name, shares=shares)
         return
     judged = [weight for weight in weights if isfinite(weight.ratio)]
     value, length, ratio, agreement = (

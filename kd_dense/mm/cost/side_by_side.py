@@ -16,7 +16,7 @@ from mmengine.registry import DefaultScope
 from kd_dense.measure import peak_memory, ratio, spread, time_interleaved
 from kd_dense.mm.configs import RequestError
 from kd_dense.mm.cost.batch import make_batch
-from kd_dense.mm.cost.floor import largest_layer, minimal_forward
+from kd_dense.mm.cost.floor import asked_of_box_heads, largest_layer, minimal_forward, on_rois
 from kd_dense.mm.cost.nested import bytes_of
 from kd_dense.mm.cost.recipe import Recipe, prepared
 from kd_dense.mm.cost.steps import Batch, Trained, build_to_try
@@ -114,11 +114,15 @@ class SideBySide:
         batch = Batch(plan.preprocess(*self.batch), self.batch.samples)
         taps = chain(*(model.kd[term].teacher_taps for term in terms))
         calls = {tap: plan.teacher_calls[tap] for tap in taps}
-        minimal, full = f'{name} up to {", ".join(sorted(calls))}', f'{name} with its task loss'
+        asked = asked_of_box_heads(model, [model.kd[term] for term in terms], self.batch)
+        reached = sorted({*calls, *chain(*(one.taps for one in asked))})
+        minimal, full = f'{name} up to {", ".join(reached)}', f'{name} with its task loss'
 
         def run() -> Taps:
             with self.plain.context():
-                return minimal_forward(teacher, calls, batch)
+                found = minimal_forward(teacher, calls, batch)
+                on_rois(teacher, asked, found)
+            return found
 
         def run_all() -> None:
             with torch.no_grad(), self.plain.context():

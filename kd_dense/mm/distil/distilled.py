@@ -20,6 +20,7 @@ from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.batches.targets import Step, gather
 from kd_dense.mm.distil.first_steps import FirstSteps
 from kd_dense.mm.distil.fitting import build_terms
+from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.finite import FiniteCheck
 from kd_dense.mm.models.inherit import check_inherit, inherit_parts
@@ -53,7 +54,7 @@ def Distilled(  # noqa: N802  (a type in configs)
     terms: Mapping[str, Mapping[str, Any]] | None = None,
     inherit: Sequence[str] = (),
     preset: str | Sequence[str] | None = None,
-    weights: Weights = 'published',
+    weights: Weights = 'auto',
     data_preprocessor: Mapping[str, Any] | None = None,
     checks: bool = True,
     **unknown: Any,
@@ -71,7 +72,7 @@ def Distilled(  # noqa: N802  (a type in configs)
         inherit: Parts of the student, as ``'neck'``, that start from the teacher's weights.
         preset: Name of a method, as ``'cwd'``, or names, as ``['fgd', 'cwd']``, whose settings for
             such models take the place of ``terms`` and ``inherit``. See ``docs/presets.md``.
-        weights: Of a preset: ``'published'``, or ``'shares'`` that set themselves. See
+        weights: Of a preset: ``'published'``, ``'shares'`` that set themselves, or ``'auto'``. See
             [`kd_dense.mm.presets.choose.choose_preset`][].
         data_preprocessor: For a student whose config has none. mmengine's Runner gives it to
             the model where a config has one beside the model, as those of mmseg have.
@@ -138,7 +139,7 @@ def Distilled(  # noqa: N802  (a type in configs)
                 '  (kd_dense train --dump-config writes this as a recipe)',
                 logger='current',
             )
-        elif weights != 'published':
+        elif weights != 'auto':
             raise ValueError(
                 f'weights={weights!r} belongs to a preset; a term says it itself, as share=1.0'
             )
@@ -277,6 +278,11 @@ def _run_teacher(model: Any, active: Sequence[Term], inputs: Tensor, samples: An
         plan.first_steps.before(model, plan.teacher, plan.preprocess, inputs, samples)
 
 
+def _ran(term: Term, plan: _Plan) -> bool:
+    """Whether there is something to compare: a cascade ends early where no RoI is left."""
+    return term.rois is None or bool(plan.student_taps.calls(term.rois.targets))
+
+
 @torch.compiler.disable
 def _distil(
     model: Any,
@@ -290,16 +296,19 @@ def _distil(
     losses: dict[str, Tensor] = {}
     ours: dict[str, Sequence[Tensor]] = {}
     theirs: dict[str, Sequence[Tensor]] = {}
-    wanted = chain(*(term.loss.needs for name, term in model.kd.items() if factors[name]))
-    step = Step(model, inputs, samples, plan.student_taps, plan.teacher_taps)
+    active = {name: term for name, term in model.kd.items() if factors[name] and _ran(term, plan)}
+    wanted = chain(*(term.needs for term in active.values()))
+    step = Step(model, inputs, samples, plan.student_taps, plan.teacher_taps, plan.teacher.model)
+    shared = [term.rois for term in active.values() if term.rois is not None]
+    step = with_teacher_on_rois(plan.teacher, shared, step)
     plan.meter.start()
     found = gather(wanted, step)
     for name, term in model.kd.items():
-        if not factors[name]:
+        if name not in active:
             losses.update(term.idle(any_tensor(inputs)))
             continue
         student, teacher = term.maps(step)
-        needs = {need: found[need] for need in term.loss.needs}
+        needs = term.needed(step, found)
         if term.shares:
             losses.update(term.shared(step, factors[name], needs, plan.meter))
         else:

@@ -11,11 +11,12 @@ from torch import nn
 
 from kd_dense.mm.batches.targets import NEEDS
 from kd_dense.mm.distil.rehearsal import rehearse
+from kd_dense.mm.distil.shared_rois import told_by_box_head
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.distil.tokens import shapes_as_maps
 from kd_dense.mm.models.probe import Probe, Yield, probe
 
-__all__ = ['build_terms', 'check_classes']
+__all__ = ['build_terms', 'check_classes', 'yields']
 
 
 def build_terms(
@@ -35,8 +36,11 @@ def build_terms(
         ValueError: If a name, a field, a tap, a loss or a shape does not fit.
     """
     built = _named(terms)
-    found = probe(student, _taps(t.student_tap for t in built.values()),
-                  teacher, _taps(t.teacher_tap for t in built.values()))  # fmt: skip
+    for term in built.values():
+        if term.rois is not None:
+            term.run_to = term.rois.features(student, teacher)
+    found = probe(student, _taps(t.run_to[0] for t in built.values()),
+                  teacher, _taps(t.run_to[1] for t in built.values()))  # fmt: skip
     for term in built.values():
         _fit(term, student, teacher, found)
     taps = _taps(chain(*(term.teacher_taps for term in built.values())))
@@ -77,15 +81,14 @@ def _named(terms: Mapping[str, Mapping[str, Any]]) -> dict[str, Term]:
 
 def _fit(term: Term, student: nn.Module, teacher: nn.Module, found: Probe) -> None:
     """Build the losses and the adapters of a term for what its taps yield."""
-    ours, theirs = shapes_as_maps(
-        found.student[term.student_tap],
-        found.teacher[term.teacher_tap],
-        found.size,
-        term.of_features,
-    )
-    term.build_losses(ours, theirs, _told_by_heads(student, term.student_tap))
+    ours, theirs = yields(term, student, teacher, found)
+    if term.rois is None:
+        term.build_losses(ours, theirs, _told_by_heads(student, term.student_tap))
+    else:
+        term.build_losses(ours, theirs, told_by_box_head(student, term.rois))
+        term.rois.check(term.loss.needs, student, teacher)
     check_classes(term, student, ours, teacher, theirs)
-    for need in term.loss.needs:
+    for need in term.needs:
         _check_need(term, need, student, teacher)
     term.fit(ours, theirs)
     for index, adapter in enumerate(term.adapters):
@@ -95,6 +98,16 @@ def _fit(term: Term, student: nn.Module, teacher: nn.Module, found: Probe) -> No
                 f"an adapter to the shape of the teacher's, {theirs.shapes[index]}",
                 logger='current',
             )
+
+
+def yields(
+    term: Term, student: nn.Module, teacher: nn.Module, found: Probe
+) -> tuple[Yield, Yield]:
+    """What the taps of a term yield in student and teacher, tokens as maps."""
+    if term.rois is not None:
+        return term.rois.yields(student, teacher, found)
+    both = found.student[term.student_tap], found.teacher[term.teacher_tap]
+    return shapes_as_maps(*both, found.size, term.of_features)
 
 
 def _check_need(term: Term, need: str, student: nn.Module, teacher: nn.Module) -> None:
@@ -113,6 +126,8 @@ def check_classes(
 
     A trainable layer between them would learn to translate one class into another one.
     """
+    if term.loss.of_queries:  # which are no maps; it says itself what differs
+        return
     s = _on_way(student, term.student_tap, _head)
     t = _on_way(teacher, term.teacher_tap, _head)
     if s is None or t is None:
@@ -197,7 +212,10 @@ def _head(module: nn.Module) -> _Head | None:
 
 def _sigmoid(module: nn.Module) -> bool | None:
     """Whether a head of mmdet takes each class for itself."""
-    value = getattr(module, 'use_sigmoid_cls', None)
+    # Of dense heads, and of those of queries.
+    value = getattr(
+        module, 'use_sigmoid_cls', getattr(getattr(module, 'loss_cls', None), 'use_sigmoid', None)
+    )
     return value if isinstance(value, bool) else None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from kd_dense.mm.batches.made_up import add_labels, blank_batch
 from kd_dense.mm.batches.targets import Step, gather
@@ -47,7 +47,7 @@ def rehearse(student: nn.Module, teacher: nn.Module, terms: Sequence[Term], foun
         ValueError: If a loss or an adapter cannot take the maps.
     """
     try:
-        _rehearse(student, terms, found)
+        _rehearse(student, teacher, terms, found)
     except TapError:
         raise
     except ValueError:
@@ -66,13 +66,13 @@ def _on_large_images(
         return None
     try:
         larger = probe(student, [*found.student], teacher, [*found.teacher], smallest=LARGEST)
-        return larger if _rehearse(student, terms, larger) else None
+        return larger if _rehearse(student, teacher, terms, larger) else None
     except (ValueError, RuntimeError):  # the first error tells more
         return None
 
 
 @torch.enable_grad()
-def _rehearse(student: nn.Module, terms: Sequence[Term], found: Probe) -> bool:
+def _rehearse(student: nn.Module, teacher: nn.Module, terms: Sequence[Term], found: Probe) -> bool:
     """Compute the terms at the size of a probe; returns whether that was possible."""
     terms = [term for term in terms if term.loss.weight > 0]
     if not terms or any(parameter.is_meta for parameter in student.parameters()):
@@ -102,10 +102,17 @@ def _rehearse(student: nn.Module, terms: Sequence[Term], found: Probe) -> bool:
             )
             return False
         maps = {tap: [torch.randn(x) for x in one.shapes] for tap, one in found.teacher.items()}
-        step = Step(replica, inputs, samples, taps, maps)
+        step = Step(replica, inputs, samples, taps, maps, teacher, _on_rois(terms, taps))
         for term in terms:
             _compute(term, step)
     return True
+
+
+def _on_rois(terms: Sequence[Term], taps: Taps) -> dict[str, Tensor]:
+    """Random rows in the place of those that the teacher yields on the student's RoIs."""
+    shared = [term for term in terms if term.rois and taps.calls(term.student_tap)]
+    rows = {term.name: len(taps[term.student_tap][-1]) for term in shared}
+    return {term.name: torch.randn(rows[term.name], *term.row) for term in shared}
 
 
 def _compute(term: Term, step: Step) -> None:
@@ -119,7 +126,7 @@ def _compute(term: Term, step: Step) -> None:
     except TapError as error:
         raise TapError(f'term {term.name!r}: {error}') from None
     try:
-        needs = gather(term.loss.needs, step)
+        needs = term.needed(step, gather(term.needs, step))
         losses = copy.deepcopy(term).cpu()(student, teacher, 1.0, needs)
         if not any(loss.requires_grad for loss in losses.values()):
             raise ValueError('no gradient flows back from the loss to the student')

@@ -15,6 +15,7 @@ from kd_dense.adapters import Adapter, resize
 from kd_dense.functional import without_autocast
 from kd_dense.losses import DistillLoss
 from kd_dense.mm.batches.made_up import any_tensor
+from kd_dense.mm.batches.queries import as_queries, own_queries
 from kd_dense.mm.batches.targets import NEEDS, Step
 from kd_dense.mm.distil.fields import (
     WHOLE,
@@ -24,15 +25,16 @@ from kd_dense.mm.distil.fields import (
     build_shares,
     tap_names,
 )
-from kd_dense.mm.distil.tokens import as_maps, shapes_as_maps
+from kd_dense.mm.distil.shared_rois import SharedRoIs
+from kd_dense.mm.distil.tokens import as_maps, for_each_branch, shapes_as_maps
 from kd_dense.mm.models.probe import Yield, needs_features_only
 from kd_dense.mm.wording import spelt
-from kd_dense.shares import Share, ShareMeter
+from kd_dense.shares import Share, ShareMeter, ends_of_chains
 from kd_dense.taps import TapError, near_names
 
 __all__ = ['Term']
 
-FIELDS = ('tap', 'loss', 'share', 'adapter', 'schedule')
+FIELDS = ('tap', 'loss', 'share', 'adapter', 'schedule', 'shared_rois')
 
 
 class Term(nn.Module):
@@ -51,6 +53,9 @@ class Term(nn.Module):
             difference of shape an error; and a config builds another module, which is given
             ``in_channels`` and ``out_channels``.
         schedule: Arguments of [`kd_dense.schedules.Schedule`][].
+        shared_rois: For taps in the box head of a detector with region proposals, as
+            ``'roi_head.bbox_head.fc_cls'``: the teacher's box head is run on the regions that the
+            student has sampled in this step. What is compared has a row for each of them.
 
     Raises:
         ValueError: If a field is missing, unknown or of the wrong kind.
@@ -65,6 +70,7 @@ class Term(nn.Module):
         share: float | Mapping[str, float] | None = None,
         adapter: bool | Mapping[str, Any] = True,
         schedule: Mapping[str, Any] | None = None,
+        shared_rois: bool = False,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -87,12 +93,20 @@ class Term(nn.Module):
                 f'term {name!r}: expected adapter=True, False or the config of a module, '
                 f'got {adapter!r}'
             )
-        self.student_tap, self.teacher_tap = tap_names(name, tap)
+        if not isinstance(shared_rois, bool):
+            raise ValueError(
+                f'term {name!r}: expected shared_rois=True or False, got {shared_rois!r}'
+            )
+        self.student_tap, self.teacher_tap = taps = tap_names(name, tap)
+        self.rois = SharedRoIs.of(name, *taps) if shared_rois else None
+        self.run_to = taps  # how far both models run, unasked
         self.losses = nn.ModuleList()  # one for all maps, or one for each
         self.adapter = adapter
         self.adapters = nn.ModuleList()
         self._config = loss
+        self.row: tuple[int, ...] = ()  # the shape of what the teacher yields for an image or RoI
         self.shares = build_shares(name, share)
+        self._ends: list[bool] | None = None  # which maps have a share measured
         self.schedule = build_schedule(name, {} if schedule is None else schedule)
 
     def build_losses(
@@ -133,15 +147,19 @@ class Term(nn.Module):
         Raises:
             ValueError: If the numbers of maps differ, or shapes differ and cannot be adapted.
         """
-        if len(student.shapes) != len(teacher.shapes):
+        if self.loss.of_queries:
+            self._check_no_adapter()
+        elif len(student.shapes) != len(teacher.shapes):
             raise ValueError(
                 f'term {self.name!r}: tap {self.student_tap!r} yields {len(student.shapes)} '
                 f'maps {spelt(student.shapes)} in the student and tap {self.teacher_tap!r} '
                 f'{len(teacher.shapes)} maps {spelt(teacher.shapes)} in the teacher; choose among '
                 "them with an index, as in 'neck[:4]'"
             )
-        for ours, theirs in zip(student.shapes, teacher.shapes, strict=True):
-            self.adapters.append(self._adapter(ours, theirs))
+        else:
+            for ours, theirs in zip(student.shapes, teacher.shapes, strict=True):
+                self.adapters.append(self._adapter(ours, theirs))
+        self.row = teacher.shapes[0][1:]
         # A term that is switched off for good must not change training at all: a trainable
         # adapter would take part in gradient clipping, if only with zeros.
         if self.loss.weight == 0:
@@ -159,7 +177,7 @@ class Term(nn.Module):
 
     def _agree(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> bool:
         """Whether the loss can compare maps of these shapes as they are."""
-        if len(student) == len(teacher) == 4:
+        if len(student) == len(teacher) == 4 or (self.rois and len(student) == len(teacher)):
             first = 2 if self.loss.any_channels else 1
             return student[first:] == teacher[first:]
         return student == teacher
@@ -168,8 +186,7 @@ class Term(nn.Module):
         """Make sure that one map can and may be given the shape of another one."""
         shapes = f'the student map has shape {student}, the teacher map {teacher}'
         kind = type(self.loss).__name__
-        if not self.loss.adaptable and isinstance(self.adapter, Mapping):
-            raise ValueError(f'term {self.name!r}: {kind} takes no adapter; leave it out')
+        self._check_no_adapter()
         if not self.loss.adaptable:
             raise ValueError(
                 f'term {self.name!r}: {shapes}, and {kind} compares maps of one shape only: tap '
@@ -187,6 +204,12 @@ class Term(nn.Module):
                 'agree'
             )
 
+    def _check_no_adapter(self) -> None:
+        if not self.loss.adaptable and isinstance(self.adapter, Mapping):
+            raise ValueError(
+                f'term {self.name!r}: {type(self.loss).__name__} takes no adapter; leave it out'
+            )
+
     @property
     def loss(self) -> DistillLoss:
         """The loss, or that of the first map."""
@@ -195,13 +218,32 @@ class Term(nn.Module):
     @property
     def student_taps(self) -> list[str]:
         """All that must be recorded in the student."""
+        if self.rois is not None:
+            return [self.student_tap, self.rois.targets]
         needs = [NEEDS[need] for need in self.loss.needs]
         return [self.student_tap, *chain(*(need.taps + need.loss_taps for need in needs))]
 
     @property
     def teacher_taps(self) -> list[str]:
-        """All that must be recorded in the teacher."""
-        return [self.teacher_tap, *chain(*(NEEDS[need].taps for need in self.loss.needs))]
+        """All that must be recorded in the teacher, on its own."""
+        needs = [NEEDS[need] for need in self.needs]
+        return [self.run_to[1], *chain(*(need.taps + need.teacher_taps for need in needs))]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the loss needs of a batch; on RoIs it needs what is known of these."""
+        return () if self.rois is not None else self.loss.needs
+
+    def needed(self, step: Step, found: Mapping[str, Any]) -> dict[str, Any]:
+        """What the loss needs beside the maps of a step.
+
+        Args:
+            step: The step.
+            found: What was gathered of the batch.
+        """
+        if self.rois is not None:
+            return self.rois.needed(self.loss.needs, step)
+        return {need: found[need] for need in self.needs}
 
     @property
     def of_features(self) -> bool:
@@ -211,19 +253,26 @@ class Term(nn.Module):
     def maps(
         self, step: Step, alias: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The maps of student and teacher in a step, tokens as maps.
+        """The maps of student and teacher in a step, tokens as maps; or all that is of queries.
 
         Args:
             step: The step.
-            alias: What stands for each map of the student.
+            alias: What stands for each map of the student whose gradients are measured.
         """
         student = step.student_taps[self.student_tap]
-        return as_maps(
-            student if alias is None else [alias(x) for x in student],
-            step.teacher_taps[self.teacher_tap],
-            any_tensor(step.inputs).shape[-2:],
-            self.of_features,
-        )
+        if self.rois is not None:  # a sampler may have run the box head before
+            student, teacher = student[-1:], [step.on_rois[self.name]]
+        else:
+            teacher = [*step.teacher_taps[self.teacher_tap]]
+        if alias is not None:
+            if self._ends is None:
+                self._ends = ends_of_chains(student)
+            measured = zip(student, self._ends, strict=True)
+            student = [alias(x) if ends else x for x, ends in measured]
+        if self.loss.of_queries:
+            own = own_queries(step.student, self.student_tap)
+            return as_queries(student, own), as_queries(teacher)
+        return as_maps(student, teacher, any_tensor(step.inputs).shape[-2:], self.of_features)
 
     def factor(self) -> float:
         """The schedule's factor now; 0 means that the term is off in this iteration."""
@@ -271,7 +320,8 @@ class Term(nn.Module):
             TapError: If the maps are not those that the taps yielded when the model was built,
                 or no gradient flows back from those of the student.
         """
-        if not len(student) == len(teacher) == len(self.adapters):
+        of_maps = not self.loss.of_queries
+        if of_maps and not len(student) == len(teacher) == len(self.adapters):
             raise TapError(
                 f'term {self.name!r}: expected {len(self.adapters)} maps, got {len(student)} '
                 f'of the student and {len(teacher)} of the teacher: tap {self.student_tap!r} or '
@@ -285,7 +335,9 @@ class Term(nn.Module):
                 'frozen, or it lies inside a block with activation checkpointing; tap a later '
                 'layer'
             )
-        teacher = [_for_each_branch(t, len(x)) for x, t in zip(student, teacher, strict=True)]
+        if of_maps:
+            pairs = zip(student, teacher, strict=True)
+            teacher = [for_each_branch(t, len(x)) for x, t in pairs]
         adapted = self.adapted(student, teacher)
         with without_autocast(student[0]):
             if self.loss.all_maps:
@@ -337,6 +389,8 @@ class Term(nn.Module):
         Raises:
             ValueError: If sizes differ where they did not, and the student's may not be resized.
         """
+        if self.loss.of_queries:
+            return student
         return [
             self._resized(x, t) if isinstance(adapter, nn.Identity) else adapter(x, t.shape[-2:])
             for adapter, x, t in zip(self.adapters, student, teacher, strict=True)
@@ -354,6 +408,8 @@ class Term(nn.Module):
             For each map the class of its adapter, ``'resized'``, or nothing where it is compared
             as it is.
         """
+        if self.loss.of_queries:
+            return []
         student, teacher = shapes_as_maps(student, teacher, image, self.of_features)
         resized = [
             not self._agree(*both) for both in zip(student.shapes, teacher.shapes, strict=True)
@@ -390,14 +446,3 @@ class Term(nn.Module):
 
     def _key(self, part: str) -> str:
         return f'loss_kd_{self.name}.{part}' if part else f'loss_kd_{self.name}'
-
-
-def _for_each_branch(teacher: Tensor, images: int) -> Tensor:
-    """Repeat the teacher's map where the student sees each image in several branches.
-
-    TridentNet trains so: its maps hold all images of the first branch, then those of the next.
-    """
-    times, rest = divmod(images, len(teacher))
-    if times == 1 or rest:
-        return teacher
-    return teacher.repeat(times, *[1] * (teacher.dim() - 1))

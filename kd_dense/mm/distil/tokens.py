@@ -9,7 +9,7 @@ from torch import Tensor
 from kd_dense.adapters import map_size, tokens_to_map
 from kd_dense.mm.models.probe import Yield
 
-__all__ = ['as_maps', 'shapes_as_maps']
+__all__ = ['as_maps', 'for_each_branch', 'shapes_as_maps']
 
 Shape = Sequence[int]
 
@@ -69,3 +69,14 @@ def _sizes(
         ]
 
     return found(student, teacher), found(teacher, student)
+
+
+def for_each_branch(teacher: Tensor, images: int) -> Tensor:
+    """Repeat the teacher's map where the student sees each image in several branches.
+
+    TridentNet trains so: its maps hold all images of the first branch, then those of the next.
+    """
+    if images == len(teacher) or images % len(teacher):
+        return teacher
+    times = images // len(teacher)
+    return teacher.repeat(times, *[1] * (teacher.dim() - 1))

@@ -108,7 +108,8 @@ class Places:
         if source.startswith('roi_head'):
             raise CannotError(
                 f'{source} lies behind region proposals, where student and teacher look at '
-                'different boxes: tap the backbone, the neck or the rpn_head instead'
+                'different boxes: tap the backbone, the neck or the rpn_head instead, or write a '
+                'term with shared_rois=True'
             )
         return source
 

@@ -6,10 +6,12 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from inspect import signature
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from kd_dense.mm.batches.made_up import add_labels, blank_batch
@@ -85,8 +87,26 @@ def forward(
     elif needs_features_only(names) and hasattr(model, 'extract_feat'):
         model.extract_feat(inputs)
     else:
+        head = getattr(model, 'decode_head', None)
         with _auxiliary_heads(model, names):
-            model(inputs, data_samples, mode='tensor')
+            if _takes_samples(head):  # of mmdet, in a segmenter that does not give them to it
+                head.forward(model.extract_feat(inputs), _with_batch_shape(inputs, data_samples))
+            else:
+                model(inputs, data_samples, mode='tensor')
+
+
+def _takes_samples(head: Any) -> bool:
+    """Whether the forward of a head of a segmenter wants data samples, as Mask2Former's."""
+    return head is not None and 'batch_data_samples' in signature(type(head).forward).parameters
+
+
+def _with_batch_shape(inputs: Any, data_samples: Any) -> list[BaseDataElement]:
+    """What is said of each image, as mmdet's data preprocessor says it."""
+    size = tuple(inputs.shape[-2:])
+    return [
+        BaseDataElement(metainfo={**sample.metainfo, 'batch_input_shape': size})
+        for sample in data_samples
+    ]
 
 
 @contextmanager
@@ -192,7 +212,9 @@ def _check_names(model: nn.Module, names: Sequence[str]) -> None:
         if any(place.startswith('roi_head') for place in taps.places(name)):
             raise TapError(
                 f'tap {name!r} lies behind region proposals, where student and teacher look '
-                'at different boxes: tap the backbone, the neck or the rpn_head instead'
+                'at different boxes: tap the backbone, the neck or the rpn_head instead; or, in a '
+                "box head, say shared_rois=True in the term, and the teacher's looks at the "
+                "student's"
             )
 
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_dense.losses import DistillLoss
+from kd_dense.mm.batches.rois import RoIs
 from kd_dense.mm.batches.targets import NEEDS, Step, gather
 from kd_dense.mm.distil.distilled import own_class
 from kd_dense.mm.distil.rehearsal import alone
+from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
 from kd_dense.mm.models.probe import FEATURES, forward
 from kd_dense.mm.pictures.views import (
     UNLABELLED,
@@ -34,7 +36,13 @@ from kd_dense.taps import Taps
 __all__ = ['Compared', 'Prediction', 'compare', 'predict']
 
 # What is needed of the ground truth, and what a view has for it.
-TRUTH = {'boxes': 'boxes', 'head_targets': 'labels', 'segmentation': 'segmentation'}
+TRUTH = {
+    'boxes': 'boxes',
+    'labels': 'labels',
+    'taught_queries': 'boxes',
+    'head_targets': 'labels',
+    'segmentation': 'segmentation',
+}
 
 
 class Prediction(NamedTuple):
@@ -66,6 +74,8 @@ class Compared(NamedTuple):
         needs: What the loss needs beside them.
         value: The weighted loss, without schedule.
         channels: Names of the channels where they are classes.
+        rois: Of a term on shared RoIs: their classes, and x1, y1, x2, y2 as shares of the width
+            and the height of the batch, ``(R, 4)``. Maps are rows ``(R, ...)`` then.
     """
 
     tap: str
@@ -75,6 +85,7 @@ class Compared(NamedTuple):
     needs: Mapping[str, Any]
     value: float
     channels: tuple[str, ...] | None
+    rois: RoIs | None = None
 
     def loss(self, index: int) -> Any:
         """The loss of a map."""
@@ -138,8 +149,8 @@ def compare(
     by_loss = plan.student_by_loss or plan.teacher.by_loss
     known = dict(boxes=view.boxes, labels=view.labels, segmentation=view.segmentation)
     for name, term in model.kd.items():
-        lacking = [n for n in term.loss.needs if n in TRUTH and known[TRUTH[n]] is None]
-        if by_loss and view.labels is None and view.segmentation is None:
+        lacking = [n for n in term.needs if n in TRUTH and known[TRUTH[n]] is None]
+        if (by_loss or term.rois) and view.labels is None and view.segmentation is None:
             lacking.append('the losses of the models')
         if lacking:
             left_out[name] = f'needs {" and ".join(lacking)}: the picture has no ground truth'
@@ -151,8 +162,11 @@ def compare(
     _complete(samples, view, inputs)
     ours = Taps(chain(*(term.student_taps for term in terms.values())))
     theirs = Taps(plan.teacher_calls)
-    in_loss = plan.student_by_loss or any(
-        NEEDS[need].loss_taps for term in terms.values() for need in term.loss.needs
+    shared = [term.rois for term in terms.values() if term.rois is not None]
+    in_loss = (
+        plan.student_by_loss
+        or bool(shared)
+        or any(NEEDS[need].loss_taps for term in terms.values() for need in term.needs)
     )
     with _undisturbed(model):
         plan.teacher.run(theirs, plan.teacher_calls, plan.preprocess, inputs, samples)
@@ -162,18 +176,25 @@ def compare(
                 own_class(type(model)).loss(model, inputs, samples)
             else:
                 forward(model, inputs, samples, ours.names)
-        step = Step(model, inputs, samples, ours, theirs)
-        needs = gather(chain(*(term.loss.needs for term in terms.values())), step)
+        step = Step(model, inputs, samples, ours, theirs, plan.teacher.model)
+        step = with_teacher_on_rois(plan.teacher, shared, step)
+        needs = gather(chain(*(term.needs for term in terms.values())), step)
         found = {
             name: _compared(
                 term,
                 term.maps(step),
-                {need: needs[need] for need in term.loss.needs},
+                term.needed(step, needs),
                 view.classes,
+                None if term.rois is None else _in_shares(term.rois.read(step), view),
             )
             for name, term in terms.items()
         }
     return found, left_out
+
+
+def _in_shares(rois: RoIs, view: View) -> RoIs:
+    height, width = view.batch_shape
+    return rois._replace(boxes=rois.boxes[:, 1:] / rois.boxes.new_tensor([width, height] * 2))
 
 
 def _complete(samples: Any, view: View, inputs: Tensor) -> None:
@@ -193,6 +214,7 @@ def _compared(
     maps: tuple[list[Tensor], list[Tensor]],
     needs: Mapping[str, Any],
     classes: tuple[str, ...],
+    rois: RoIs | None,
 ) -> Compared:
     # A copy, because a critic changes with every call.
     term = copy.deepcopy(term).cpu().eval()
@@ -209,6 +231,7 @@ def _compared(
         needs=needs,
         value=value,
         channels=classes if named else None,
+        rois=_on_cpu(rois),
     )
 
 

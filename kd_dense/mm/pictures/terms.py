@@ -11,6 +11,7 @@ import matplotlib
 from kd_dense.mm.pictures import methods
 from kd_dense.mm.pictures.canvas import STYLE
 from kd_dense.mm.pictures.general import ANY, Known, LossPictures
+from kd_dense.mm.pictures.methods.rois import on_rois
 from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.views import View
 
@@ -28,6 +29,8 @@ def pictures_of(compared: Compared) -> LossPictures:
     """The pictures of the loss of a term; of one that is not known here, those of any loss."""
     kinds = type(compared.losses[0]).__mro__
     known = next((PICTURES[kind] for kind in kinds if kind in PICTURES), ANY)
+    if compared.rois is not None:
+        return on_rois(known)
     return known(compared) if callable(known) else known
 
 

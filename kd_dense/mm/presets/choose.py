@@ -16,13 +16,14 @@ from torch import nn
 
 from kd_dense.functional import check_choice
 from kd_dense.mm.presets import methods
+from kd_dense.mm.presets.auto import AUTO
 from kd_dense.mm.presets.roles import LOGITS, Pair
 from kd_dense.mm.presets.settings import Method, Preset, Sums, scaled
 from kd_dense.registry import MODELS
 
 __all__ = ['METHODS', 'SUMS', 'Weights', 'check_methods', 'choose_preset', 'listed_methods']
 
-Weights = Literal['published', 'shares']
+Weights = Literal['auto', 'published', 'shares']
 # The order in help and messages; other files come behind, by name.
 FIRST = ('cwd', 'skd', 'fgd', 'ld', 'intrakd')
 
@@ -35,15 +36,22 @@ def _files() -> dict[str, ModuleType]:
 
 
 _FILES = _files()
-METHODS: dict[str, Method] = {k: m for file in _FILES.values() for k, m in file.METHODS.items()}
+METHODS: dict[str, Method] = {
+    'auto': AUTO,
+    **{name: method for file in _FILES.values() for name, method in file.METHODS.items()},
+}
 SUMS: dict[str, Sums] = {loss: s for file in _FILES.values() for loss, s in file.SUMS.items()}
 
+# Behind the source of settings whose maps are others than the published ones.
+SCALED = ' (weights scaled to these maps)'
 # What a method asks of models and data: the most that any of its settings asks.
 GROUPS = {
+    'nothing': 'nothing but a backbone',
     'logits': 'class logits of a segmenter',
     'features': 'features',
     'segmentation': 'label maps of a segmenter, beside logits or features',
     'objects': 'boxes of a detector, beside its features or what its head predicts',
+    'queries': 'a decoder with queries, as that of DETR',
 }
 
 
@@ -59,8 +67,15 @@ def listed_methods() -> str:
 
 
 def _group(method: Method) -> str:
+    if method is AUTO:  # its terms are left out where a model lacks what they need
+        return 'nothing'
     terms = [term for preset in method.presets for term in preset.terms.values()]
-    needs = {need for term in terms for need in MODELS.get(term['loss']['type']).needs}
+    if any(term.get('shared_rois') for term in terms):
+        return 'objects'
+    losses = [MODELS.get(term['loss']['type']) for term in terms]
+    if any(loss.of_queries for loss in losses):
+        return 'queries'
+    needs = {need for loss in losses for need in loss.needs}
     if needs - {'segmentation'}:
         return 'objects'
     if needs:
@@ -85,7 +100,7 @@ def choose_preset(
     names: str | Sequence[str],
     student: nn.Module,
     teacher: nn.Module,
-    weights: Weights = 'published',
+    weights: Weights = 'auto',
 ) -> Preset:
     """Find settings of one or several methods that fit a student and its teacher.
 
@@ -95,7 +110,8 @@ def choose_preset(
         teacher: The teacher.
         weights: ``'published'``; or ``'shares'``: the terms pull at the student together as
             strongly as its own losses do, each as much as the others, whatever weights were
-            published. See [`kd_dense.shares.Share`][].
+            published, see [`kd_dense.shares.Share`][]. ``'auto'`` is the first where the maps are
+            those that the weights were published for, and the second where they are not.
 
     Returns:
         For each method the first of its presets that fits both models, with the taps of
@@ -117,12 +133,13 @@ def choose_preset(
         raise ValueError(f'preset: a name comes twice in {list(names)}')
     pair = Pair(student, teacher)
     chosen = {name: _choose(name, pair) for name in names}
+    count = sum(len(preset.terms) for preset in chosen.values())
     terms: dict[str, Any] = {}
     for name, preset in chosen.items():
+        elsewhere = weights == 'auto' and preset.source.endswith(SCALED)
         for term, fields in preset.terms.items():
-            terms[f'{name}_{term}' if term in terms else term] = fields
-    if weights == 'shares':
-        terms = {k: {**fields, 'share': round(1 / len(terms), 3)} for k, fields in terms.items()}
+            shared = {'share': round(1 / count, 3)} if elsewhere or weights == 'shares' else {}
+            terms[f'{name}_{term}' if term in terms else term] = {**shared, **fields}
     return Preset(
         terms=terms,
         inherit=tuple(dict.fromkeys(part for p in chosen.values() for part in p.inherit)),
@@ -139,7 +156,7 @@ def _choose(name: str, pair: Pair) -> Preset:
             return preset._replace(
                 terms=terms,
                 inherit=pair.inherited(preset.inherit),
-                source=preset.source + ('' if same else ' (weights scaled to these maps)'),
+                source=preset.source + ('' if same else SCALED),
             )
     known = ', '.join(dict.fromkeys(preset.models for preset in METHODS[name].presets))
     student, teacher = (type(side.whole).__name__ for side in (pair.student, pair.teacher))
@@ -154,7 +171,8 @@ def _fitted(preset: Preset, pair: Pair) -> dict[str, Any] | None:
     terms = {}
     for name, fields in preset.terms.items():
         found = pair.places(fields['tap'])
-        if found is None and fields.get('optional'):
+        needs = MODELS.get(fields['loss']['type']).needs
+        if fields.get('optional') and not (found and pair.agree(fields['tap'], needs)):
             continue
         if found is None:
             return None

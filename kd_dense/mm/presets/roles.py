@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from kd_dense.mm.batches.targets import NEEDS
 from kd_dense.mm.models.inherit import fits
 from kd_dense.mm.models.probe import FEATURES, Probe, probe
 from kd_dense.taps import TapError, Taps
@@ -18,6 +19,8 @@ __all__ = ['IMAGE', 'LOGITS', 'Map', 'Pair', 'Side']
 
 # The taps that stand for class logits of a segmenter.
 LOGITS = ('logits', 'aux_logits')
+
+BOX_HEAD = 'roi_head.bbox_head'
 
 # Published weights of detectors belong to images of this size, in pixels.
 IMAGE = 800 * 1216
@@ -98,6 +101,25 @@ class Side:
         ]
         return found[-1] if found else None
 
+    def classes(self) -> int | None:
+        """How many classes the model tells apart, if its head says it."""
+        names = ('decode_head', 'roi_head.bbox_head', 'bbox_head', 'mask_head', 'panoptic_head')
+        heads = [head for name in names for head in self._heads(name)]
+        found = (getattr(head, 'num_classes', None) for head in heads)
+        return next((count for count in found if count is not None), None)
+
+    def box_head(self, path: str) -> str | None:
+        """A place in a box head, in the notation of another model.
+
+        Of a stage of a cascade it is that stage, or the one head that there is; of one head it is
+        that, or the first stage.
+        """
+        stage, _, inner = path.removeprefix(f'{BOX_HEAD}.').partition('.')
+        if not stage.isdigit():
+            stage, inner = '0', path.removeprefix(f'{BOX_HEAD}.')
+        paths = path, f'{BOX_HEAD}.{inner}', f'{BOX_HEAD}.{stage}.{inner}'
+        return next((one for one in paths if self.has(one)), None)
+
     def _heads(self, name: str) -> list[nn.Module]:
         head = self.parts.get(name)
         if head is None:
@@ -134,6 +156,20 @@ class Pair:
         names = [ours.prefix + part for part in parts if ours.has(part)]
         return tuple(name for name in names if fits(ours.whole, theirs.whole, name))
 
+    def agree(self, tap: str, needs: Sequence[str]) -> bool:
+        """Whether what a tap yields in both can be compared by a loss with these needs."""
+        ours, theirs = self.student, self.teacher
+        of_features = tap.partition('[')[0].partition('.')[0] in FEATURES
+        if not of_features and ours.classes() != theirs.classes():
+            return False
+        try:
+            for check in (NEEDS[need].check for need in needs):
+                if check is not None:
+                    check(ours.model, theirs.model)
+        except ValueError:
+            return False
+        return True
+
     def places(self, tap: str) -> tuple[str, str, list[Map]] | None:
         """Find a tap in both models.
 
@@ -163,6 +199,8 @@ class Pair:
             if found is None:
                 return None
             names, maps = _aligned(found, index)
+        elif path.startswith(f'{BOX_HEAD}.'):
+            names = [tap if ours.has(path) else None, theirs.box_head(path)]
         else:
             names = [tap if side.has(path) else None for side in (ours, theirs)]
             maps = ours.class_maps(path)

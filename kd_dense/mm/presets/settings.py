@@ -42,7 +42,7 @@ class Preset(NamedTuple):
 
     Attributes:
         terms: What to distil, as in a config. A term with ``optional=True`` is left out where one
-            of the models lacks its tap.
+            of the models lacks its tap, or their classes or heads do not go together.
         inherit: Parts to inherit, where both models are of one class and something fits.
         source: Where the settings come from.
         models: Which students they are for, in words.

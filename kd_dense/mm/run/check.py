@@ -22,7 +22,7 @@ def check(
     methods: str | Sequence[str] = (),
     *,
     teacher_checkpoint: str | os.PathLike[str] | None = None,
-    weights: Weights = 'published',
+    weights: Weights = 'auto',
     options: Mapping[str, Any] | None = None,
     batches: int = 4,
     images: int = 50,

@@ -19,7 +19,7 @@ from kd_dense.mm.distil.distilled import Distilled, own_class
 from kd_dense.mm.hooks.checkpoint import newest_checkpoint
 from kd_dense.mm.presets.choose import Weights
 from kd_dense.mm.run.export import export
-from kd_dense.mm.run.recipes import read_recipe, set_work_dir, teacher_spec, write_recipe
+from kd_dense.mm.run.recipes import DEFAULT, read_recipe, set_work_dir, teacher_spec, write_recipe
 from kd_dense.mm.run.train import train
 
 __all__ = ['Outcome', 'distill']
@@ -34,8 +34,6 @@ class Outcome(NamedTuple):
         scores: Of the validation after the last iteration, by name; empty where the config has
             none.
         student: A checkpoint of the student alone, for its own config.
-        weights: Of the presets: ``'published'``, or ``'shares'`` that set themselves. See
-            [`kd_dense.mm.presets.choose.choose_preset`][].
         work_dir: Where logs and checkpoints are.
     """
 
@@ -51,7 +49,7 @@ def distill(
     *,
     config: Source | None = None,
     teacher_checkpoint: Source | None = None,
-    weights: Weights = 'published',
+    weights: Weights = 'auto',
     work_dir: Source | None = None,
     options: Mapping[str, Any] | None = None,
     amp: bool = False,
@@ -70,10 +68,13 @@ def distill(
             ``'mmdet::FOLDER/FILE.py'``; or a model that has been built, which starts from the
             weights that it has.
         teacher: Config of the teacher: a path or a name; or a model with its weights.
-        methods: One or several presets, as ``'fgd'``.
+        methods: One or several presets, as ``'fgd'``; with a teacher alone it is ``'auto'``, what
+            made the best students in our study.
         config: Where the student is a model, the config of data, schedule and evaluation.
         teacher_checkpoint: Its weights, a path or an address; by default those published with
             its config; ``'none'`` for an untrained teacher, to try things out.
+        weights: Of the presets: ``'published'``, ``'shares'`` that set themselves, or ``'auto'``:
+            see [`kd_dense.mm.presets.choose.choose_preset`][].
         work_dir: Where logs and checkpoints go.
         options: Settings to override, as ``{'train_cfg.max_epochs': 6}``.
         amp: Train in mixed precision.
@@ -96,8 +97,10 @@ def distill(
         kd_dense.mm.configs.RequestError: expected methods together with a teacher, got ['fgd']
     """
     chosen = [methods] if isinstance(methods, str) else [*methods]
-    if bool(chosen) != (teacher is not None):
+    if chosen and teacher is None:
         raise RequestError(f'expected methods together with a teacher, got {chosen}')
+    if teacher is not None and not chosen:
+        chosen = [*DEFAULT]
     build: Callable[[], nn.Module] | None = None
     if isinstance(student, nn.Module) or isinstance(teacher, nn.Module):
         source = config if isinstance(student, nn.Module) else student

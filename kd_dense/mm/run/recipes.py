@@ -13,11 +13,14 @@ from mmengine.registry import MODELS, DefaultScope
 from kd_dense.mm.configs import RequestError, distils, has_hook, is_pure, read_config
 from kd_dense.mm.distil.distilled import Distilled
 from kd_dense.mm.hooks.critic import CriticHook
-from kd_dense.mm.presets.choose import Weights, choose_preset, listed_methods
+from kd_dense.mm.presets.choose import Weights, choose_preset
 from kd_dense.mm.presets.recipe import recipe
 from kd_dense.mm.teachers.openmmlab import Teacher
 
-__all__ = ['add_teacher', 'read_recipe', 'set_work_dir', 'teacher_spec', 'write_recipe']
+__all__ = ['DEFAULT', 'add_teacher', 'read_recipe', 'set_work_dir', 'teacher_spec', 'write_recipe']
+
+# The methods of a student with a teacher, if none is named.
+DEFAULT = ('auto',)
 
 
 def read_recipe(
@@ -26,14 +29,14 @@ def read_recipe(
     methods: Sequence[str],
     teacher_checkpoint: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
-    weights: Weights = 'published',
+    weights: Weights = 'auto',
 ) -> Config:
     """Read a recipe, or make one of the config of a student.
 
     Args:
         config: A recipe; or, with a teacher, the config of a student.
         teacher: Config of the teacher.
-        methods: Names of presets.
+        methods: Names of presets; ``'auto'``, if there are none.
         teacher_checkpoint: See [`teacher_spec`][].
         options: Settings to override.
         weights: Of the presets, see [`kd_dense.mm.presets.choose.choose_preset`][].
@@ -41,16 +44,16 @@ def read_recipe(
     Raises:
         RequestError: If a config does not exist, or these do not go together.
     """
-    if bool(teacher) != bool(methods) or (teacher_checkpoint and not teacher):
-        known = '' if methods else f'. Methods are\n{listed_methods()}'
+    if not teacher and (methods or teacher_checkpoint):
         raise RequestError(
-            'a teacher and methods go together (--teacher, --distill), a checkpoint of the '
-            f'teacher (--teacher-checkpoint) with them{known}'
+            'methods (--distill) and a checkpoint of the teacher (--teacher-checkpoint) want a '
+            'teacher (--teacher)'
         )
     found = read_config(config, options)
     if teacher:
-        add_teacher(found, teacher_spec(teacher, teacher_checkpoint), methods, weights)
-    elif weights != 'published':
+        spec = teacher_spec(teacher, teacher_checkpoint)
+        add_teacher(found, spec, methods or DEFAULT, weights)
+    elif weights != 'auto':
         raise RequestError(
             f'weights {weights!r} (--weights) belong to methods and their teacher (--distill, '
             '--teacher); a recipe says share=1.0 in its terms'
@@ -104,7 +107,7 @@ def add_teacher(
     config: Config,
     teacher: Mapping[str, Any],
     methods: Sequence[str],
-    weights: Weights = 'published',
+    weights: Weights = 'auto',
 ) -> None:
     """Make a recipe of the config of a student.
 
@@ -128,7 +131,7 @@ def add_teacher(
         teacher=dict(teacher),
         preset=[*methods],
     )
-    if weights != 'published':
+    if weights != 'auto':
         config.model.weights = weights
 
 
@@ -164,7 +167,7 @@ def write_recipe(config: Config, base: str, with_teacher: bool, file: Path | Non
         model.student.setdefault('data_preprocessor', config.data_preprocessor)
     with DefaultScope.overwrite_default_scope(config.get('default_scope')):
         student, guest = MODELS.build(model.student), Teacher(model.teacher).model
-        chosen = choose_preset(names, student, guest, model.get('weights', 'published'))
+        chosen = choose_preset(names, student, guest, model.get('weights', 'auto'))
         Distilled(student, guest, chosen.terms, chosen.inherit)  # all of it fits
     teacher: Any = None
     if with_teacher:

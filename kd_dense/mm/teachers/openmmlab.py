@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import NoneType
 from typing import Any
@@ -20,15 +20,19 @@ from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.configs import distils, read_config, type_name
 from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
+from kd_dense.mm.models.box_heads import BoxHead, run_box_head
 from kd_dense.mm.models.probe import forward
 from kd_dense.mm.randomness import kept_random_state
+from kd_dense.mm.teachers.fuse import fuse_norms
 from kd_dense.taps import Taps, near_names
 
 __all__ = ['Teacher', 'read_teacher_config']
 
 UNTRAINED_SEED = 0
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-SWITCHES = ('channels_last', 'compile', 'stream')
+SWITCHES = ('fuse', 'channels_last', 'compile', 'stream')
+# Of a map's largest value: what folding a norm into a convolution may change it by.
+FUSED_ALIKE = 1e-3
 FIELDS = ('config', 'checkpoint', 'strict', 'precision', *SWITCHES)
 
 
@@ -46,7 +50,8 @@ class Teacher:
             ``strict=False`` allows a checkpoint that fits in part; or a model.
 
             The dict may also say how the teacher runs: ``precision='bf16'`` or ``'fp16'``
-            for weights and maps (the losses compute in float32 all the same);
+            for weights and maps (the losses compute in float32 all the same); ``fuse=True``
+            folds its batch norms into the convolutions in front of them;
             ``channels_last=True`` for its memory layout; ``compile=True`` for a compiled
             backbone and such other parts as no tap lies within; ``stream=True`` for a CUDA
             stream of its own, beside the student's forward pass (without effect on a CPU). A
@@ -63,7 +68,7 @@ class Teacher:
         self.checkpoint: str | None = None
         self.strict = True
         self.precision = 'fp32'
-        self.channels_last = self.compile = self.stream = False
+        self.fuse = self.channels_last = self.compile = self.stream = False
         self.by_loss = False  # whether its taps run only while it computes its own loss
         self._loaded = self._prepared = False
         self._side: torch.cuda.Stream | None = None
@@ -142,12 +147,15 @@ class Teacher:
         with DefaultScope.overwrite_default_scope(scope), kept_random_state():
             torch.manual_seed(UNTRAINED_SEED)  # the same untrained teacher on every rank
             try:
-                self.model = ROOT_MODELS.build(model)
+                with _unset_is_nan():
+                    self.model = ROOT_MODELS.build(model)
             except Exception as error:  # whatever a model raises where its config is wrong
                 raise ValueError(
                     f'the teacher {self.name} cannot be built from its config: '
                     f'{type(error).__name__}: {error}'
                 ) from error
+            if self.checkpoint is None:
+                _set_the_rest(self.model)
 
     def load(self, state: Mapping[str, Tensor] | None = None) -> None:
         """Load the weights, once; called when training starts.
@@ -229,20 +237,62 @@ class Teacher:
             self.model.to(images.device)
         if self.model.training:
             self.model.eval()
+
+        def record() -> None:
+            with taps.on(self.model, calls, stop_after=calls):
+                batch = preprocess(inputs, data_samples)
+                if isinstance(batch, Mapping):
+                    batch = {name: self._cast(images) for name, images in batch.items()}
+                else:
+                    batch = self._cast(batch)
+                forward(self.model, batch, data_samples, calls, self.by_loss)
+
+        if not self._prepared and self.fuse:
+            self._fuse(taps, calls, record)
         if not self._prepared:
             self._prepare(taps.names, images)
         plain = self.precision == 'fp32'
-        with (
-            self._beside(inputs),
-            nullcontext() if plain else without_autocast(images),
-            taps.on(self.model, calls, stop_after=calls),
-        ):
-            batch = preprocess(inputs, data_samples)
-            if isinstance(batch, Mapping):
-                batch = {name: self._cast(images) for name, images in batch.items()}
-            else:
-                batch = self._cast(batch)
-            forward(self.model, batch, data_samples, calls, self.by_loss)
+        with self._beside(inputs), nullcontext() if plain else without_autocast(images):
+            record()
+
+    def _fuse(self, taps: Taps, calls: Mapping[str, int], record: Callable[[], None]) -> None:
+        """Fold its batch norms, and make sure that it yields on a batch what it did before."""
+        record()
+        before = [x for name in calls for x in taps[name]]
+        kept = {path for name in taps.names for path in taps.places(name)}
+        count = fuse_norms(self.model, kept.union(name.partition('[')[0] for name in taps.names))
+        taps.clear()
+        record()
+        after = [x for name in calls for x in taps[name]]
+        taps.clear()
+        for x, y in zip(before, after, strict=True):
+            differs = float((x - y).abs().max() / x.abs().max().clamp_min(1e-12))
+            if not differs < FUSED_ALIKE:
+                raise ValueError(
+                    f'teacher: fuse=True changes a map of {self.name} by {differs:.1g} of its '
+                    'largest value: its norms do not stand where they seem to; leave fuse out'
+                )
+        print_log(f'teacher: {count} batch norms folded into convolutions', logger='current')
+
+    @torch.no_grad()
+    def run_on_rois(
+        self, taps: Taps, head: BoxHead, features: Sequence[Tensor], rois: Tensor
+    ) -> None:
+        """Run a box head of the teacher on RoIs of the student, no further than to its last tap.
+
+        Args:
+            taps: Where to record.
+            head: Which box head.
+            features: What [`run`][] has recorded of the teacher that RoIs are pooled from.
+            rois: Index of the image, x1, y1, x2, y2 in pixels of the batch, ``(R, 5)``.
+        """
+        precision = PRECISIONS[self.precision]
+        plain = precision == torch.float32
+        # In half precision the corners of large images would be off by whole pixels.
+        maps = features if plain else [x.float() for x in features]
+        context = nullcontext() if plain else torch.autocast(rois.device.type, precision)
+        with context, taps.on(self.model, stop_after={}):
+            run_box_head(self.model.get_submodule(head.roi_head), maps, rois, head.stage)
 
     def _cast(self, images: Tensor) -> Tensor:
         """Give the images the type and the memory layout of the teacher's weights."""
@@ -301,6 +351,26 @@ class Teacher:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _left_behind, ()
+
+
+@contextmanager
+def _unset_is_nan() -> Iterator[None]:
+    """Let memory that nobody has written to hold NaN: mmdet leaves it to ``init_weights()``."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def _set_the_rest(model: nn.Module) -> None:
+    """Give random values to what has none."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.is_meta and parameter.isnan().any():
+                parameter.normal_(std=0.02)
 
 
 def _has_streams(x: Tensor) -> bool:

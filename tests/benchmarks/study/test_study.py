@@ -1,14 +1,19 @@
 """The study: its grid, what it remembers, and its page."""
 
+import json
+
 import pytest
 
 from benchmarks.study import __main__ as study
 from benchmarks.study import cells as cells_file
+from benchmarks.study import run as run_file
 from benchmarks.study.cells import ROOT, SETS, Cell, teacher_of
 from benchmarks.study.page import page
+from benchmarks.study.queue import StudyQueue
 from benchmarks.study.results import Results
 from benchmarks.study.run import read, run
 from examples.real.link import link, write_splits
+from kd_dense.mm.check.finding import Finding
 
 
 def line(cell, test=50.0, cpu_s=10.0, iterations=None):
@@ -22,6 +27,7 @@ def line(cell, test=50.0, cpu_s=10.0, iterations=None):
         'cpu_s': cpu_s,
         'val': test,
         'test': test,
+        'verdict': 'will help' if cell.distils and not cell.seed else '',
         'commit': 'abc',
     }
 
@@ -84,13 +90,26 @@ class TestResults:
         assert found.find(teacher)
 
 
+class TestQueue:
+    def test_notes_what_ended_while_it_was_away(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(cells_file, 'WORK', tmp_path)
+        cell = Cell('camvid', 'alone', '-', 'short', 0, 600)
+        cell.folder.mkdir()
+        (cell.folder / 'result.json').write_text(json.dumps(line(cell, 41.0)))
+        found = Results(tmp_path / 'study.jsonl')
+        StudyQueue(1, found, None).do([cell])
+        assert Results(found.file).find(cell)['test'] == 41.0
+
+
 class TestPage:
     def test_says_gain_interval_and_gap(self, results):
         text = page(results.lines)
         assert 'Teacher `benchmarks/study/configs/camvid_teacher.py`: val 60.0, test 60.0' in text
         row = next(x for x in text.splitlines() if x.startswith('| cwd'))
         # the differences are 3, 3.5 and 2.5: their spread is 0.5, and 4.303 * 0.5 / sqrt(3) is 1.2
-        assert row == '| cwd | 3 | 600 | 150 | 44.0 | 44.0 +- 0.9 | +3.0 +- 1.2 | 16 % |'
+        assert (
+            row == '| cwd | 3 | 600 | 150 | 44.0 | 44.0 +- 0.9 | +3.0 +- 1.2 | 16 % | will help |'
+        )
 
     def test_a_control_stands_behind_its_method(self, results):
         for seed in range(3):
@@ -123,6 +142,18 @@ class TestRun:
         cell = Cell('cards', 'cwd', 'shares', 'short', 0, 60)
         assert read(cell).model.weights == 'shares'
 
+    def test_a_run_is_checked_beforehand(self, monkeypatch):
+        seen = {}
+
+        def check(config, student, **others):
+            seen.update(student=student, preset=config.model.preset)
+            return [Finding('verdict', 'ok', 'will help', figures=dict(verdict='will help'))]
+
+        monkeypatch.setattr(run_file, 'check', check)
+        cell = Cell('cards', 'cwd', 'published', 'short', 0, 60)
+        assert run_file.checked(read(cell), cell) == 'will help'
+        assert seen == dict(student=None, preset='cwd')
+
     def test_a_short_run_on_real_pictures(self, tmp_path, monkeypatch):
         pictures = ROOT.parent / 'shared' / 'data'
         if not pictures.is_dir():
@@ -137,4 +168,5 @@ class TestRun:
         found = cell.result()
         assert (found['set'], found['task'], found['iterations']) == ('cards', 'detection', 2)
         assert found['cpu_s'] > 0
+        assert found['verdict'] == ''  # it has no teacher
         assert {'val', 'test', 'commit', 'weights', 'control', 'seed'} <= found.keys()

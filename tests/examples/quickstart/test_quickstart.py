@@ -20,8 +20,8 @@ from examples.quickstart.make_scenes import make_scenes
 
 ROOT = Path(__file__).resolve().parents[3]
 METHODS = {
-    'seg': ['CWD', 'SKD', 'IntRA-KD'],
-    'det': ['CWD', 'SKD', 'FGD', 'LD'],
+    'seg': ['auto', 'CWD', 'SKD', 'IntRA-KD'],
+    'det': ['auto', 'CWD', 'SKD', 'FGD', 'LD'],
 }
 # These stay processes: that of a method, and all in the tests of --long.
 IN_A_PROCESS = 'det_cwd_seed0'

@@ -140,7 +140,6 @@ class TestCheck:
     @pytest.mark.parametrize(
         ('change', 'message'),
         [
-            (dict(reg_max=16), 'student has reg_max 8, that of the teacher 16'),
             (dict(num_classes=4), 'student has num_classes 3, that of the teacher 4'),
             (
                 dict(anchor_generator=dict(toy_heads.ANCHORS, strides=[4, 8, 16, 32, 64])),
@@ -168,11 +167,25 @@ class TestCheck:
                 toy.build(toy_heads.detector('atss')), toy.build(toy_heads.detector('fcos'))
             )
 
-    def test_a_head_without_distributions_is_named(self):
-        with pytest.raises(ValueError, match='teacher RetinaNet has the head RetinaHead, but'):
-            head_targets.check(toy.build(toy_heads.detector('retina')), toy.build(toy.detector()))
-        with pytest.raises(ValueError, match=r'student .* no bbox_head, .* one of GFLHead'):
+    def test_heads_without_distributions_are_fine(self):
+        head_targets.check(toy.build(toy.detector()), toy.build(toy.detector(16)))
+
+    def test_a_model_without_a_dense_head_is_named(self):
+        with pytest.raises(ValueError, match=r'student .* no bbox_head, .* one of GFL, ATSS'):
             head_targets.check(toy.build(toy.segmenter()), toy.build(toy.detector()))
+
+    @pytest.mark.parametrize('reg_max', [None, 16])
+    def test_distributions_that_cannot_be_compared_are_an_error_of_their_loss(self, reg_max):
+        teacher = toy_heads.detector('gfl', 16, reg_max=16)
+        if reg_max is None:
+            teacher.type, teacher.bbox_head = 'ATSS', dict(teacher.bbox_head, type='ATSSHead')
+            del teacher.bbox_head.reg_max
+        terms = dict(ld=dict(tap='bbox_head[:10]', loss=dict(type='LDLoss')))
+        config = toy.distilled(
+            toy_heads.detector('gfl'), dict(config=teacher, checkpoint=None), terms
+        )
+        with pytest.raises(ValueError, match='LDLoss compares maps of one shape only'):
+            toy.build(config)
 
     def test_a_head_whose_targets_are_unknown_is_named(self):
         student = toy.build(toy.detector())

@@ -81,7 +81,7 @@ class TestNeeds:
         assert loss.segmentation.shape == (2, *inputs.shape[-2:])
         for sample in samples:  # mmdet's name for them
             sample.gt_sem_seg = PixelData(sem_seg=sample.gt_sem_seg.data)
-        found = gather(['segmentation'], Step(model, inputs, samples, None, None))
+        found = gather(['segmentation'], Step(model, inputs, samples, None, None, None))
         assert torch.equal(found['segmentation'], expected)
 
     def test_both_heads_beside_another_tap(self):
@@ -98,7 +98,7 @@ class TestNeeds:
         inputs, samples = toy.batch(model, toy.DetScenes())
         for sample in samples:
             del sample.gt_instances
-        step = Step(model, inputs, samples, None, None)
+        step = Step(model, inputs, samples, None, None, None)
         with pytest.raises(ValueError, match="needs 'boxes', but the data samples have no gt_"):
             gather(['boxes'], step)
 
@@ -113,7 +113,7 @@ class TestNeeds:
     def test_targets_that_the_head_did_not_compute_once_are_an_error(self):
         model = toy.build(toy_heads.distilled('gfl'))
         inputs, samples = toy.batch(model, toy.DetScenes())
-        step = Step(model, inputs, samples, Taps(['bbox_head.get_targets']), None)
+        step = Step(model, inputs, samples, Taps(['bbox_head.get_targets']), None, None)
         with pytest.raises(TapError, match=r'head GFLHead .* and did so 0 times'):
             gather(['head_targets'], step)
 

@@ -8,6 +8,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, DefaultScope
 
 from kd_dense.mm.cost.side_by_side import SideBySide
+from tests.mm import toy_rois
 from tests.mm.cost.recipes import read, side_by_side
 
 OFF = {f'model__terms__{name}__loss__weight': 0 for name in ('logits', 'features')}
@@ -75,6 +76,19 @@ def test_floor_runs_up_to_the_last_tap_and_no_further(recipe, options, last):
     assert layers_run(guest, benchmark.calls[case.step]) == run
     weights = teacher.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in guest.state_dict().items())
+
+
+def test_floor_has_the_box_head_on_the_regions_of_the_student():
+    config = read('det_fgd')
+    config.model = toy_rois.distilled(student=toy_rois.detector())
+    benchmark = SideBySide({'rois': config}, (64, 64))
+    [case] = benchmark.cases
+    [(_, teacher)] = benchmark.teachers.values()
+    run = layers_run(teacher, benchmark.calls[case.guest.minimal])
+    assert 'roi_head.bbox_head.fc_cls' in run
+    assert not any(name.startswith('rpn_head') for name in run)
+    guest = benchmark.distilled['rois'].model.kd_plan.teacher.model
+    assert layers_run(guest, benchmark.calls[case.step]) == run
 
 
 def test_without_weights_there_is_no_teacher():

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 
 from tests.mm import methods
-from tests.mm.fsdp import BOTH, UNITS, assert_same, compared, outcome, train, with_ddp
+from tests.mm.fsdp import BOTH, UNITS, assert_same, compared, outcome, ready, train, with_ddp
 from tests.mm.hooks.test_critic import HOOK
 from tests.mm.processes import in_two_processes
 
@@ -38,6 +38,14 @@ def everything(rank, folder):
         train, methods.distilled('cwd'), 'cwd', f'{folder}/checkpointing',
         strategy={**fsdp, **checkpointed})  # fmt: skip
 
+    config = methods.distilled('cwd')
+    for term in config.terms.values():
+        term.share = 0.5
+    found['shares'] = {
+        'ddp': outcome(with_ddp, ready(config), 'cwd', f'{folder}/shares-ddp'),
+        'fsdp': outcome(
+            train, ready(config), 'cwd', f'{folder}/shares-fsdp', units=UNITS['parts']),
+    }  # fmt: skip
     config = methods.distilled('skd')
     for name, run, others in (
         ('ddp', with_ddp, {}),
@@ -100,6 +108,11 @@ def test_with_activation_checkpointing(ranks):
         values, weights, units = found['cwd']['checkpointing']
         weights = {n.replace('_checkpoint_wrapped_module.', ''): p for n, p in weights.items()}
         assert_same((values, weights, units), found['cwd']['ddp'])
+
+
+def test_shares_are_measured_as_with_ddp(ranks):
+    for found in ranks:
+        assert_same(found['shares']['fsdp'], found['shares']['ddp'])
 
 
 def test_a_critic_that_is_left_whole_trains_as_with_ddp(ranks):

@@ -69,6 +69,14 @@ class TestPull:
         ratios = [stepped(m)[1]['kd_weight_features'] for m in (series, alone)]
         assert ratios[0] != ratios[1]
 
+    def test_of_stages_does_not_feed_itself(self):
+        """A loss on a later stage comes back through the earlier ones, and is no task there."""
+        own = dict(stages=dict(tap='backbone', loss=dict(type='PKDLoss'), share=1.0))
+        student = toy.segmenter(dropout=0.0)
+        model = toy.build(toy.distilled(terms=own, student=student)).train()
+        weights = [stepped(model, steps=n)[1]['kd_weight_stages'].item() for n in (3, 30)]
+        assert weights[1] == pytest.approx(weights[0], rel=0.01)
+
     def test_each_part_has_its_own(self):
         names = ('foreground', 'background', 'attention', 'relation')
         parts = {name: 0.1 * (i + 1) for i, name in enumerate(names)}
@@ -130,6 +138,30 @@ class TestPromises:
         with torch.autocast('cpu', torch.bfloat16):
             _, losses = stepped(model)
         assert losses['kd_share_logits'].item() == pytest.approx(1.0, rel=0.1)
+
+    @pytest.mark.parametrize('tap', ['backbone.layer4', 'backbone.layer3'])
+    def test_activation_checkpointing(self, tap):
+        """Blocks that run again in the backward pass, in front of the tap and behind it."""
+        found = []
+        for again in (False, True):
+            own = terms()
+            own['features']['tap'] = tap
+            student = toy.segmenter(dropout=0.0)
+            student.backbone.with_cp = again
+            model = toy.build(toy.distilled(terms=own, student=student)).train()
+            found.append(stepped(model))
+        (expected, plain), (grads, losses) = found
+        torch.testing.assert_close(losses['kd_weight_features'], plain['kd_weight_features'])
+        for name, grad in expected.items():
+            torch.testing.assert_close(grads[name], grad, rtol=1e-4, atol=1e-7)
+
+    def test_ema(self, tmp_path):
+        """The averaged student measures nothing, and disturbs nothing."""
+        config = toy.distilled(terms=terms())
+        hooks = [dict(type='EMAHook')]
+        averaged = train(config, tmp_path / 'ema', custom_hooks=hooks).model
+        assert_equal_states(train(config, tmp_path / 'plain').model.state_dict(),
+                            averaged.state_dict())  # fmt: skip
 
     def test_a_copy_measures_for_itself(self, model):
         stepped(model)

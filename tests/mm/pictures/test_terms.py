@@ -40,10 +40,15 @@ def test_every_term_is_drawn(method):
         'ld': 'LD: which anchors count',
         'imitation': "region 'finegrained'",
         'general': "region 'gibox'",
+        **dict.fromkeys(('bckd', 'adl'), 'Where do student and teacher see an object?'),
+        'boxes': 'Which queries are paired?',
+        'masks': 'Which masks are paired?',
+        'looks': 'Which differences of the features count',
     }
     for name, one in compared.items():
         figure = draw_term(view, one)
-        assert titles[name] in texts(figure)
+        title = titles[name] if one.rois is None else 'Shared RoIs: where do student and teacher'
+        assert title in texts(figure)
         assert drawn(figure).shape[1] == 1125
     last = differences(one)
     figure = draw_differences(view, {'before': last, 'after': last})

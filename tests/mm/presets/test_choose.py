@@ -151,6 +151,17 @@ class TestSeveral:
         assert len(shares) == 4
         assert set(shares.values()) == {0.25}
 
+    def test_weights_for_other_maps_set_themselves_unless_published_ones_are_asked_for(self):
+        narrow, wide = toy.detector(), published(toy.detector())
+        for student, weights, shares in (
+            (narrow, {}, 1),
+            (wide, {}, 0),
+            (narrow, dict(weights='published'), 0),
+            (wide, dict(weights='shares'), 1),
+        ):
+            model = build(preset='fgd', student=student, teacher=untrained(student), **weights)
+            assert len(model.kd.fgd.shares) == shares
+
     def test_a_name_that_is_taken_gets_its_method_in_front(self, monkeypatch):
         monkeypatch.setitem(METHODS, 'other', METHODS['cwd'])
         model = build(preset=['cwd', 'other'])
@@ -186,6 +197,20 @@ class TestOptionalTerms:
         assert model.kd.aux.schedule.stop == 10
         assert "on auxiliary_head.conv_seg, schedule={'stop': 10}" in log()
 
+    def test_is_left_out_where_classes_differ(self):
+        teacher = untrained(toy.segmenter(16, classes=3))
+        terms = [*build(preset='auto', teacher=teacher).kd]
+        assert [*build(preset='auto').kd] == ['pkd', 'cwd']
+        assert terms == ['pkd']
+
+    def test_is_left_out_where_a_need_is_not_met(self, monkeypatch):
+        row = METHODS['cwd'].presets[0]
+        labelled = dict(tap='neck', loss=dict(type='KDLoss'), optional=True)  # needs label maps
+        features = dict(tap='neck', loss=dict(type='CWDLoss'))
+        row = row._replace(terms=dict(kd=labelled, cwd=features), layout=None)
+        monkeypatch.setitem(METHODS, 'cwd', METHODS['cwd']._replace(presets=(row,)))
+        assert [*build(preset='cwd', student=toy.detector()).kd] == ['cwd']
+
 
 class TestListed:
     def test_every_method_has_a_line_in_the_group_of_what_it_needs(self):
@@ -199,6 +224,7 @@ class TestListed:
             else:
                 group = line
         assert groups.keys() == METHODS.keys()
+        assert groups['auto'] == '  nothing but a backbone:'
         assert groups['cwd'] == '  features:'
         assert 'label maps' in groups['intrakd']
         assert 'boxes' in groups['fgd']
@@ -208,7 +234,7 @@ class TestListed:
         row = METHODS['cwd'].presets[0]
         method = METHODS['cwd']._replace(presets=(row,))
         monkeypatch.setitem(METHODS, 'cwd', method)
-        first, line, *_ = choose.listed_methods().splitlines()
+        first, line, *_ = choose.listed_methods().splitlines()[2:]  # behind auto
         assert first == '  class logits of a segmenter:'
         assert line.split()[0] == 'cwd'
 
@@ -228,11 +254,11 @@ class TestFiles:
         found = choose._files()
         del sys.modules[found['zzz'].__name__]
         assert [*found] == [*known, 'zzz']
-        assert [*METHODS][:5] == ['cwd', 'skd', 'fgd', 'ld', 'intrakd']
+        assert [*METHODS][:6] == ['auto', 'cwd', 'skd', 'fgd', 'ld', 'intrakd']
 
     def test_a_name_belongs_to_one_file(self):
         named = [name for file in choose._files().values() for name in file.METHODS]
-        assert named == [*METHODS]
+        assert ['auto', *named] == [*METHODS]
 
     def test_one_file_has_the_rule_of_a_loss(self):
         named = [loss for file in choose._files().values() for loss in file.SUMS]

@@ -117,7 +117,8 @@ def test_a_recipe_and_a_resumed_training(tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'options', 'message'),
     [
-        ((STUDENT, TEACHER), {}, 'expected methods together with a teacher'),
+        ((STUDENT, None, 'cwd'), {}, 'expected methods together with a teacher'),
+        ((STUDENT, TEACHER), {}, 'comes without published weights'),
         ((STUDENT,), {}, 'is no recipe: name a teacher and methods'),
         ((STUDENT, TEACHER, 'cwd'), dict(teacher_checkpoint='x.pth'), r'x\.pth does not exist'),
         ((STUDENT, TEACHER, 'cwd'), {}, 'comes without published weights'),

@@ -14,9 +14,10 @@ LOGITS, BACKBONE = 'decode_head.conv_seg', 'backbone'
 CHEAPER = [
     pytest.param(dict(precision='bf16'), id='bf16'),
     pytest.param(dict(precision='fp16'), id='fp16'),
+    pytest.param(dict(fuse=True), id='fuse'),
     pytest.param(dict(channels_last=True), id='channels_last'),
     pytest.param(dict(compile=True), id='compile'),
-    pytest.param(dict(precision='bf16', channels_last=True, compile=True), id='all'),
+    pytest.param(dict(precision='bf16', fuse=True, channels_last=True, compile=True), id='all'),
 ]
 SEGMENTATION = dict(
     logits=dict(tap=LOGITS, loss=toy.CWD),
@@ -60,6 +61,26 @@ def test_maps_are_those_of_the_plain_teacher(options):
         for x, y in zip(found[tap], expected, strict=True):
             assert x.dtype == (dtype or torch.float32)
             torch.testing.assert_close(x.float(), y, rtol=0, atol=tolerance * float(y.abs().max()))
+
+
+def test_fuse_leaves_no_norm_but_behind_a_tap():
+    model = build(terms=dict(cwd=dict(tap='backbone.layer4.0.conv2', loss=toy.CWD)), fuse=True)
+    maps(model)
+    backbone = model.kd_plan.teacher.model.backbone
+    left = {n for n, m in backbone.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert left == {'layer4.0.bn2'}
+
+
+def test_fuse_refuses_a_model_whose_norms_stand_elsewhere():
+    model = build(fuse=True)
+    block = model.kd_plan.teacher.model.backbone.layer4[0]
+    unused = torch.nn.BatchNorm2d(block.conv2.out_channels)
+    unused.running_mean.fill_(5.0)
+    # right behind conv2 by its place alone
+    children = {'conv2': block._modules.pop('conv2'), 'unused': unused}
+    block._modules = {**block._modules, **children}
+    with pytest.raises(ValueError, match=r'fuse=True changes a map of .* leave fuse out'):
+        maps(model)
 
 
 def test_layout_is_that_which_was_asked_for():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kd_dense.mm.presets.settings import P3_TO_P5, P3_TO_P7, Method, Preset, Sums
+from kd_dense.mm.presets.settings import COCO, P3_TO_P5, P3_TO_P7, Method, Preset, Sums
 
 __all__ = ['METHODS', 'SUMS']
 
@@ -46,6 +46,7 @@ METHODS = {
                 terms=_on('bbox_head.gfl_cls', weight=5.0, temperature=1.0),
                 inherit=(),
                 source='MMRazor 0.x: GFL on COCO, class logits',
+                layout=COCO,
             ),
             Preset(
                 models='RTMDet, YOLOX',

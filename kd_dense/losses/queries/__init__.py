@@ -1,0 +1,15 @@
+"""Queries: what a decoder predicts for them, paired with what the teacher's decoder predicts."""
+
+from kd_dense.losses.queries.boxes import QueryBoxLoss, query_box_loss
+from kd_dense.losses.queries.features import QueryFeatureLoss, TaughtQueries, query_feature_loss
+from kd_dense.losses.queries.masks import QueryMaskLoss, query_mask_loss
+
+__all__ = [
+    'QueryBoxLoss',
+    'QueryFeatureLoss',
+    'QueryMaskLoss',
+    'TaughtQueries',
+    'query_box_loss',
+    'query_feature_loss',
+    'query_mask_loss',
+]

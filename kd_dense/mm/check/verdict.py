@@ -1,0 +1,81 @@
+"""The last check: whether the training will make a better student, as far as can be said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kd_dense.mm.check.finding import OK, WARNING, Finding, Subject
+from kd_dense.mm.check.terms import LEADS
+
+__all__ = ['check_verdict']
+
+HELPS, HARMS, UNKNOWN = 'will help', 'will not help', 'cannot say'
+# Together, the terms pull at most this much more strongly than the task.
+STRONGEST = 3.0
+
+
+def check_verdict(subject: Subject) -> None:
+    """Sum up what the scores and the terms have shown.
+
+    A training is expected to help where the teacher leads, and where each term pulls the way that
+    the task does, or only as strongly as a share lets it. In our study no such training made a
+    student worse (docs/check.md).
+    """
+    found = {
+        name: [f for f in subject.findings if f.check == name] for name in ('scores', 'terms')
+    }
+    bad = [f for name in found for f in found[name] if f.status != OK and _is_judged(f)]
+    if bad:
+        reasons = '; '.join(dict.fromkeys(_reason(f) for f in bad))
+        subject.say(WARNING, f'{HARMS}: {reasons}', 'see above', verdict=HARMS)
+        return
+    open_questions = [*_open_questions(subject, found['terms'])]
+    if open_questions:
+        subject.say(
+            OK,
+            f'{UNKNOWN}: {"; ".join(open_questions)}',
+            'train the student alone as well, and compare',
+            verdict=UNKNOWN,
+        )
+        return
+    scores = next((f.figures for f in found['scores'] if 'teacher' in f.figures), {})
+    known = bool(scores.get('student_is_trained'))
+    rest = (
+        '' if known else ', if it is better than the student trained alone (--student-checkpoint)'
+    )
+    subject.say(OK, f'{HELPS}: the teacher leads and no term is off scale{rest}', verdict=HELPS)
+
+
+def _is_judged(finding: Finding) -> bool:
+    """Whether a warning is about what is learnt, and not about what could not be measured."""
+    return 'term' in finding.figures or 'teacher' in finding.figures
+
+
+def _reason(finding: Finding) -> str:
+    term = finding.figures.get('term')
+    what = finding.message.rpartition(': ')[2]
+    return f'{term}: {what}' if term else what
+
+
+def _open_questions(subject: Subject, terms: list[Finding]) -> Iterator[str]:
+    if not subject.teacher_is_loaded:
+        yield 'the teacher is without its weights'
+    if not any(f.check == 'scores' and 'teacher' in f.figures for f in subject.findings):
+        yield 'the teacher was not scored'
+    if not subject.has_task:
+        yield 'the student learns from the teacher alone'
+    judged = [f.figures for f in terms if 'term' in f.figures]
+    if not judged:
+        yield 'no term was weighed'
+    for figures in judged:
+        if 'ratio' in figures and not figures['agreement'] >= LEADS:
+            ratio = f'{figures["ratio"]:.2g} times as strongly as the task'
+            yield f'{figures["term"]} pulls {ratio}, and elsewhere'
+    if sum(map(_share, judged)) > STRONGEST:
+        yield f'the shares of the terms add up to more than {STRONGEST:g}'
+
+
+def _share(figures: Mapping[str, Any]) -> float:
+    """What a term was promised of the task's pull; nothing, where it has a weight."""
+    return float(sum(figures.get('shares', {}).values()))

@@ -1,0 +1,61 @@
+"""What is taken where no method is named: what made the best students in our study.
+
+``docs/auto.md`` has the evidence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kd_dense.mm.presets.settings import Method, Preset
+
+__all__ = ['AUTO']
+
+STUDIED = 'ours: the best of what our study tried (docs/auto.md)'
+BY_ROLE = 'ours: as for detectors with one stage, whose study is docs/auto.md; tap by role'
+
+
+def _pkd(tap: str) -> dict[str, Any]:
+    return {'pkd': {'tap': tap, 'loss': {'type': 'PKDLoss'}, 'share': 1.0}}
+
+
+AUTO = Method(
+    'the default: what made the best students of such a pair in our study',
+    (
+        Preset(
+            models='segmenters',
+            part='decode_head',
+            terms={
+                **_pkd('backbone'),
+                'cwd': {
+                    'tap': 'logits',
+                    'loss': {'type': 'CWDLoss', 'temperature': 2.0},
+                    'share': 1.0,
+                    'optional': True,
+                },
+            },
+            inherit=(),
+            source=STUDIED,
+        ),
+        Preset(
+            models='detectors with region proposals',
+            part='roi_head',
+            terms=_pkd('neck'),
+            inherit=('neck', 'rpn_head', 'roi_head'),
+            source=BY_ROLE,
+        ),
+        Preset(
+            models='other detectors with a neck',
+            part='neck',
+            terms=_pkd('neck'),
+            inherit=('neck', 'bbox_head', 'mask_head'),
+            source=STUDIED,
+        ),
+        Preset(
+            models='other models with a backbone',
+            terms=_pkd('backbone'),
+            inherit=(),
+            source=BY_ROLE,
+        ),
+    ),
+)
