@@ -83,7 +83,8 @@ def _boxes(head: Any, priors: Tensor, maps: Tensor, stride: float, training: boo
     """The boxes of a level, ``(N, A, 4)``."""
     positions = maps.shape[-2] * maps.shape[-1]
     rows = rows_of_priors(maps, len(priors) // positions)
-    if isinstance(getattr(head, 'reg_max', None), int) and rows.shape[-1] > 4:
+    upright = not hasattr(head, 'bins')  # ours for rotated boxes have five numbers
+    if upright and isinstance(getattr(head, 'reg_max', None), int) and rows.shape[-1] > 4:
         return decode_distances(priors, stride * expected_distances(rows))
     coder = _coder(head)
     if hasattr(coder, 'stds'):
