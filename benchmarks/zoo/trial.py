@@ -130,6 +130,10 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
     heads = ('panoptic_head', 'decode_head')
     if side.has('bbox_head', ['DETRHead']) or any(side.has(h, ['MaskFormerHead']) for h in heads):
         found.append('detrdistill')
+    if side.has('bbox_head', ['DABDETRHead', 'DINOHead']) and not side.has(
+        'bbox_head', ['DDQDETRHead']
+    ):
+        found.append('kddetr')
     return list(dict.fromkeys(found))
 
 

@@ -40,13 +40,16 @@ from kd_dense.losses.mimic import (
     mimic_loss,
 )
 from kd_dense.losses.queries import (
+    Decoders,
     QueryBoxLoss,
     QueryFeatureLoss,
     QueryMaskLoss,
+    QueryPointLoss,
     TaughtQueries,
     query_box_loss,
     query_feature_loss,
     query_mask_loss,
+    query_point_loss,
 )
 from kd_dense.losses.skd import (
     HolisticLoss,
@@ -63,6 +66,7 @@ __all__ = [
     'CosineLoss',
     'DISTLoss',
     'DKDLoss',
+    'Decoders',
     'DistillLoss',
     'FBKDLoss',
     'FGDLoss',
@@ -86,6 +90,7 @@ __all__ = [
     'QueryBoxLoss',
     'QueryFeatureLoss',
     'QueryMaskLoss',
+    'QueryPointLoss',
     'TaughtQueries',
     'UnbiasedKDLoss',
     'VkDLoss',
@@ -110,6 +115,7 @@ __all__ = [
     'query_box_loss',
     'query_feature_loss',
     'query_mask_loss',
+    'query_point_loss',
     'unbiased_cross_entropy',
     'unbiased_kd_loss',
     'wsld_loss',

@@ -42,6 +42,7 @@ def test_every_term_is_drawn(method):
         'general': "region 'gibox'",
         'boxes': 'Which queries are paired?',
         'masks': 'Which masks are paired?',
+        'points': 'What do both decoders find',
         'looks': 'Which differences of the features count',
     }
     for name, one in compared.items():
