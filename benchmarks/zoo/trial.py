@@ -136,6 +136,13 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
         found.append('fbkd')
     if _looks_at_regions(side):
         found += ['roi_dkd', 'roi_dist']
+    heads = ('panoptic_head', 'decode_head')
+    if side.has('bbox_head', ['DETRHead']) or any(side.has(h, ['MaskFormerHead']) for h in heads):
+        found.append('detrdistill')
+    if side.has('bbox_head', ['DABDETRHead', 'DINOHead']) and not side.has(
+        'bbox_head', ['DDQDETRHead']
+    ):
+        found.append('kddetr')
     return list(dict.fromkeys(found))
 
 

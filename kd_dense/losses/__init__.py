@@ -55,13 +55,16 @@ from kd_dense.losses.predictions import (
     pgd_class_loss,
 )
 from kd_dense.losses.queries import (
+    Decoders,
     QueryBoxLoss,
     QueryFeatureLoss,
     QueryMaskLoss,
+    QueryPointLoss,
     TaughtQueries,
     query_box_loss,
     query_feature_loss,
     query_mask_loss,
+    query_point_loss,
 )
 from kd_dense.losses.rois import RoIBoxLoss, roi_box_loss
 from kd_dense.losses.skd import (
@@ -82,6 +85,7 @@ __all__ = [
     'CrossKDLoss',
     'DISTLoss',
     'DKDLoss',
+    'Decoders',
     'DistillLoss',
     'ERDLoss',
     'FBKDLoss',
@@ -109,6 +113,7 @@ __all__ = [
     'QueryBoxLoss',
     'QueryFeatureLoss',
     'QueryMaskLoss',
+    'QueryPointLoss',
     'RoIBoxLoss',
     'RotatedLDLoss',
     'TaughtQueries',
@@ -141,6 +146,7 @@ __all__ = [
     'query_box_loss',
     'query_feature_loss',
     'query_mask_loss',
+    'query_point_loss',
     'roi_box_loss',
     'rotated_ld_loss',
     'unbiased_cross_entropy',

@@ -45,6 +45,7 @@ from kd_dense.losses import (
     QueryBoxLoss,
     QueryFeatureLoss,
     QueryMaskLoss,
+    QueryPointLoss,
     RoIBoxLoss,
     RotatedLDLoss,
     UnbiasedKDLoss,
@@ -58,7 +59,7 @@ from tests.losses.test_fgd import BATCH, BOXES, NO_BOXES
 from tests.losses.test_ld import VARIANTS
 from tests.losses.test_ld_rotated import rotated_maps, rotated_targets
 from tests.losses.test_predictions import boxes_of_distributions
-from tests.losses.test_queries import make_masks, make_queries
+from tests.losses.test_queries import make_masks, make_queries, points_of
 
 
 class SyncError(AssertionError):
@@ -270,6 +271,8 @@ def cases():
     yield QueryFeatureLoss, {}
     for points in (None, 10):
         yield QueryMaskLoss, dict(points=points)
+    for published_batch in (8, None):
+        yield QueryPointLoss, dict(published_batch=published_batch)
 
 
 CASES = [
@@ -325,14 +328,17 @@ def prepare(kind, options, device, dtype=torch.float32):
         if options['region'] == 'gibox':
             needs['head_outputs'] = outputs
         outputs = zip(*(maps(2, *shape) for shape in SHAPES), strict=True)
-    elif kind in (QueryBoxLoss, QueryMaskLoss):
-        make = make_queries if kind is QueryBoxLoss else make_masks
+    elif kind in (QueryBoxLoss, QueryMaskLoss, QueryPointLoss):
+        make = make_masks if kind is QueryMaskLoss else make_queries
+        count = 5 if kind is QueryPointLoss else 4
         outputs = (
             [x.to(device, dtype) for x in make(seed=seed, queries=queries)]
-            for seed, queries in ((0, 5), (1, 4))
+            for seed, queries in ((0, 5), (1, count))
         )
         student, teacher = outputs
         outputs = [x.requires_grad_() for x in student], teacher
+        if kind is QueryPointLoss:
+            needs['decoders'] = points_of(outputs)
     else:
         outputs = maps(4, 5, 6)
     if kind is FGDLoss:

@@ -76,6 +76,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
     'queries': dict(
         boxes=dict(tap='bbox_head', loss=dict(type='QueryBoxLoss')),
         looks=dict(tap='neck', loss=dict(type='QueryFeatureLoss')),
+        points=dict(tap='bbox_head', loss=dict(type='QueryPointLoss')),
     ),
 }
 METHODS = [*SEGMENTERS, *DETECTORS]

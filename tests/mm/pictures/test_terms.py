@@ -47,6 +47,7 @@ def test_every_term_is_drawn(method):
         ),
         'boxes': 'Which queries are paired?',
         'masks': 'Which masks are paired?',
+        'points': 'What do both decoders find',
         'looks': 'Which differences of the features count',
     }
     for name, one in compared.items():
