@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.case import Case, Pair
-from kd_dense.losses import HeadTargets, ld_loss
+from kd_dense.losses import HeadTargets, ld_loss, rotated_ld_loss
 from kd_dense.losses.ld_imitation import general_instances
 from kd_dense.losses.ld_regions import fine_grained_region, inside_region, vlr_region
 
@@ -27,6 +27,7 @@ __all__ = [
     'plain_general_instances',
     'plain_inside',
     'plain_ld',
+    'plain_rotated_ld',
     'plain_vlr',
 ]
 
@@ -69,8 +70,8 @@ def nearest(anchors: Tensor, boxes: Tensor, sizes: Sequence[int], count: int | N
     return torch.cat(found)
 
 
-def plain_vlr(targets: HeadTargets, topk: int = 9) -> Tensor:
-    """What ``kd_dense.losses.ld_regions.vlr_region`` gives."""
+def plain_vlr(targets: HeadTargets, topk: int = 9, nearby: bool = False) -> Tensor:
+    """What ``vlr_region``, or ``nearby_region``, of ``kd_dense.losses.ld_regions`` gives."""
     everything = torch.cat(targets.priors)
     regions = []
     for image, boxes in enumerate(targets.boxes):
@@ -93,6 +94,8 @@ def plain_vlr(targets: HeadTargets, topk: int = 9) -> Tensor:
         every = nearest(anchors, boxes, sizes, None)
         closeness = diou.gather(0, every)
         selected = (closeness < threshold) & (closeness >= 0.25 * threshold)
+        if nearby:
+            selected = iou.gather(0, every) >= 0.25 * threshold
         best = torch.full_like(iou, float('-inf')).t().contiguous().view(-1)
         flat = every + torch.arange(len(boxes), device=every.device) * len(anchors)
         flat = flat[selected]
@@ -224,7 +227,29 @@ def plain_ld(student: Sequence[Tensor], teacher: Sequence[Tensor], targets: Head
     return total
 
 
-def make_head(device: str, small: bool) -> tuple[Outputs, HeadTargets]:
+def plain_rotated_ld(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], targets: HeadTargets
+) -> Tensor:
+    """Both parts of ``kd_dense.losses.rotated_ld_loss``, as the authors' code computes them."""
+    region = plain_vlr(targets, nearby=True).split(targets.sizes, 1)
+    levels, total = len(targets.priors), student[0].new_zeros(())
+    for level, weight in enumerate(region):
+        weight = weight.reshape(-1)
+        count = (weight > 0).sum().clamp(min=1)
+        for place, weights, bins, factor in (
+            (levels + level, weight[:, None].expand(-1, 5).reshape(-1), BINS, 10.0),
+            (level, weight, targets.num_classes, 20.0),
+        ):
+            ours, theirs = (
+                x[place].permute(0, 2, 3, 1).reshape(-1, bins) for x in (student, teacher)
+            )
+            soft = F.softmax(theirs / 5.0, 1)
+            apart = F.kl_div(F.log_softmax(ours / 5.0, 1), soft, reduction='none').mean(1) * 25.0
+            total = total + factor * (apart * weights).sum() / count
+    return total
+
+
+def make_head(device: str, small: bool, sides: int = 4) -> tuple[Outputs, HeadTargets]:
     """What a GFL head yields for two images of 800x1344 pixels with 20 boxes each, or less."""
     generator = torch.Generator().manual_seed(0)
     dtype = torch.float64 if small else torch.float32
@@ -255,10 +280,14 @@ def make_head(device: str, small: bool) -> tuple[Outputs, HeadTargets]:
         labels.append(torch.where(positive, drawn.to(device), classes))
         weights.append(valid[-1].to(dtype))
     targets = HeadTargets(priors, labels, weights, valid, boxes, classes, strides)
+    if sides == 5:  # at an angle of 0, where the boxes around them are themselves
+        turned = [torch.cat([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2], 0 * b[:, :1]], 1)
+                  for b in boxes]  # fmt: skip
+        targets = targets._replace(rotated=turned)
     student, teacher = (
         [
             torch.randn(2, channels, *shape, generator=generator, dtype=dtype).to(device)
-            for channels in (classes, 4 * BINS)
+            for channels in (classes, sides * BINS)
             for shape in shapes
         ]
         for _ in range(2)
@@ -266,8 +295,8 @@ def make_head(device: str, small: bool) -> tuple[Outputs, HeadTargets]:
     return (student, teacher), targets
 
 
-def make_loss(device: str, small: bool) -> Pair:
-    (student, teacher), targets = make_head(device, small)
+def make_loss(device: str, small: bool, rotated: bool = False) -> Pair:
+    (student, teacher), targets = make_head(device, small, sides=5 if rotated else 4)
     for maps in student:
         maps.requires_grad_()
 
@@ -276,10 +305,14 @@ def make_loss(device: str, small: bool) -> Pair:
         return [value.detach(), *torch.autograd.grad(value, student)]
 
     def ours() -> Tensor:
-        parts = ld_loss(student, teacher, targets, published_batch=None)
+        if rotated:
+            parts = rotated_ld_loss(student, teacher, targets)
+        else:
+            parts = ld_loss(student, teacher, targets, published_batch=None)
         return torch.stack(list(parts.values())).sum()
 
-    return Pair(partial(call, ours), partial(call, lambda: plain_ld(student, teacher, targets)))
+    plain = plain_rotated_ld if rotated else plain_ld
+    return Pair(partial(call, ours), partial(call, lambda: plain(student, teacher, targets)))
 
 
 def make_regions(names: Sequence[str], device: str, small: bool) -> Pair:
@@ -312,6 +345,11 @@ def cases() -> list[Case]:
     sizes = '2 images of 800x1344, 5 levels, 20 boxes each'
     return [
         Case('ld', f'LD, GFL head of 80 classes, {sizes}', make_loss),
+        Case(
+            'ld-rotated',
+            f'LD of rotated boxes, head of 80 classes, {sizes}',
+            partial(make_loss, rotated=True),
+        ),
         Case(
             'ld-regions',
             f'LD, the four regions together, {sizes}',

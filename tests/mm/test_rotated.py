@@ -207,10 +207,17 @@ class TestDistillation:
         with pytest.raises(ValueError, match=r'has bins .*-5\.0, 2\.0.*, that of the teacher'):
             toy.build(config)
 
-    def test_a_head_without_distributions_names_those_that_have_them(self):
+    def test_a_head_without_distributions_is_refused(self):
         parts = dict(ld=dict(tap='bbox_head', loss=LD['ld-gwd']))
-        with pytest.raises(ValueError, match='DistributionRotatedRetinaHead'):
+        with pytest.raises(ValueError, match=r'distributions of K \* 5 \* \(n \+ 1\) channels'):
             toy.build(toy_rotated.distilled('gwd', parts))
+
+    @pytest.mark.parametrize('kind', ['retina', 'fcos', 'ld-gwd', 'ld-fcos'])
+    def test_boxes_are_not_decoded(self, kind):
+        """What compares decoded boxes takes them for upright ones."""
+        parts = dict(bckd=dict(tap='bbox_head', loss=dict(type='BCKDLoss')))
+        with pytest.raises(ValueError, match='makes boxes of what it yields'):
+            toy.build(toy_rotated.distilled(kind, parts))
 
     @pytest.mark.parametrize(
         ('kind', 'method', 'loss'),

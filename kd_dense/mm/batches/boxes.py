@@ -34,21 +34,21 @@ def upright(boxes: Any) -> Tensor:
         >>> upright(torch.tensor([[4.0, 0.0, 8.0, 3.0, 4.0, 6.0, 0.0, 3.0]]))
         tensor([[0., 0., 8., 6.]])
     """
-    boxes = plain(boxes)
-    width = boxes.shape[-1]
+    found = plain(boxes)
+    width = found.shape[-1]
     if width in (2, 4):
-        return boxes
+        return found
     if width == 5:
-        centre, sides, angle = boxes.split([2, 2, 1], -1)
+        centre, sides, angle = found[..., :2], found[..., 2:4], found[..., 4:]
         cos, sin = angle.cos().abs(), angle.sin().abs()
         reach = (sides * cos + sides.flip(-1) * sin) / 2
         return torch.cat([centre - reach, centre + reach], -1)
     if width == 8:
-        corners = boxes.unflatten(-1, (4, 2))
+        corners = found.unflatten(-1, (4, 2))
         return torch.cat([corners.amin(-2), corners.amax(-2)], -1)
     raise ValueError(
         f'expected boxes (n, 4), rotated boxes (n, 5) or quadrilaterals (n, 8), got '
-        f'{tuple(boxes.shape)}'
+        f'{tuple(found.shape)}'
     )
 
 

@@ -42,7 +42,8 @@ def expected(logits: Tensor, bins: Tensor) -> Tensor:
     """
     sides, count = bins.shape
     shares = at_least_float32(logits).unflatten(1, (-1, sides, count)).softmax(3)
-    return (shares * bins[..., None, None]).sum(3).flatten(1, 2)
+    numbers: Tensor = (shares * bins[..., None, None]).sum(3)
+    return numbers.flatten(1, 2)
 
 
 def check_ranges(owner: str, *ranges: tuple[float, float]) -> tuple[tuple[float, float], ...]:

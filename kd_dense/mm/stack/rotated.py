@@ -11,6 +11,8 @@ points down. IoU and NMS take and yield what the CPU operators of mmcv do, with 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -220,7 +222,7 @@ def sort_vertices(vertices: Tensor, mask: Tensor, num_valid: Tensor) -> Tensor:
     return torch.where((place <= count) & (count >= 3), ring, nothing).to(torch.int32)
 
 
-OPERATORS = {
+OPERATORS: dict[str, Callable[..., object]] = {
     'box_iou_rotated': box_iou_rotated,
     'nms_rotated': nms_rotated,
     'diff_iou_rotated_sort_vertices_forward': sort_vertices,

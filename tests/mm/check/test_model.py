@@ -66,6 +66,18 @@ def test_without_data_small_images_are_tried(config, tmp_path, monkeypatch):
     assert message.endswith('(2, 11, 8, 8) of both, compared as they are, on images of 64x64')
 
 
+def test_where_features_cross_into_the_head_of_the_teacher(recipe):
+    config = recipe('det_ld')
+    loss = dict(type='CrossKDLoss', boxes='distributions')
+    config.model.teacher = dict(config=recipe('det_teacher').model, checkpoint=None)
+    config.model.terms = dict(crosskd=dict(tap='bbox_head', cross_at=-1, loss=loss))
+    findings = run(config)
+    assert of(findings, 'terms').status == OK
+    message = of(findings, 'taps').message
+    assert message.startswith('crosskd: bbox_head.cls_convs|reg_convs.0 (2, 64')
+    assert 'compared as they are' in message
+
+
 def test_rows_of_shared_regions(recipe):
     config = recipe('det_fgd')
     config.model = toy_rois.distilled(

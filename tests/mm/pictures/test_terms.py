@@ -41,9 +41,13 @@ def test_every_term_is_drawn(method):
         'erd': "ERD: where are the teacher's classes?",
         'imitation': "region 'finegrained'",
         'general': "region 'gibox'",
-        **dict.fromkeys(('bckd', 'adl'), 'Where do student and teacher see an object?'),
+        **dict.fromkeys(('bckd', 'adl', 'crosskd'), 'Where do student and teacher see an object?'),
+        **dict.fromkeys(
+            ('class_tower', 'box_tower'), 'PGD: where are the predictions of the teacher best?'
+        ),
         'boxes': 'Which queries are paired?',
         'masks': 'Which masks are paired?',
+        'points': 'What do both decoders find',
         'looks': 'Which differences of the features count',
     }
     for name, one in compared.items():

@@ -48,6 +48,10 @@ from kd_dense.mm.pictures.views import View
 
 __all__ = ['PICTURES', 'draw_imitation', 'draw_ld']
 
+SIDES = ('left', 'top', 'right', 'bottom')
+# Of rotated boxes, by how they differ from an anchor.
+OFFSETS = ('x', 'y', 'width', 'height')
+
 
 def draw_ld(view: View, compared: Compared) -> Any:
     """Draw the two regions on each level, or the one, and the distributions at one anchor.
@@ -65,6 +69,7 @@ def draw_ld(view: View, compared: Compared) -> Any:
     )
     apart = mean_kl(ours, theirs, temperature=1.0, dim=2).sum(1)
     region_name, weights, text = _words(compared)
+    main_name = 'main region' if region_name != 'region' else "the head's positives"
     inside = main if region_name != 'region' and main.any() else region > 0
     chosen = int(torch.where(inside, apart, -1).argmax())
     level_of = torch.arange(len(anchors)).repeat_interleave(torch.tensor(targets.sizes))
@@ -109,7 +114,7 @@ def draw_ld(view: View, compared: Compared) -> Any:
         positive = here & main.numpy()
         axis.plot(
             x[positive], y[positive], 'o', ms=1.4 * dot, mfc='none', mec=MARK,
-            mew=min(2, dot / 3), label='main region', zorder=4, clip_on=zoomed,
+            mew=min(2, dot / 3), label=main_name, zorder=4, clip_on=zoomed,
         )  # fmt: skip
         axis.plot([], [], 'o', ms=6.5, color=dots.cmap(0.7), label=region_name)
         if here[chosen]:
@@ -131,7 +136,8 @@ def draw_ld(view: View, compared: Compared) -> Any:
     elif targets.rotated is None:
         _draw_sides(below, targets, chosen, stride, theirs[chosen], ours[chosen])
     else:
-        _draw_numbers(below, theirs[chosen], ours[chosen])
+        of_anchors = targets.priors[0].shape[1] == 4
+        _draw_numbers(below, theirs[chosen], ours[chosen], OFFSETS if of_anchors else SIDES)
     return figure
 
 
@@ -140,7 +146,7 @@ def _words(compared: Compared) -> tuple[str, str, str]:
     settings = compared.loss(0).settings
     if isinstance(compared.loss(0), RotatedLDLoss):
         box = 'upright box around it' if settings['around'] == 'hull' else 'box, not turned'
-        text = "One region: anchors near an object. Ringed are the head's positives."
+        text = 'One region: anchors near an object, by how well they fit it.'
         return 'region', f'weight: IoU with the {box}', text
     main = "Main region: the head's positives."
     if settings['region'] == 'inside':
@@ -201,14 +207,13 @@ def _draw_sides(
             axis.bar(bins + shift * stride, share, 0.4 * stride, color=color, label=who)
         true = torch.cat([point - box[:2], box[2:] - point])[side].item()
         axis.axvline(true, color='black', ls='--', lw=1, label='ground truth')
-        name = ('left', 'top', 'right', 'bottom')[side]
-        axis.set(title=name, xlabel='distance, px', xticks=bins[:: max(2, len(bins) // 4)])
+        axis.set(title=SIDES[side], xlabel='distance, px', xticks=bins[:: max(2, len(bins) // 4)])
         axis.spines[['top', 'right']].set_visible(False)
     axes[0].set_ylabel('probability, %')
     legend_below(figure, axes[0].get_legend_handles_labels()[0], 3)
 
 
-def _draw_numbers(figure: Any, theirs: Tensor, ours: Tensor) -> None:
+def _draw_numbers(figure: Any, theirs: Tensor, ours: Tensor, names: Sequence[str]) -> None:
     """The distributions of the five numbers of a rotated box at one anchor."""
     figure.suptitle(
         f'predicted at the marked anchor: the numbers of its box, {ours.shape[1]} bins each',
@@ -223,8 +228,9 @@ def _draw_numbers(figure: Any, theirs: Tensor, ours: Tensor) -> None:
         ):
             share = 100 * maps[side].softmax(0)
             axis.bar(bins + shift, share, 0.4, color=color, label=who)
-        angle = side == len(ours) - 1
-        axis.set(title='angle' if angle else f'number {side + 1}', xlabel='bin')
+        axis.set(
+            title=(*names, 'angle')[side], xlabel='bin', xticks=bins[:: max(2, len(bins) // 4)]
+        )
         axis.spines[['top', 'right']].set_visible(False)
     axes[0].set_ylabel('probability, %')
     legend_below(figure, axes[0].get_legend_handles_labels()[0], 2)
