@@ -25,6 +25,7 @@ from rich.table import Table
 
 from benchmarks import (
     reference_cwd,
+    reference_erd,
     reference_fgd,
     reference_generation,
     reference_intrakd,
@@ -53,6 +54,7 @@ CASES = [
     *reference_generation.cases(),
     *reference_predictions.cases(),
     *reference_rois.cases(),
+    *reference_erd.cases(),
     *reference_queries.cases(),
 ]
 

@@ -20,9 +20,10 @@ from kd_dense.losses import (
     query_box_loss,
     query_feature_loss,
     query_mask_loss,
+    query_point_loss,
 )
 
-__all__ = ['cases', 'plain_box_loss', 'plain_feature_loss', 'plain_mask_loss']
+__all__ = ['cases', 'plain_box_loss', 'plain_feature_loss', 'plain_mask_loss', 'plain_point_loss']
 
 
 def plain_corners(boxes: Tensor) -> Tensor:
@@ -168,13 +169,55 @@ def make_masks(device: str, small: bool) -> Pair:
     )
 
 
+def plain_point_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+    """What the parts of ``query_point_loss(published_batch=None)`` add up to."""
+    logits, boxes = (x[-1] for x in teacher)
+    weight = logits.sigmoid().max(-1)[0]
+    total: Tensor | float = 0.0
+    for x, found in zip(*student, strict=True):
+        kl = F.kl_div((x / 10).log_softmax(-1), (logits / 10).softmax(-1), reduction='none')
+        total = total + (100 * kl.mean(-1) * weight).sum()
+        l1 = F.l1_loss(found, boxes, reduction='none').mean(-1)
+        a, b = plain_corners(found), plain_corners(boxes)
+        areas = [(y[..., 2] - y[..., 0]) * (y[..., 3] - y[..., 1]) for y in (a, b)]
+        size = torch.min(a[..., 2:], b[..., 2:]) - torch.max(a[..., :2], b[..., :2])
+        common = size.clamp(min=0).prod(-1)
+        union = areas[0] + areas[1] - common
+        hull = (torch.max(a[..., 2:], b[..., 2:]) - torch.min(a[..., :2], b[..., :2])).prod(-1)
+        giou = common / (union + 1e-6) - (hull - union) / (hull + 1e-6)
+        total = total + ((5 * l1 + 2 * (1 - giou)) * weight).sum() / weight.sum()
+    return torch.as_tensor(total)
+
+
+def make_points(device: str, small: bool) -> Pair:
+    generator = torch.Generator().manual_seed(0)
+    layers, queries, classes = (2, 5, 3) if small else (6, 300, 80)
+    dtype = torch.float64 if small else torch.float32
+    size = (2, layers, 2, queries)
+    logits = torch.randn(*size, classes, generator=generator, dtype=dtype).to(device)
+    boxes = torch.rand(*size, 4, generator=generator, dtype=dtype).to(device)
+    student = logits[0].clone().requires_grad_(), boxes[0].clone().requires_grad_()
+    teacher = logits[1], boxes[1]
+
+    def ours() -> Tensor:
+        lists = ([layer for x in side for layer in x] for side in (student, teacher))
+        return torch.stack([*query_point_loss(*lists, published_batch=None).values()]).sum()
+
+    return Pair(
+        forward_backward(ours, [*student]),
+        forward_backward(lambda: plain_point_loss(student, teacher), [*student]),
+    )
+
+
 def cases() -> list[Case]:
     """Rows of the benchmark."""
     what = 'pairs of {} queries, classes and boxes, 6 layers, 2 images, 80 classes'
     masks = 'pairs of 100 queries, classes and masks of 112x112, 10 layers, 2 images'
+    points = '300 points, classes and boxes, 6 layers, 2 images, 80 classes'
     looks = 'features weighed by 100 queries of 6 layers, 2 images, 256x100x168'
     return [
         *(Case(f'queries-{n}', what.format(n), partial(make_boxes, n)) for n in (300, 900)),
         Case('queries-masks', masks, make_masks),
+        Case('queries-points', points, make_points),
         Case('queries-features', looks, make_features),
     ]

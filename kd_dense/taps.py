@@ -45,7 +45,8 @@ class Taps:
     ``'decode_head.conv_seg'``), or a method of a module (``'bbox_head.get_targets'``). Where
     a place yields several maps, because it returns a list or runs several times, an index
     chooses among them: ``'neck[0]'``, ``'neck[:4]'``. A ``*`` stands for every child at its
-    place that has the rest of the path, in their order: ``'neck.fpn_convs.*.conv'``.
+    place that has the rest of the path, in their order: ``'neck.fpn_convs.*.conv'``. Of
+    several names with a ``|`` between them all are meant: ``'bbox_head.cls_convs|reg_convs.0'``.
 
     A place is found by name each time recording starts, and its ``forward`` is wrapped only
     until recording ends: the model may be converted, copied, compiled and saved in between.
@@ -140,7 +141,7 @@ class Taps:
             raise
 
     def _places_of(self, model: nn.Module, path: str) -> list[_Place]:
-        concrete = _expand(model, path) if '*' in path else [path]
+        concrete = _expand(model, path) if {*'*|'} & {*path} else [path]
         for one in concrete:
             if one not in self._places:
                 self._places[one] = _Place(one)
@@ -300,7 +301,7 @@ def _not_on(*args: Any, **kwargs: Any) -> Any:
 
 def _parse(name: str) -> tuple[str, int | slice]:
     """Split ``path[index]`` into the path and an index or slice."""
-    match = re.fullmatch(r'([\w.*]+)(?:\[(-?\d+)\]|\[(-?\d*):(-?\d*)\])?', name)
+    match = re.fullmatch(r'([\w.*|]+)(?:\[(-?\d+)\]|\[(-?\d*):(-?\d*)\])?', name)
     if not match:
         raise TapError(
             f"expected a tap like 'neck', 'decode_head.conv_seg', 'neck[0]' or 'neck[:4]', "
@@ -348,7 +349,7 @@ def _expand(model: nn.Module, path: str) -> list[str]:
         before, found = found, []
         for prefix in before:
             owner = _unwrapped(_find(model, prefix)[0] if prefix else model)
-            names = list(owner._modules) if part == '*' else [part]
+            names = list(owner._modules) if part == '*' else part.split('|')
             children = [n for n in names if owner._modules.get(n) is not None]
             found += [f'{prefix}.{n}' if prefix else n for n in children]
         if not found:

@@ -49,7 +49,11 @@ MOST_FILES, MOST_LINES = 14, 450
 FRAMEWORKS = {'mmdet', 'mmseg', 'mmcv', 'mmrotate'}
 # Import mmdet or mmrotate when they are imported, which is not before the first of their heads is
 # built.
-AT_ONCE = ['mm.models.distribution_heads', 'mm.models.rotated_heads']
+AT_ONCE = [
+    'mm.models.distribution_heads',
+    'mm.models.incremental_heads',
+    'mm.models.rotated_heads',
+]
 # What a file may import where it is needed, beyond torch.
 LATE = {'losses.queries.matching': {'scipy'}}
 FILES = sorted(PACKAGE.rglob('*.py'))

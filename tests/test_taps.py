@@ -322,6 +322,18 @@ class TestWildcard:
         assert [m.shape[1] for m in taps['convs.*.conv[1]']] == [4]
         assert taps.calls('convs.*.conv') == 2
 
+    def test_several_names(self):
+        model, taps = Pyramid(), Taps(['convs.1|0|7.conv', 'convs|others.0.conv'])
+        with taps.on(model):
+            model(torch.zeros(1, 2, 5, 5))
+        assert [m.shape[1] for m in taps['convs.1|0|7.conv']] == [4, 3]
+        assert [m.shape[1] for m in taps['convs|others.0.conv']] == [3]
+        with (
+            pytest.raises(TapError, match=r"nothing matches 'convs.7\|8'"),
+            Taps(['convs.7|8.conv']).on(model),
+        ):
+            pass
+
     def test_the_model_stops_after_the_last_of_them(self):
         model, taps = Pyramid(), Taps(['convs.*.conv'])
         with taps.on(model, stop_after={'convs.*.conv': 2}):

@@ -13,7 +13,7 @@ from benchmarks.zoo.records import METHODS, NO_MODEL, PLAIN
 LOGITS = ('kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld')
 FEATURES = ('fitnets', 'pkd', 'vkd', 'cosine', 'mgd')
 APPLY = {
-    'mmdet': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, 'fbkd'),
+    'mmdet': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, 'fbkd', 'roi_dkd', 'roi_dist'),
     'mmseg': (PLAIN, 'cwd', 'skd', 'intrakd', *LOGITS, *FEATURES, 'af_dcd'),
     'kd_dense': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES),
 }
@@ -46,7 +46,8 @@ kd_dense runs NMS, soft-NMS, RoIAlign and deformable convolutions in PyTorch.
   to detectors whose neck yields two or more maps of one width; SKD, IntRA-KD and the methods on
   class logits (kd, dist, dkd, gdkd, nkd, wsld) to segmenters that yield a map of logits for each
   class; dist also to dense heads that it has settings for; Af-DCD to segmenters, FBKD to detectors
-  with region proposals and a neck, LD to heads with box distributions.
+  with region proposals and a neck, DKD and DIST on shared regions (roi_dkd, roi_dist) to those
+  whose box heads can be asked about any regions, LD to heads with box distributions.
 - The methods that came after the first five are tried together, in one step of training in which
   each term must send its own gradient; where that fails, each by itself.
 - To save time, detectors propose, sample and keep at most {boxes} boxes, images have the first

@@ -16,8 +16,10 @@ from benchmarks.zoo.data import Data, data_of, make_batch
 from benchmarks.zoo.families import choose, read
 from benchmarks.zoo.models import SEGMENTER_SIZES, SIZES, build, own_sizes, prepared
 from benchmarks.zoo.records import described
-from kd_dense.mm.batches import head_targets
+from kd_dense.mm.batches import head_boxes, head_targets
 from kd_dense.mm.distil.first_steps import split_losses
+from kd_dense.mm.models.box_heads import check_box_heads
+from kd_dense.mm.models.towers import find_tower
 from kd_dense.mm.presets.choose import METHODS
 from kd_dense.mm.presets.roles import Side
 from kd_dense.taps import TapError, Taps
@@ -125,17 +127,22 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
         found.append('af_dcd')
     if _assigns(model):
         found += ['bckd', 'adl']
+        found += ['crosskd'] * _has_towers(model)
+    found += ['pgd'] * _guides(model)
     side = Side(model)
     if any(side.has(preset.part) for preset in METHODS['dist'].presets if preset.part):
         found.append('dist')
     if side.has('roi_head') and necks(model):
         found.append('fbkd')
-    regions = [p.part for p in METHODS['roi_dkd'].presets if side.has(p.part)]
-    if regions and not side.has(regions[0].removesuffix('.fc_cls'), ['DIIHead']):  # takes queries
+    if _looks_at_regions(side):
         found += ['roi_dkd', 'roi_dist']
     heads = ('panoptic_head', 'decode_head')
     if side.has('bbox_head', ['DETRHead']) or any(side.has(h, ['MaskFormerHead']) for h in heads):
         found.append('detrdistill')
+    if side.has('bbox_head', ['DABDETRHead', 'DINOHead']) and not side.has(
+        'bbox_head', ['DDQDETRHead']
+    ):
+        found.append('kddetr')
     return list(dict.fromkeys(found))
 
 
@@ -143,9 +150,40 @@ def _assigns(model: nn.Module) -> bool:
     """Whether there is a dense head of sigmoids whose assignment of objects can be read."""
     try:
         head_targets.check(model, model)
+        head_boxes.check(model, model)
     except ValueError:
         return False
     return bool(getattr(model.bbox_head, 'use_sigmoid_cls', True))
+
+
+def _guides(model: Any) -> bool:
+    """Whether PGD is set for its head, and makes boxes of what that yields."""
+    side = Side(model)
+    kinds = [k for preset in METHODS['pgd'].presets for k in preset.kinds]
+    try:
+        head_boxes.check(model, model)
+    except ValueError:
+        return False
+    return side.has('bbox_head', kinds) and side.tower('bbox_head.cls_convs') is not None
+
+
+def _has_towers(model: nn.Module) -> bool:
+    try:
+        find_tower(model, 'bbox_head', 'student', -1)
+    except ValueError:
+        return False
+    return True
+
+
+def _looks_at_regions(side: Side) -> bool:
+    """Whether a detector has a box head that can be asked about any regions."""
+    for tap in (p.part for p in METHODS['roi_dkd'].presets if side.has(p.part)):
+        try:
+            check_box_heads(side.model, tap, side.model, tap)
+        except ValueError:
+            continue
+        return True
+    return False
 
 
 def _maps(taps: Taps, name: str) -> list[Tensor]:

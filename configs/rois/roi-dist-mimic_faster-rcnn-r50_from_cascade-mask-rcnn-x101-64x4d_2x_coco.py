@@ -13,9 +13,6 @@ model = dict(
         dist=dict(
             tap=dict(
                 student='roi_head.bbox_head.fc_cls', teacher='roi_head.bbox_head.0.fc_cls'),
-            shared_rois=True,
-            loss=dict(type='DISTLoss', weight=1.0)),
-        mimic=dict(
-            tap='neck',
-            loss=dict(type='FitNetsLoss', weight=1.0),
-            adapter=dict(type='Adapter'))))
+            shared_rois=True, loss=dict(type='DISTLoss', weight=1.0)),
+        mimic=dict(tap='neck', loss=dict(type='FitNetsLoss', weight=1.0),
+                   adapter=dict(type='Adapter'))))

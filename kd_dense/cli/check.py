@@ -130,6 +130,8 @@ def commands(args: argparse.Namespace, preset: Any, findings: Sequence[Finding])
             command += ['--teacher', args.teacher, '--distill', *names]
         if args.teacher_checkpoint:
             command += ['--teacher-checkpoint', args.teacher_checkpoint]
+        if args.weights != 'auto':
+            command += ['--weights', args.weights]
         found = [command]
     found.append([recipe, '--cfg-options', *options])
     return [shlex.join(['kd_dense', 'train', *command]) for command in found]

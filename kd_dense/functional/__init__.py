@@ -10,7 +10,12 @@ from kd_dense.functional.checks import (
 )
 from kd_dense.functional.divergence import in_blocks, soft_kl, two_class_logits
 from kd_dense.functional.labels import labels_at
-from kd_dense.functional.ranks import mean_over_ranks, standardised, sum_over_ranks
+from kd_dense.functional.ranks import (
+    mean_and_std,
+    mean_over_ranks,
+    standardised,
+    sum_over_ranks,
+)
 
 __all__ = [
     'at_least_float32',
@@ -19,6 +24,7 @@ __all__ = [
     'check_temperature',
     'in_blocks',
     'labels_at',
+    'mean_and_std',
     'mean_over_ranks',
     'published_sum',
     'soft_kl',

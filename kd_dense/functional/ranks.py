@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from kd_dense.functional.checks import at_least_float32, check_choice
 
-__all__ = ['mean_over_ranks', 'standardised', 'sum_over_ranks']
+__all__ = ['mean_and_std', 'mean_over_ranks', 'standardised', 'sum_over_ranks']
 
 EpsOn = Literal['std', 'variance']
 
@@ -76,6 +76,32 @@ class _SumOverRanks(torch.autograd.Function):
         total = upstream.contiguous().clone()
         distributed.all_reduce(total)
         return total
+
+
+@torch.no_grad()
+def mean_and_std(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, of n - 1; with 0 among ``dims``, of all processes together.
+
+    Args:
+        x: Of any shape and float dtype. No gradient flows through it.
+        dims: The dimensions that they are taken over.
+
+    Returns:
+        Both, with these dimensions of length 1, at least float32.
+
+    Examples:
+        >>> mean_and_std(torch.tensor([[1.0, 2.0, 3.0]]), dims=[1])
+        (tensor([[2.]]), tensor([[1.]]))
+    """
+    dims = tuple(sorted({dim % x.dim() for dim in dims}))
+    x = at_least_float32(x)
+    own = torch.Size([x.shape[dim] for dim in dims]).numel()
+    mean = x.sum(dims, keepdim=True) / max(own, 1)
+    squares = (x - mean).square().sum(dims, keepdim=True)
+    count = torch.full_like(squares, own)
+    if 0 in dims and _several_processes():
+        count, mean, squares = _merged(count, mean, squares)
+    return mean, (squares / (count - 1).clamp(min=1)).sqrt()
 
 
 def standardised(

@@ -3,6 +3,7 @@
 from kd_dense.losses.attention import AttentionMapLoss, attention_map_loss
 from kd_dense.losses.base import DistillLoss
 from kd_dense.losses.cwd import CWDLoss, cwd_loss
+from kd_dense.losses.erd import ERDLoss, erd_loss
 from kd_dense.losses.fgd import FGDLoss, fgd_loss
 from kd_dense.losses.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
 from kd_dense.losses.intrakd import IntRALoss, intra_loss
@@ -40,15 +41,30 @@ from kd_dense.losses.mimic import (
     fbkd_loss,
     mimic_loss,
 )
-from kd_dense.losses.predictions import ADLLoss, BCKDLoss, HeadBoxes, adl_loss, bckd_loss
+from kd_dense.losses.predictions import (
+    ADLLoss,
+    BCKDLoss,
+    CrossKDLoss,
+    HeadBoxes,
+    PGDBoxLoss,
+    PGDClassLoss,
+    adl_loss,
+    bckd_loss,
+    crosskd_loss,
+    pgd_box_loss,
+    pgd_class_loss,
+)
 from kd_dense.losses.queries import (
+    Decoders,
     QueryBoxLoss,
     QueryFeatureLoss,
     QueryMaskLoss,
+    QueryPointLoss,
     TaughtQueries,
     query_box_loss,
     query_feature_loss,
     query_mask_loss,
+    query_point_loss,
 )
 from kd_dense.losses.rois import RoIBoxLoss, roi_box_loss
 from kd_dense.losses.skd import (
@@ -66,9 +82,12 @@ __all__ = [
     'BCKDLoss',
     'CWDLoss',
     'CosineLoss',
+    'CrossKDLoss',
     'DISTLoss',
     'DKDLoss',
+    'Decoders',
     'DistillLoss',
+    'ERDLoss',
     'FBKDLoss',
     'FGDLoss',
     'FTLoss',
@@ -86,12 +105,15 @@ __all__ = [
     'MimicLoss',
     'NFDLoss',
     'NKDLoss',
+    'PGDBoxLoss',
+    'PGDClassLoss',
     'PKDLoss',
     'PairWiseLoss',
     'PixelWiseLoss',
     'QueryBoxLoss',
     'QueryFeatureLoss',
     'QueryMaskLoss',
+    'QueryPointLoss',
     'RoIBoxLoss',
     'RotatedLDLoss',
     'TaughtQueries',
@@ -102,9 +124,11 @@ __all__ = [
     'af_dcd_loss',
     'attention_map_loss',
     'bckd_loss',
+    'crosskd_loss',
     'cwd_loss',
     'dist_loss',
     'dkd_loss',
+    'erd_loss',
     'fbkd_loss',
     'fgd_loss',
     'gdkd_loss',
@@ -116,10 +140,13 @@ __all__ = [
     'mimic_loss',
     'nkd_loss',
     'pair_wise_loss',
+    'pgd_box_loss',
+    'pgd_class_loss',
     'pixel_wise_loss',
     'query_box_loss',
     'query_feature_loss',
     'query_mask_loss',
+    'query_point_loss',
     'roi_box_loss',
     'rotated_ld_loss',
     'unbiased_cross_entropy',

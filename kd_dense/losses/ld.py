@@ -48,6 +48,8 @@ class HeadTargets(NamedTuple):
             rotated boxes these are the smallest upright ones.
         num_classes: Number of classes without background.
         strides: Pixels from one position to the next, the unit of the box distributions.
+        centerness: Of a head without anchors, how near to the middle of its object each positive
+            lies, 0 to 1, ``(N, A)``; 0 for others. None, if the head has anchors.
         rotated: Of a detector of rotated boxes, these, ``(n, 5)``: x, y, width, height, angle.
     """
 
@@ -58,6 +60,7 @@ class HeadTargets(NamedTuple):
     boxes: list[Tensor]
     num_classes: int
     strides: list[int]
+    centerness: list[Tensor] | None = None
     rotated: list[Tensor] | None = None
 
     @property

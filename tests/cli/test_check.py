@@ -73,22 +73,25 @@ def test_what_is_proposed_can_be_copied(run, scenes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('preset', 'teacher', 'checkpoint', 'expected'),
+    ('preset', 'teacher', 'checkpoint', 'weights', 'expected'),
     [
-        (None, None, None, []),
-        ('x', None, None, ['a/s.py --dump-config work_dirs/s_x.py']),
+        (None, None, None, 'auto', []),
+        ('x', None, None, 'auto', ['a/s.py --dump-config work_dirs/s_x.py']),
         (
             ['x', 'y'],
             't.py',
             't 1.pth',
+            'published',
             ['a/s.py --dump-config work_dirs/s_x_y.py --teacher t.py --distill x y '
-             "--teacher-checkpoint 't 1.pth'"],
+             "--teacher-checkpoint 't 1.pth' --weights published"],
         ),
     ],
 )  # fmt: skip
-def test_a_preset_is_written_down_first(preset, teacher, checkpoint, expected):
+def test_a_preset_is_written_down_first(preset, teacher, checkpoint, weights, expected):
     found = Finding('terms', 'warning', '', '', dict(option='model.terms.x.loss.weight=2'))
-    args = Namespace(config='a/s.py', teacher=teacher, teacher_checkpoint=checkpoint)
+    args = Namespace(
+        config='a/s.py', teacher=teacher, teacher_checkpoint=checkpoint, weights=weights
+    )
     recipe = expected[0].split()[2] if expected else 'a/s.py'
     assert check.commands(args, preset, [found, found._replace(status='ok')]) == [
         f'kd_dense train {line}'

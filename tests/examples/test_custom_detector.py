@@ -137,7 +137,7 @@ class TestConfigs:
             million = sum(p.numel() for p in build(name).parameters()) / 1e6
             assert f'{million:.1f} M' in text
 
-    @pytest.mark.parametrize('method', ['cwd', 'skd', 'fgd', 'ld'])
+    @pytest.mark.parametrize('method', ['auto', 'cwd', 'skd', 'fgd', 'ld'])
     def test_presets_fit(self, method):
         preset = choose_preset([method], build('student'), build('teacher'))
         assert preset.terms
@@ -154,7 +154,7 @@ def test_the_exported_student_finds_parts(root, monkeypatch):
     model = build('student')
     model.bbox_head.gfl_cls.bias.data.fill_(1.0)  # sees parts everywhere
     state = {**model.state_dict(), 'kd.x': torch.zeros(1)}
-    file = Path('work_dirs/fgd/epoch_12.pth')
+    file = Path('work_dirs/auto/epoch_12.pth')
     file.parent.mkdir(parents=True)
     torch.save({'state_dict': state, 'meta': {'dataset_meta': {'classes': CLASSES}}}, file)
     run(root, ['tools/export.py', str(file), 'work_dirs/student.pth'], root, {})

@@ -16,10 +16,12 @@ from kd_dense.losses import (
     AttentionMapLoss,
     BCKDLoss,
     CosineLoss,
+    CrossKDLoss,
     CWDLoss,
     DistillLoss,
     DISTLoss,
     DKDLoss,
+    ERDLoss,
     FBKDLoss,
     FGDLoss,
     FitNetsLoss,
@@ -36,11 +38,14 @@ from kd_dense.losses import (
     NFDLoss,
     NKDLoss,
     PairWiseLoss,
+    PGDBoxLoss,
+    PGDClassLoss,
     PixelWiseLoss,
     PKDLoss,
     QueryBoxLoss,
     QueryFeatureLoss,
     QueryMaskLoss,
+    QueryPointLoss,
     RoIBoxLoss,
     RotatedLDLoss,
     UnbiasedKDLoss,
@@ -54,7 +59,7 @@ from tests.losses.test_fgd import BATCH, BOXES, NO_BOXES
 from tests.losses.test_ld import VARIANTS
 from tests.losses.test_ld_rotated import rotated_maps, rotated_targets
 from tests.losses.test_predictions import boxes_of_distributions
-from tests.losses.test_queries import make_masks, make_queries
+from tests.losses.test_queries import make_masks, make_queries, points_of
 
 
 class SyncError(AssertionError):
@@ -242,6 +247,8 @@ def cases():
     for kind in (DKDLoss, DISTLoss, KDLoss):
         yield kind, dict(temperature=2.0)  # of regions
     yield RoIBoxLoss, dict(num_classes=3)
+    for switch in (True, False):
+        yield ERDLoss, dict(without_strides=switch)
     yield KDLoss, dict(per='map', valid_only=False, sigmoid=True)
     for variant in VARIANTS.values():
         yield LDLoss, variant
@@ -254,11 +261,18 @@ def cases():
     for switch in (True, False):
         yield BCKDLoss, dict(positive_levels_only=switch)
         yield ADLLoss, dict(power=1.8 if switch else None, entropy=float(switch))
+    yield PGDBoxLoss, {}
+    for mix in (True, False):
+        yield PGDClassLoss, dict(mix_images=mix)
+    for boxes in ('giou', 'iou', 'distributions'):
+        yield CrossKDLoss, dict(boxes=boxes)
     for unmatched, sigmoid in (('background', True), ('ignored', True), ('background', False)):
         yield QueryBoxLoss, dict(unmatched=unmatched, sigmoid=sigmoid)
     yield QueryFeatureLoss, {}
     for points in (None, 10):
         yield QueryMaskLoss, dict(points=points)
+    for published_batch in (8, None):
+        yield QueryPointLoss, dict(published_batch=published_batch)
 
 
 CASES = [
@@ -289,10 +303,23 @@ def prepare(kind, options, device, dtype=torch.float32):
         return drawn[0].clone().requires_grad_(), drawn[1]
 
     needs = {}
-    if kind in (LDLoss, BCKDLoss, ADLLoss):
+    if kind in (LDLoss, BCKDLoss, ADLLoss, CrossKDLoss):
         *outputs, needs['head_targets'] = head(device, dtype)
         if 'head_boxes' in loss.needs:
             needs['head_boxes'] = boxes_of_distributions(needs['head_targets'])
+    elif kind in (PGDBoxLoss, PGDClassLoss):
+        found, taught, targets = head(device, dtype)
+        labels = [torch.zeros(len(b), dtype=torch.long, device=device) for b in targets.boxes]
+        needs.update(
+            boxes=targets.boxes,
+            labels=labels,
+            head_outputs=(found, taught),
+            head_boxes=boxes_of_distributions(targets),
+        )
+        outputs = zip(*(maps(2, *shape) for shape in SHAPES), strict=True)
+    elif kind is ERDLoss:
+        *outputs, targets = head(device, dtype)
+        needs['head_boxes'] = boxes_of_distributions(targets)
     elif kind is RotatedLDLoss:
         made = head(device, dtype, rotated_targets, rotated_maps)
         *outputs, needs['head_targets'] = made
@@ -301,14 +328,17 @@ def prepare(kind, options, device, dtype=torch.float32):
         if options['region'] == 'gibox':
             needs['head_outputs'] = outputs
         outputs = zip(*(maps(2, *shape) for shape in SHAPES), strict=True)
-    elif kind in (QueryBoxLoss, QueryMaskLoss):
-        make = make_queries if kind is QueryBoxLoss else make_masks
+    elif kind in (QueryBoxLoss, QueryMaskLoss, QueryPointLoss):
+        make = make_masks if kind is QueryMaskLoss else make_queries
+        count = 5 if kind is QueryPointLoss else 4
         outputs = (
             [x.to(device, dtype) for x in make(seed=seed, queries=queries)]
-            for seed, queries in ((0, 5), (1, 4))
+            for seed, queries in ((0, 5), (1, count))
         )
         student, teacher = outputs
         outputs = [x.requires_grad_() for x in student], teacher
+        if kind is QueryPointLoss:
+            needs['decoders'] = points_of(outputs)
     else:
         outputs = maps(4, 5, 6)
     if kind is FGDLoss:

@@ -14,7 +14,14 @@ from torch import Tensor
 from kd_dense import losses
 from kd_dense.adapters import Adapter, resize
 from kd_dense.critic import Critic, critic_loss, gradient_penalty
-from kd_dense.losses import DistillLoss, HeadTargets, HolisticLoss, TaughtQueries
+from kd_dense.losses import Decoders, DistillLoss, HeadTargets, HolisticLoss, TaughtQueries
+from kd_dense.losses.predictions.boxes import (
+    Decoded,
+    HeadBoxes,
+    decode_distances,
+    expected_distances,
+    rows_of_priors,
+)
 from kd_dense.losses.queries.features import rate_queries
 
 LARGEST = 65504.0  # of float16
@@ -74,8 +81,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'LwFLoss': [dict()],
     'UnbiasedKDLoss': [dict()],
     'RoIBoxLoss': [dict(), dict(beta=0.0)],
+    'ERDLoss': [dict(), dict(without_strides=True), dict(candidates=1, sigmas=0.5)],
     'QueryBoxLoss': [dict(), dict(sigmoid=False), dict(unmatched='code')],
     'QueryFeatureLoss': [dict()],
+    'QueryPointLoss': [dict(), dict(published_batch=None)],
     'QueryMaskLoss': [dict(), dict(points=2, sigmoid=True)],
     'LDLoss': [
         dict(kd_vlr_weight=1.0),
@@ -103,6 +112,7 @@ FUNCTIONS = dict(
     query_box_loss='QueryBoxLoss',
     query_feature_loss='QueryFeatureLoss',
     query_mask_loss='QueryMaskLoss',
+    query_point_loss='QueryPointLoss',
     kd_loss='KDLoss',
     dist_loss='DISTLoss',
     dkd_loss='DKDLoss',
@@ -112,6 +122,7 @@ FUNCTIONS = dict(
     lwf_loss='LwFLoss',
     unbiased_kd_loss='UnbiasedKDLoss',
     roi_box_loss='RoIBoxLoss',
+    erd_loss='ERDLoss',
     unbiased_cross_entropy='UnbiasedKDLoss',  # what stands beside it; of plain operators
     mimic_loss='MimicLoss',
     fbkd_loss='FBKDLoss',
@@ -122,7 +133,7 @@ FUNCTIONS = dict(
 # teacher; DIST, whose correlations of what is almost constant depend on an epsilon; and queries,
 # whose boxes are clamped in the teacher alone, and whose masks overlap most where they are sharp.
 NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss',
-                  'QueryBoxLoss', 'QueryMaskLoss'}  # fmt: skip
+                  'QueryBoxLoss', 'QueryMaskLoss', 'QueryPointLoss'}  # fmt: skip
 
 
 class Scene(NamedTuple):
@@ -229,13 +240,13 @@ def build(name: str, options: dict[str, Any], scene: Scene) -> DistillLoss:
 
 def shapes(name: str, scene: Scene) -> list[tuple[int, ...]]:
     """Of the maps that a loss compares."""
-    if name == 'LDLoss':
+    if name in ('LDLoss', 'ERDLoss'):
         sizes = [scene.size, (1, 1)]
         return [(scene.images, c, *s) for c in (CLASSES, 4 * BINS) for s in sizes]
     if name == 'QueryMaskLoss':  # of two layers
         logits = (scene.images, 3, scene.channels)
         return [logits, logits, *[(scene.images, 3, *scene.size)] * 2]
-    if name == 'QueryBoxLoss':  # as well
+    if name in ('QueryBoxLoss', 'QueryPointLoss'):  # as well
         return [(scene.images, 4, size) for size in (scene.channels, scene.channels, 4, 4)]
     if name == 'LDImitationLoss':
         return [(scene.images, scene.channels, *s) for s in (scene.size, (1, 1))]
@@ -276,6 +287,17 @@ def head_targets(scene: Scene) -> HeadTargets:
     )
 
 
+def head_boxes(scene: Scene) -> HeadBoxes:
+    priors = head_targets(scene).priors
+
+    def decode(levels: list[Tensor]) -> Decoded:
+        distances = (expected_distances(rows_of_priors(x, 1)) for x in levels)
+        both = zip(priors, distances, STRIDES, strict=True)
+        return Decoded(priors, [decode_distances(p, stride * x) for p, x, stride in both])
+
+    return HeadBoxes(decode, decode)
+
+
 def extras(loss: DistillLoss, scene: Scene) -> dict[str, Any]:
     torch.manual_seed(scene.seed)
     found: dict[str, Any] = dict(
@@ -288,11 +310,13 @@ def extras(loss: DistillLoss, scene: Scene) -> dict[str, Any]:
         found['segmentation'] = LABELS[scene.labels]((scene.images,))
     if 'head_targets' in loss.needs:
         found['head_targets'] = head_targets(scene)
+    if isinstance(loss, losses.ERDLoss):
+        found['head_boxes'] = head_boxes(scene)
     if 'head_outputs' in loss.needs:
         found['head_outputs'] = maps('LDLoss', scene)
     if 'taught_queries' in loss.needs:
         found['taught_queries'] = taught_queries(scene)
-    return {name: found[name] for name in loss.needs}
+    return {name: found[name] for name in loss.needs if name in found}
 
 
 def taught_queries(scene: Scene) -> TaughtQueries:
@@ -310,7 +334,10 @@ def results(name: str, loss: DistillLoss, scene: Scene, dtype: Any = None) -> tu
     student, teacher = maps(name, scene)
     leaves = [x.to(dtype or x.dtype).requires_grad_() for x in student]
     given = (leaves, teacher) if loss.all_maps else (leaves[0], teacher[0])
-    result = loss(*given, **extras(loss, scene))
+    more = extras(loss, scene)
+    if 'decoders' in loss.needs:
+        more['decoders'] = Decoders(lambda _: leaves, lambda _: teacher, torch.zeros(1, 4, 4))
+    result = loss(*given, **more)
     values = [*result.values()] if isinstance(result, dict) else [result]
     sum(values).backward()
     grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]

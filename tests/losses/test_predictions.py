@@ -5,7 +5,19 @@ import math
 import pytest
 import torch
 
-from kd_dense.losses import ADLLoss, BCKDLoss, HeadBoxes, adl_loss, bckd_loss
+from kd_dense.functional import divergence
+from kd_dense.losses import (
+    ADLLoss,
+    BCKDLoss,
+    CrossKDLoss,
+    HeadBoxes,
+    PGDBoxLoss,
+    PGDClassLoss,
+    adl_loss,
+    bckd_loss,
+    crosskd_loss,
+    pgd_class_loss,
+)
 from kd_dense.losses.predictions.boxes import (
     Decoded,
     decode_deltas,
@@ -16,7 +28,9 @@ from kd_dense.losses.predictions.boxes import (
     rows_of_priors,
 )
 from kd_dense.losses.predictions.heads import anchors_of, focal_difference
+from kd_dense.losses.predictions.key_regions import KeyRegions, key_regions
 from tests.losses.ld_head import (
+    BINS,
     BOXES,
     CLASSES,
     SHAPES,
@@ -52,6 +66,13 @@ class Predictions(Packed):
         found = super().keywords(images)
         boxes = boxes_of_distributions(found['head_targets'])
         return {k: v for k, v in (found | {'head_boxes': boxes}).items() if k in self.loss.needs}
+
+    def test_gradient_is_right(self):
+        student, teacher = self.example()
+        teacher = teacher.detach()
+        assert torch.autograd.gradcheck(
+            lambda x: self.value(x, teacher), (student,), fast_mode=True
+        )
 
     def test_names_both_shapes_when_they_differ(self):
         student, teacher = make_maps(), make_maps()
@@ -248,6 +269,118 @@ class TestADL(Predictions):
             ADLLoss(**change)
 
 
+def slow_crosskd(student, teacher, targets, kind):
+    """Classes and boxes, one prior after the other."""
+    levels = len(targets.labels)
+    n = max(int(targets.positive.sum()), 1)
+    decoded = boxes_of_distributions(targets).teacher
+    ours, theirs = (decoded(maps[levels:]).boxes for maps in (student, teacher))
+    classes = boxes = weights = 0.0
+    for level, labels in enumerate(targets.labels):
+        for image in range(len(labels)):
+            for prior in range(labels.shape[1]):
+                place = 1, image, prior
+                p, q = (prior_logits(m[level], *place).sigmoid() for m in (student, teacher))
+                label_weight = targets.label_weights[level][image, prior]
+                entropy = -q * p.log() - (1 - q) * (1 - p).log()
+                classes += label_weight * ((q - p).abs() * entropy).sum() / n
+                weight = q.max() * (label_weight > 0)
+                weights += weight
+                if kind == 'distributions':
+                    s, t = (
+                        prior_logits(m[levels + level], *place).view(4, BINS)
+                        for m in (student, teacher)
+                    )
+                    apart = (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum() / 4
+                else:
+                    a, b = ours[level][image, prior], theirs[level][image, prior]
+                    iou = max(float(overlap(a, b).iou), 1e-6)
+                    apart = 1 - slow_giou(a, b) if kind == 'giou' else -math.log(iou)
+                boxes += weight * apart
+    return float(classes), float(boxes / (weights if kind == 'distributions' else n))
+
+
+class TestCrossKD(Predictions):
+    loss = CrossKDLoss(weight=2.0)
+
+    def function(self, student, teacher, **_):
+        return self.call(CrossKDLoss(), student, teacher)
+
+    @pytest.mark.parametrize('kind', ['giou', 'iou', 'distributions'])
+    def test_matches_the_equation_prior_by_prior(self, kind):
+        targets = make_targets()
+        student, teacher = (make_maps(seed=seed) for seed in (0, 1))
+        found = crosskd_loss(
+            student, teacher, targets, boxes_of_distributions(targets), boxes=kind
+        )
+        classes, boxes = slow_crosskd(student, teacher, targets, kind)
+        assert found['classes'].item() == pytest.approx(classes, rel=1e-6)
+        assert found['boxes'].item() == pytest.approx(boxes, rel=1e-6)
+
+    @pytest.mark.parametrize('count', [0, 1, 1000])
+    @pytest.mark.parametrize('kind', ['giou', 'distributions'])
+    def test_any_number_of_boxes(self, count, kind):
+        targets = make_targets([BOXES[0][:1].expand(count, 4), BOXES[1]])
+        student, teacher = (make_maps(2, seed=seed) for seed in (0, 1))
+        student = [x.requires_grad_() for x in student]
+        decode = boxes_of_distributions(targets)
+        total = sum(crosskd_loss(student, teacher, targets, decode, boxes=kind).values())
+        assert total > 0  # the background counts
+        assert all(g.isfinite().all() for g in torch.autograd.grad(total, student))
+
+    def test_no_label_counts_and_nothing_is_compared(self):
+        targets = make_targets()
+        targets = targets._replace(label_weights=[0 * w for w in targets.label_weights])
+        maps = (make_maps(seed=seed) for seed in (0, 1))
+        found = crosskd_loss(
+            *maps, targets, boxes_of_distributions(targets), boxes='distributions'
+        )
+        assert all(v == 0 for v in found.values())
+
+    def test_centerness(self):
+        targets, third = make_targets(), [torch.randn(2, 3, 1, *s).double() for s in SHAPES]
+        student, teacher = ([*make_maps(seed=i), *(x[i] for x in third)] for i in (0, 1))
+        decode = boxes_of_distributions(targets)
+        found = crosskd_loss(student, teacher, targets, decode, centerness_weight=2.0)
+        x, t = (torch.cat([m.flatten(1) for m in maps[4:]], 1) for maps in (student, teacher))
+        p, q, where = x.sigmoid(), t.sigmoid(), targets.positive
+        entropy = (-q * p.log() - (1 - q) * (1 - p).log())[where].sum() / where.sum()
+        assert found['centerness'].item() == pytest.approx(2 * float(entropy), rel=1e-6)
+
+    def test_the_sum_of_centerness_may_be_the_divisor(self):
+        targets = make_targets()
+        maps = [make_maps(seed=seed) for seed in (0, 1)]
+        decode = boxes_of_distributions(targets)
+        with pytest.raises(ValueError, match="take normaliser='positives'"):
+            crosskd_loss(*maps, targets, decode, normaliser='centerness')
+        half = [0.5 * level for level in targets.positive.double().split(targets.sizes, 1)]
+        found = crosskd_loss(
+            *maps, targets._replace(centerness=half), decode, normaliser='centerness'
+        )
+        expected = crosskd_loss(*maps, targets, decode)
+        assert found['boxes'].item() == pytest.approx(2 * expected['boxes'].item(), rel=1e-6)
+
+    @pytest.mark.parametrize(
+        ('change', 'message'),
+        [
+            (dict(boxes='ious'), "boxes to be one of .*'giou'"),
+            (dict(normaliser='x'), 'normaliser to be one of'),
+            (dict(temperature=0.0), 'temperature > 0'),
+            (dict(centerness_weight=-1.0), 'finite centerness_weight >= 0'),
+            (dict(beta=0.0), 'beta >= 1'),
+        ],
+    )
+    def test_rejects_bad_arguments(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            CrossKDLoss(**change)
+
+    def test_says_that_a_head_has_no_distributions(self):
+        targets = make_targets()
+        maps = [*make_maps()[:2], *(m[:, :4] for m in make_maps()[2:])]
+        with pytest.raises(ValueError, match=r"does the head predict .* take 'giou'"):
+            crosskd_loss(maps, maps, targets, None, boxes='distributions')
+
+
 class TestFocalDifference:
     @pytest.mark.parametrize('beta', [1.0, 2.0, 1.5])
     def test_is_what_autograd_makes_of_the_equation(self, beta):
@@ -318,3 +451,156 @@ def test_a_packed_head_is_what_it_was():
     maps = make_maps()
     packed = torch.cat([x.flatten(1) for x in maps], 1)
     assert all(torch.equal(a, b) for a, b in zip(unpack(packed, maps), maps, strict=True))
+
+
+def make_features(images=3, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(images, 4, *shape, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in SHAPES
+    ]
+
+
+def objects_of(images):
+    """The same boxes on all images, with their classes."""
+    return [BOXES[0].float()] * images, [torch.tensor([0, 2])] * images
+
+
+class Guided(Packed):
+    """The contract; all images have the same objects and the same predictions of the teacher."""
+
+    maps = staticmethod(make_features)
+
+    def keywords(self, images):
+        targets = super().keywords(images)['head_targets']
+        outputs = [m.float().expand(images, -1, -1, -1) for m in make_maps(1, seed=3)]
+        boxes, labels = objects_of(images)
+        return dict(
+            boxes=boxes,
+            labels=labels,
+            head_outputs=(outputs, outputs),
+            head_boxes=boxes_of_distributions(targets),
+        )
+
+    def function(self, student, teacher, **_):
+        return self.call(type(self.loss)(jitter=0.0), student, teacher)
+
+    def test_gradient_is_right(self):
+        student, teacher = self.example()
+        teacher = teacher.detach()
+        assert torch.autograd.gradcheck(
+            lambda x: self.value(x, teacher), (student,), fast_mode=True
+        )
+
+    def test_names_both_shapes_when_they_differ(self):
+        student, teacher = make_features(), make_features()
+        student[1] = student[1][:, :2]
+        with pytest.raises(ValueError, match=r'\(3, 2, 3, 4\).*\(3, 4, 3, 4\)'):
+            self.loss(student, teacher, **self.keywords(3))
+
+    def test_says_what_is_not_a_tower(self):
+        maps, keywords = make_features(), self.keywords(3)
+        with pytest.raises(
+            ValueError, match='yields 4 maps, expected class logits and boxes of 4'
+        ):
+            self.loss(maps * 2, maps * 2, **keywords)
+        with pytest.raises(ValueError, match=r'level 0 is \(3, 4, 3, 4\) at the tap'):
+            self.loss(maps[::-1], maps[::-1], **keywords)
+
+    @pytest.mark.parametrize('count', [0, 1, 1000])
+    def test_any_number_of_boxes(self, count):
+        keywords = self.keywords(3)
+        boxes = BOXES[0][:1].float().expand(count, 4)
+        keywords['boxes'] = [boxes, boxes[:0], boxes]
+        keywords['labels'] = [torch.zeros(len(b), dtype=torch.long) for b in keywords['boxes']]
+        student, teacher = (make_features(seed=seed) for seed in (0, 1))
+        student = [x.requires_grad_() for x in student]
+        found = self.loss(student, teacher, **keywords)
+        assert (found['foreground'] > 0) == (count > 0)
+        total = sum(found.values())
+        assert all(g.isfinite().all() for g in torch.autograd.grad(total, student))
+
+    @pytest.mark.parametrize(
+        ('change', 'message'),
+        [
+            (dict(trust=2.0), 'trust from 0 to 1'),
+            (dict(topk=0), 'topk >= 1'),
+            (dict(jitter=-1.0), 'finite jitter >= 0'),
+            (dict(temperature=0.0), 'temperature > 0'),
+            (dict(foreground=math.inf), 'finite foreground >= 0'),
+        ],
+    )
+    def test_rejects_bad_arguments(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            type(self.loss)(**change)
+
+
+class TestPGDClasses(Guided):
+    loss = PGDClassLoss(weight=2.0, jitter=0.0)
+
+    def test_images_are_weighed_by_their_own_masks_unless_they_are_mixed(self):
+        regions = KeyRegions(
+            [torch.rand(3, *shape).double() for shape in SHAPES],
+            [torch.zeros(3, *shape).double() for shape in SHAPES],
+        )
+        student, teacher = (make_features(seed=seed) for seed in (0, 1))
+
+        def one(i, j):
+            masks = KeyRegions(*([m[j : j + 1] for m in maps] for maps in regions))
+            maps = ([m[i : i + 1] for m in x] for x in (student, teacher))
+            return pgd_class_loss(*maps, masks)['foreground']
+
+        own = pgd_class_loss(student, teacher, regions)['foreground']
+        mixed = pgd_class_loss(student, teacher, regions, mix_images=True)['foreground']
+        assert torch.allclose(own, sum(one(i, i) for i in range(3)) / 3)
+        assert torch.allclose(mixed, sum(one(i, j) for i in range(3) for j in range(3)) / 3)
+
+    def test_each_level_weighs_more(self):
+        ones = [torch.ones(1, *shape).double() for shape in SHAPES]
+        student, teacher = (make_features(1, seed=seed) for seed in (0, 1))
+        steps = [
+            pgd_class_loss(student, teacher, KeyRegions(ones, ones), level_step=step)['foreground']
+            for step in (0.0, 1.0)
+        ]
+        second = pgd_class_loss(student[1:], teacher[1:], KeyRegions(ones[1:], ones[1:]))
+        assert torch.allclose(steps[1] - steps[0], second['foreground'])
+
+
+class TestPGDBoxes(Guided):
+    loss = PGDBoxLoss(weight=2.0, jitter=0.0)
+
+
+class TestKeyRegions:
+    def regions(self, **settings):
+        keywords = TestPGDClasses().keywords(2)
+        outputs = keywords['head_outputs'][1]
+        return key_regions(
+            outputs, keywords['head_boxes'], keywords['boxes'], keywords['labels'], **settings
+        )
+
+    def test_lie_in_objects_at_the_best_positions(self):
+        found = self.regions(topk=5, jitter=0.0)
+        for weights, background in zip(*found, strict=True):
+            assert not (weights * background).any()
+            assert ((weights >= 0) & (weights <= 1)).all()
+        count = sum(int((w[0] > 0).sum()) for w in found.weights)
+        assert 0 < count <= 2 * 5
+
+    def test_more_than_there_are_is_all(self):
+        found = self.regions(topk=10**6, jitter=0.0)
+        inside = sum(int((b[0] == 0).sum()) for b in found.background)
+        assert sum(int((w[0] > 0).sum()) for w in found.weights) == inside
+
+    def test_the_jitter_comes_from_the_default_generator(self):
+        found = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            found.append(self.regions(topk=5).weights[0])
+        assert torch.equal(found[0], found[1])
+        assert not torch.equal(found[0], found[2])
+
+    def test_objects_are_looked_at_in_blocks(self, monkeypatch):
+        whole = self.regions(topk=5, jitter=0.0)
+        monkeypatch.setattr(divergence, 'CPU_BLOCK_BYTES', 8)
+        for one, other in zip(whole, self.regions(topk=5, jitter=0.0), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

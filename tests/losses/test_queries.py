@@ -11,13 +11,16 @@ from torch.nn import functional as F
 
 from kd_dense.functional import without_autocast
 from kd_dense.losses import (
+    Decoders,
     QueryBoxLoss,
     QueryFeatureLoss,
     QueryMaskLoss,
+    QueryPointLoss,
     TaughtQueries,
     query_box_loss,
     query_feature_loss,
     query_mask_loss,
+    query_point_loss,
 )
 from kd_dense.losses.queries.boxes import box_giou, match_boxes
 from kd_dense.losses.queries.features import rate_queries
@@ -517,6 +520,115 @@ def test_any_number_of_objects(objects):
         assert quality.shape == (2, QUERIES * CLASSES)  # there are no more
         assert ((quality >= 0) & (quality <= 1)).all()
         assert (quality[1] > 0).all()
+
+
+def points_of(maps):
+    """Decoders that predict these, whatever the boxes."""
+    student, teacher = maps
+    boxes = torch.zeros(len(student[0]), student[0].shape[1], 4, dtype=student[0].dtype)
+    return Decoders(lambda _: student, lambda _: teacher, boxes)
+
+
+class TestPoints(Packed):
+    loss = QueryPointLoss(weight=3.0)
+    maps = staticmethod(make_queries)
+
+    def call(self, loss, student, teacher):
+        maps = [unpack(x, self.maps()) for x in (student, teacher)]
+        given = dict(decoders=points_of(maps)) if isinstance(loss, QueryPointLoss) else {}
+        return sum(loss(*maps, **given).values())
+
+    def function(self, student, teacher):
+        return self.call(query_point_loss, student, teacher)
+
+    def test_is_a_finite_scalar_or_its_named_parts(self):
+        maps = [unpack(x, self.maps()) for x in self.example()]
+        result = self.loss(*maps, decoders=points_of(maps))
+        assert self.loss.needs == ('decoders',)
+        assert tuple(result) == self.loss.parts
+        assert all(value.shape == () and value.isfinite() for value in result.values())
+
+    def test_zero_when_student_equals_teacher(self):
+        layers = make_queries(layers=1)
+        for value in query_point_loss(layers, layers).values():
+            assert abs(float(value)) < 1e-4  # an epsilon of areas
+
+    def test_two_half_batches_average_to_the_whole(self):
+        """Of classes; boxes are means over all points of the batch, by their weights."""
+        student, teacher = make_queries(2), make_queries(2, seed=1)
+        halves = [
+            query_point_loss([x[i : i + 1] for x in student], [x[i : i + 1] for x in teacher])
+            for i in range(2)
+        ]
+        whole = query_point_loss(student, teacher)
+        torch.testing.assert_close(sum(h['classes'] for h in halves) / 2, whole['classes'])
+        weights = [x.sigmoid().amax(-1).sum() for x in teacher[LAYERS - 1]]
+        for name in ('l1', 'giou'):
+            both = sum(w * h[name] for w, h in zip(weights, halves, strict=True)) / sum(weights)
+            torch.testing.assert_close(both, whole[name])
+
+    def test_names_both_shapes_when_they_differ(self):
+        with pytest.raises(ValueError, match=r'same points.*\(3, 4, 3\).*\(3, 5, 3\)'):
+            query_point_loss(make_queries(), make_queries(queries=5))
+
+
+def test_points_match_the_equations_point_by_point():
+    student, teacher = make_queries(), make_queries(seed=1, layers=3)
+    found = query_point_loss(student, teacher, 2.0, 3.0, 4.0, temperature=5.0)
+    last, boxes = teacher[2], teacher[5]
+    classes = l1 = giou = total = 0.0
+    for n in range(3):
+        for q in range(QUERIES):
+            weight = float(last[n, q].sigmoid().max())
+            total += weight
+            p = (last[n, q] / 5).softmax(0)
+            for layer in range(LAYERS):
+                log_q = (student[layer][n, q] / 5).log_softmax(0)
+                box, other = student[LAYERS + layer][n, q].tolist(), boxes[n, q].tolist()
+                classes += weight * 25 / CLASSES * float((p * (p.log() - log_q)).sum())
+                l1 += weight * sum(abs(a - b) for a, b in zip(box, other, strict=True)) / 4
+                giou += weight * (1 - slow_giou(box, other))
+    assert float(found['classes']) == pytest.approx(2 * classes * 8 / 3)
+    assert float(found['l1']) == pytest.approx(3 * l1 / total)
+    assert float(found['giou']) == pytest.approx(4 * giou / total, rel=1e-4)
+
+
+def test_a_single_class_is_one_against_none():
+    student, teacher = (
+        [x[..., :1] for x in maps[:LAYERS]] + maps[LAYERS:]
+        for maps in (make_queries(), make_queries(seed=1))
+    )
+    assert query_point_loss(student, teacher)['classes'] > 0
+
+
+@pytest.mark.parametrize('points', ['teacher', 'random'])
+def test_both_decoders_are_given_the_same_points(points):
+    seen = []
+    own = torch.randn(2, 6, 4)
+
+    def decode(boxes):
+        seen.append(boxes)
+        return make_queries(2, queries=boxes.shape[1], dtype=torch.float32)
+
+    QueryPointLoss(points=points, count=5)([], [], Decoders(decode, decode, own))
+    QueryPointLoss(points=points, count=5)([], [], Decoders(decode, decode, own))
+    student, teacher, again, _ = seen
+    assert torch.equal(student, teacher)
+    assert student.shape == (2, 6 if points == 'teacher' else 5, 4)
+    assert torch.equal(student, own) == (points == 'teacher')
+    assert torch.equal(student, again) == (points == 'teacher')
+    assert torch.equal(student[0], student[1]) == (points == 'random')
+
+
+def test_bad_arguments_of_points_are_refused():
+    with pytest.raises(ValueError, match=r"points to be one of .*'own'"):
+        QueryPointLoss(points='own')
+    with pytest.raises(ValueError, match='count as an int >= 1'):
+        QueryPointLoss(count=0)
+    with pytest.raises(ValueError, match='temperature > 0'):
+        QueryPointLoss(temperature=0)
+    with pytest.raises(ValueError, match='finite l1 >= 0'):
+        QueryPointLoss(l1=-1)
 
 
 def test_packing_keeps_what_is_packed():

@@ -62,11 +62,21 @@ DETECTORS: dict[str, dict[str, Any]] = {
     'predictions': dict(
         bckd=dict(tap='bbox_head', loss=dict(type='BCKDLoss')),
         adl=dict(tap='bbox_head', loss=dict(type='ADLLoss')),
+        crosskd=dict(
+            tap='bbox_head',
+            cross_at=1,
+            loss=dict(type='CrossKDLoss', boxes='distributions', box_weight=4.0),
+        ),
+        # Without jitter, which is another one in each process.
+        class_tower=dict(tap='bbox_head.cls_convs.0', loss=dict(type='PGDClassLoss', jitter=0.0)),
+        box_tower=dict(tap='bbox_head.reg_convs.0', loss=dict(type='PGDBoxLoss', jitter=0.0)),
     ),
     'rois': toy_rois.terms(),
+    'erd': dict(erd=dict(tap='bbox_head', loss=dict(type='ERDLoss'))),
     'queries': dict(
         boxes=dict(tap='bbox_head', loss=dict(type='QueryBoxLoss')),
         looks=dict(tap='neck', loss=dict(type='QueryFeatureLoss')),
+        points=dict(tap='bbox_head', loss=dict(type='QueryPointLoss')),
     ),
 }
 METHODS = [*SEGMENTERS, *DETECTORS]
@@ -82,6 +92,9 @@ def distilled(method: str, **others: Any) -> Any:
         student.decode_head.norm_cfg = norm
     elif method in ('ld', 'predictions'):
         student, teacher = toy_heads.detector('gfl'), toy_heads.detector('gfl', 16)
+    elif method == 'erd':
+        student = toy_heads.incremental(old_classes=2)
+        teacher = toy_heads.detector('gfl', 16, num_classes=2)
     elif method == 'rois':
         student, teacher = toy_rois.detector(), toy_rois.detector(16)
         student.train_cfg.rcnn.sampler = dict(type='PseudoSampler')  # the others draw lots

@@ -123,6 +123,13 @@ def plain(kind: str, width: int = 8, **head: Any) -> ConfigDict:
     return config
 
 
+def incremental(old_classes: int, width: int = 8) -> ConfigDict:
+    """The config of a detector that learns three classes beside those of its teacher."""
+    config = detector('gfl', width, num_classes=old_classes + 3, old_classes=old_classes)
+    config.bbox_head.type = 'kd_dense.IncrementalGFLHead'
+    return config
+
+
 def distilled(kind: str, **others: Any) -> ConfigDict:
     """The config of such a detector that learns from a wider one."""
     return toy.distilled(

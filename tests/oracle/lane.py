@@ -44,6 +44,28 @@ LEFT_OUT: dict[tuple[str, str], str] = {
     ('incremental_seg.npz', 'features_distillation (PLOP, local)'): (
         'tied to the schedule of tasks of incremental training'
     ),
+    **dict.fromkeys(
+        [
+            ('gid.npz', 'DistillGID.gism_method'),
+            ('gid.npz', 'distill_loss_feature'),
+            ('gid.npz', 'distill_loss_relation'),
+            ('gid.npz', 'distill_loss_response'),
+        ],
+        'GID: four parts, in code whose README says that its accuracy is not the published one',
+    ),
+    **dict.fromkeys(
+        [('icd.npz', 'InstanceConditionalDistillation'), ('icd.npz', 'InstanceEncoder.loss')],
+        'ICD: a decoder on the side of the teacher learns a task of its own',
+    ),
+    **dict.fromkeys(
+        [
+            ('lgd.npz', 'BaseDistillator.distill'),
+            ('lgd.npz', 'DynamicTeacher.interactive_remapping'),
+            ('lgd.npz', 'box_descriptor_encode, get_inside_gt_mask'),
+        ],
+        'LGD: no teacher; labels are made maps by layers that train with the student, whose head '
+        'computes its loss twice',
+    ),
 }
 # Methods that are not in the package yet.
 NOT_YET: dict[tuple[str, str], str] = {

@@ -1,4 +1,4 @@
-"""DETRDistill: pairs of queries, and features that are weighed by queries."""
+"""DETRDistill: pairs of queries, and features that are weighed by queries; KD-DETR: points."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kd_dense.losses import TaughtQueries, query_box_loss, query_feature_loss
+from kd_dense.losses import (
+    TaughtQueries,
+    query_box_loss,
+    query_feature_loss,
+    query_point_loss,
+)
 from kd_dense.losses.queries.boxes import match_boxes
+from kd_dense.losses.queries.points import compare_points
 
 if TYPE_CHECKING:
     from tests.oracle.lane import Case
@@ -83,12 +89,44 @@ def replay_features(case: Case) -> dict[str, Tensor]:
     }
 
 
+def replay_points(case: Case) -> dict[str, Tensor]:
+    layers = sum(name.startswith('student_logits/') for name in case.arrays)
+    order = [*range(1, layers), 0]  # theirs begin with the last
+
+    def run(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        student = [
+            case.tensor(f'student_{kind}/{layer}', dtype).requires_grad_()
+            for kind in ('logits', 'boxes')
+            for layer in order
+        ]
+        teacher = [case.tensor(f'teacher_{kind}', dtype) for kind in ('logits', 'boxes')]
+        settings = dict(temperature=case.arguments['T'], published_batch=None)
+        return student, teacher, query_point_loss(student, teacher, l1=1, giou=1, **settings)
+
+    def total(parts: dict[str, Tensor]) -> Tensor:
+        return parts['classes'] + 5 * parts['l1'] + 2 * parts['giou']
+
+    student, teacher, parts = run(torch.float64)
+    grads = torch.autograd.grad(total(parts), student)
+    return {
+        'weight': compare_points(student, teacher, 1.0)[0].flatten(),
+        'loss_cls': parts['classes'],
+        'loss_bbox': parts['l1'],
+        'loss_giou': parts['giou'],
+        'loss': total(parts),
+        'loss_f32': total(run(torch.float32)[2]),
+        **{f'grad_student_logits/{layer}': grads[i] for i, layer in enumerate(order)},
+        **{f'grad_student_boxes/{layer}': grads[layers + i] for i, layer in enumerate(order)},
+    }
+
+
 def is_input(name: str) -> bool:
-    return not name.startswith(('loss', 'grad', 'match'))
+    return not name.startswith(('loss', 'grad', 'match', 'weight'))
 
 
 REPLAYS: dict[tuple[str, str], Callable[[Case], dict[str, Tensor]]] = {
     ('detrdistill.npz', 'loss_single_distill'): replay_boxes,
     ('detrdistill.npz', 'Distiller.forward_train, feature part'): replay_features,
+    ('kddetr.npz', 'KDCriterion'): replay_points,
 }
 INPUTS = dict.fromkeys(REPLAYS, is_input)

@@ -100,7 +100,8 @@ def bckd_loss(
         {'classes': 0.528, 'boxes': 2.285}
     """
     _check_arguments('bckd_loss', class_weight, box_weight, beta)
-    zero = 0 * sum(at_least_float32(x).sum() for x in student[: 2 * len(head_targets.sizes)])
+    looked_at = student[: 2 * len(head_targets.sizes)]
+    zero = 0 * torch.stack([at_least_float32(x).sum() for x in looked_at]).sum()
     rows = bckd_rows(
         student,
         teacher,

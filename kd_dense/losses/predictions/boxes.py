@@ -64,7 +64,8 @@ def rows_of_priors(maps: Tensor, anchors: int) -> Tensor:
                  [5., 7.]]])
     """
     rows = at_least_float32(maps).unflatten(1, (anchors, -1)).flatten(3)
-    return rows.permute(0, 3, 1, 2).flatten(1, 2)
+    found: Tensor = rows.permute(0, 3, 1, 2).flatten(1, 2)
+    return found
 
 
 def expected_distances(rows: Tensor) -> Tensor:
@@ -82,7 +83,8 @@ def expected_distances(rows: Tensor) -> Tensor:
     """
     sides = rows.unflatten(-1, (4, -1)).softmax(-1)
     bins = torch.arange(sides.shape[-1], device=rows.device, dtype=rows.dtype)
-    return (sides * bins).sum(-1)
+    mean: Tensor = (sides * bins).sum(-1)
+    return mean
 
 
 def decode_distances(priors: Tensor, distances: Tensor) -> Tensor:

@@ -195,8 +195,10 @@ def clamped(boxes: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, high - low], -1)
 
 
-def box_giou(first: Tensor, second: Tensor) -> Tensor:
+def box_giou(first: Tensor, second: Tensor, eps: float = 0.0) -> Tensor:
     """Generalised IoU of boxes, cx, cy, w, h; of shapes ``(..., 4)`` that fit each other.
+
+    ``eps`` is added to the areas that are divided by.
 
     Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019.
 
@@ -211,7 +213,7 @@ def box_giou(first: Tensor, second: Tensor) -> Tensor:
     inner, outer = common[..., 0] * common[..., 1], hull[..., 0] * hull[..., 1]
     areas = ((x[..., 2] - x[..., 0]) * (x[..., 3] - x[..., 1]) for x in (a, b))
     union = (sum(areas, -inner)).clamp(min=LEAST_AREA)
-    return inner / union + union / outer.clamp(min=LEAST_AREA) - 1
+    return inner / (union + eps) - (outer - union) / (outer.clamp(min=LEAST_AREA) + eps)
 
 
 class QueryBoxLoss(DistillLoss):

@@ -16,26 +16,35 @@ from kd_dense.losses.predictions.boxes import (
     expected_distances,
     rows_of_priors,
 )
+from kd_dense.mm.batches.boxes import is_rotated
 
 __all__ = ['check', 'read']
 
 
 def check(student: Any, teacher: Any) -> None:
-    """Make sure that both models have a dense head.
+    """Make sure that both models have a dense head whose boxes are known.
 
     Args:
         student: A detector of mmdet.
         teacher: Another one.
 
     Raises:
-        ValueError: If one of them has no head with priors.
+        ValueError: If one of them has no head with priors, or one whose boxes are not known.
     """
     for whose, model in (('student', student), ('teacher', teacher)):
-        if not hasattr(getattr(model, 'bbox_head', None), 'prior_generator'):
+        head = getattr(model, 'bbox_head', None)
+        if not hasattr(head, 'prior_generator'):
             raise ValueError(
                 f'the {whose} {type(model).__name__} has no dense head (a bbox_head with a '
                 'prior_generator), whose boxes could be compared'
             )
+        if is_rotated(model):
+            raise ValueError(
+                f'the {whose} {type(model).__name__} predicts rotated boxes, and this loss '
+                'compares upright ones'
+            )
+        if not isinstance(getattr(head, 'reg_max', None), int):
+            _coder(head)
 
 
 def read(student: Any, teacher: Any) -> HeadBoxes:
@@ -72,20 +81,13 @@ def decoder(head: Any) -> Callable[[Sequence[Tensor]], Decoded]:
 
 def _boxes(head: Any, priors: Tensor, maps: Tensor, stride: float, training: bool) -> Tensor:
     """The boxes of a level, ``(N, A, 4)``."""
-    from mmdet.models import dense_heads as heads
-    from mmdet.models.task_modules import coders
-
     positions = maps.shape[-2] * maps.shape[-1]
     rows = rows_of_priors(maps, len(priors) // positions)
     upright = not hasattr(head, 'bins')  # ours for rotated boxes have five numbers
     if upright and isinstance(getattr(head, 'reg_max', None), int) and rows.shape[-1] > 4:
         return decode_distances(priors, stride * expected_distances(rows))
-    coder = getattr(head, 'bbox_coder', None)
-    predict = getattr(type(head), '_predict_by_feat_single', None)
-    usual = predict is heads.base_dense_head.BaseDenseHead._predict_by_feat_single
-    if not usual and not isinstance(head, (heads.PAAHead, heads.RTMDetHead)):
-        coder = None  # it may use it in another way
-    if isinstance(coder, coders.DeltaXYWHBBoxCoder):
+    coder = _coder(head)
+    if hasattr(coder, 'stds'):
         return decode_deltas(
             priors,
             rows,
@@ -93,9 +95,21 @@ def _boxes(head: Any, priors: Tensor, maps: Tensor, stride: float, training: boo
             coder.stds,
             largest_shift=coder.ctr_clamp if coder.add_ctr_clamp else None,
         )
-    if isinstance(coder, coders.DistancePointBBoxCoder):
-        in_strides = training and getattr(head, 'norm_on_bbox', False)
-        return decode_distances(priors, rows * stride if in_strides else rows)
+    in_strides = training and getattr(head, 'norm_on_bbox', False)
+    return decode_distances(priors, rows * stride if in_strides else rows)
+
+
+def _coder(head: Any) -> Any:
+    """What a head makes boxes with, of deltas or of distances."""
+    from mmdet.models import dense_heads as heads
+    from mmdet.models.task_modules import coders
+
+    coder = getattr(head, 'bbox_coder', None)
+    predict = getattr(type(head), '_predict_by_feat_single', None)
+    usual = predict is heads.base_dense_head.BaseDenseHead._predict_by_feat_single
+    usual = usual or isinstance(head, (heads.PAAHead, heads.RTMDetHead))
+    if usual and isinstance(coder, (coders.DeltaXYWHBBoxCoder, coders.DistancePointBBoxCoder)):
+        return coder
     raise ValueError(
         f'it is not known how {type(head).__name__} makes boxes of what it yields; expected a '
         'head of mmdet that predicts distances of sides, as FCOS, deltas of anchors, as '

@@ -119,6 +119,13 @@ def read(
     else:
         weights = returned[weight_place]
         valid = _valid(head, priors, sizes, data_samples)
+    centerness = None
+    if weight_place is None:
+        sides = [x.reshape(images, -1, 4) for x in returned[1]]
+        centerness = [
+            torch.where(x < head.num_classes, _centerness(d), 0)
+            for x, d in zip(labels, sides, strict=True)
+        ]
     boxes = [plain(sample.gt_instances.bboxes) for sample in data_samples]
     return HeadTargets(
         priors=priors,
@@ -128,8 +135,17 @@ def read(
         boxes=[upright(b) for b in boxes],
         num_classes=head.num_classes,
         strides=[int(stride) for stride, _ in generator.strides],
+        centerness=centerness,
         rotated=boxes if boxes[0].shape[1] == 5 else None,
     )
+
+
+def _centerness(distances: Tensor) -> Tensor:
+    """How near to the middle of a box points are that lie in it, of ``(..., 4)`` distances."""
+    opposite = distances.unflatten(-1, (2, 2))  # left and top, right and bottom
+    ratios = opposite.amin(-2) / opposite.amax(-2)
+    found: Tensor = ratios.prod(-1).sqrt()
+    return found
 
 
 def _valid(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.losses.queries.features import TaughtQueries, rate_queries
-from kd_dense.mm.batches import head_boxes, head_targets
+from kd_dense.mm.batches import decoders, head_boxes, head_targets
 from kd_dense.mm.batches.boxes import upright
 from kd_dense.mm.batches.made_up import any_tensor, labelled_samples
 from kd_dense.mm.batches.queries import as_queries
@@ -166,6 +166,11 @@ NEEDS = {
         _taught_queries,
         teacher_taps=('forward_decoder', 'bbox_head'),
         check=_check_decoder,
+    ),
+    'decoders': Need(  # kd_dense.losses.Decoders, to be run on other queries
+        lambda s: decoders.read(s.student, s.teacher, s.student_taps, s.teacher_taps),
+        taps=decoders.TAPS,
+        check=decoders.check,
     ),
 }
 

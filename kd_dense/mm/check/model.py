@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from mmengine.config import ConfigDict
@@ -58,7 +59,8 @@ def check_taps(subject: Subject) -> None:
     Without data it is what they yield on small images.
     """
     terms = subject.model.kd
-    ours, theirs = (list(dict.fromkeys(t.run_to[side] for t in terms.values())) for side in (0, 1))
+    ours = list(dict.fromkeys(term.run_to[0] for term in terms.values()))
+    theirs = list(dict.fromkeys(chain(*(term.teacher_reach for term in terms.values()))))
     size = _size_of_batches(subject)
     found = probe(subject.model, ours, subject.teacher.model, theirs, first=size)
     for name, term in terms.items():
@@ -76,7 +78,7 @@ def _size_of_batches(subject: Subject) -> tuple[int, int] | None:
 
 def _say_taps(subject: Subject, name: str, term: Term, found: Probe) -> None:
     if term.rois is None:
-        a, b = found.student[term.student_tap], found.teacher[term.teacher_tap]
+        a, b = found.student[term.student_tap], found.teacher[term.paired_tap]
     else:
         a, b = term.rois.yields(subject.model, subject.teacher.model, found)
     ways = [way for way in term.ways(a, b, found.size) if way]
@@ -87,7 +89,7 @@ def _say_taps(subject: Subject, name: str, term: Term, found: Probe) -> None:
     if term.rois is not None:
         size = 'on the same RoIs, here 2'
     ours = f'{term.student_tap} {spelt(a.shapes)}'
-    theirs = f'{term.teacher_tap} {spelt(b.shapes)}'
+    theirs = f'{term.paired_tap} {spelt(b.shapes)}'
     where = f'{ours} of the student, {theirs} of the teacher'
     if ours == theirs:
         where = f'{ours} of both'
@@ -96,7 +98,7 @@ def _say_taps(subject: Subject, name: str, term: Term, found: Probe) -> None:
         f'{name}: {where}, {how}, {size}',
         term=name,
         student=dict(tap=term.student_tap, shapes=a.shapes),
-        teacher=dict(tap=term.teacher_tap, shapes=b.shapes),
+        teacher=dict(tap=term.paired_tap, shapes=b.shapes),
         ways=ways,
         size=found.size,
     )

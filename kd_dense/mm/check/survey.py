@@ -132,8 +132,8 @@ def _verdict(
     a, b = ours[tap].found, theirs[tap].found
     term = Term('pair', tap=tap, loss=dict(type='CWDLoss'))
     try:
-        check_classes(term, student, a, teacher, b)
         term.build_losses(a, b)
+        check_classes(term, student, a, teacher, b)
         term.fit(a, b)
     except ValueError as error:
         return 'no: ' + str(error).removeprefix("term 'pair': ")

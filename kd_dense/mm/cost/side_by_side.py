@@ -20,7 +20,8 @@ from kd_dense.mm.cost.floor import asked_of_box_heads, largest_layer, minimal_fo
 from kd_dense.mm.cost.nested import bytes_of
 from kd_dense.mm.cost.recipe import Recipe, prepared
 from kd_dense.mm.cost.steps import Batch, Trained, build_to_try
-from kd_dense.mm.cost.terms import recorded, term_alone
+from kd_dense.mm.cost.terms import crossing_alone, recorded, term_alone
+from kd_dense.mm.distil.crossing import CrossTerm
 from kd_dense.mm.distil.distilled import bare
 from kd_dense.mm.teachers.openmmlab import Teacher
 from kd_dense.taps import Taps
@@ -42,12 +43,16 @@ class Guest(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A recipe: the names of its calls; without a teacher, if all its weights are 0."""
+    """A recipe: the names of its calls; without a teacher, if all its weights are 0.
+
+    ``crossings`` are those of the student's features through the rest of the teacher's head.
+    """
 
     name: str
     step: str
     terms: dict[str, str]
     guest: Guest | None
+    crossings: list[str]
 
 
 class SideBySide:
@@ -104,8 +109,13 @@ class SideBySide:
             terms = {term: f'{name}: {term}' for term in arguments}
             for term, call in terms.items():
                 self.calls[call] = term_alone(trained, term, arguments[term])
+            crossings = []
+            for term in arguments:
+                if isinstance(model.kd[term], CrossTerm):
+                    crossings.append(f"{name}: {term}, the teacher's head")
+                    self.calls[crossings[-1]] = crossing_alone(trained, term, arguments[term])
             guest = self._guest(config, model, terms) if terms else None
-        return Case(name, step, terms, guest)
+        return Case(name, step, terms, guest, crossings)
 
     def _guest(self, config: Config, model: Any, terms: Iterable[str]) -> Guest:
         """Time a teacher of its own, without options: up to the taps in use, and as a whole."""
@@ -211,6 +221,9 @@ def _summary(
         floor = _sums(floor, seconds[case.guest.minimal])
         others = _sums(others, seconds[case.guest.full])
         held += case.guest.maps + case.guest.layer
+    for call in case.crossings:
+        floor, others = _sums(floor, seconds[call]), _sums(others, seconds[call])
+        held += memory[call]
     losses = _sums([0.0] * len(step), *(seconds[call] for call in case.terms.values()))
     time, peak = ratio(step, floor), memory[case.step] / held
     return {

@@ -12,7 +12,7 @@ from kd_dense.mm.cost.nested import cut
 from kd_dense.mm.cost.steps import Batch, Trained, differentiate_critics
 from kd_dense.taps import tensors_in
 
-__all__ = ['recorded', 'term_alone']
+__all__ = ['crossing_alone', 'recorded', 'term_alone']
 
 
 def recorded(trained: Trained, batch: Batch) -> dict[str, tuple[Any, ...]]:
@@ -65,5 +65,27 @@ def term_alone(trained: Trained, name: str, arguments: Sequence[Any]) -> Callabl
             losses = term(*arguments)
         torch.autograd.grad(sum(losses.values()), leaves, allow_unused=True)
         differentiate_critics([term])
+
+    return run
+
+
+def crossing_alone(trained: Trained, name: str, arguments: Sequence[Any]) -> Callable[[], None]:
+    """The student's features through the rest of the teacher's head, forward and backward.
+
+    Args:
+        trained: A distilled student.
+        name: Of a [`kd_dense.mm.distil.crossing.CrossTerm`][].
+        arguments: What [`recorded`][] has found for it.
+
+    Returns:
+        A call that does that.
+    """
+    term = trained.model.kd[name]
+    student, teacher = arguments[:2]
+
+    def run() -> None:
+        with trained.context():
+            crossed, _ = term.compared(student, teacher)
+        torch.autograd.grad(sum(x.sum() for x in crossed), student, allow_unused=True)
 
     return run

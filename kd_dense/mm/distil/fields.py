@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Any
 
+from mmengine.logging import MessageHub
 from torch import nn
 
 from kd_dense.losses import DistillLoss
@@ -15,7 +16,16 @@ from kd_dense.schedules import Schedule
 from kd_dense.shares import Share
 from kd_dense.taps import near_names
 
-__all__ = ['WHOLE', 'build_adapter', 'build_losses', 'build_schedule', 'build_shares', 'tap_names']
+__all__ = [
+    'WHOLE',
+    'build_adapter',
+    'build_losses',
+    'build_schedule',
+    'build_shares',
+    'check_kinds',
+    'factor_now',
+    'tap_names',
+]
 
 WHOLE = 'whole'  # in the place of a part: the loss with all its parts
 
@@ -64,6 +74,48 @@ def build_schedule(name: str, config: Mapping[str, Any]) -> Schedule:
         return Schedule(**arguments)
     except ValueError as error:
         raise ValueError(f'{owner}: {error}') from None
+
+
+def check_kinds(name: str, adapter: object, shared_rois: object) -> None:
+    """Raise ``ValueError`` unless these fields of a term are of the right kind."""
+    if not isinstance(adapter, (bool, Mapping)):
+        raise ValueError(
+            f'term {name!r}: expected adapter=True, False or the config of a module, '
+            f'got {adapter!r}'
+        )
+    if not isinstance(shared_rois, bool):
+        raise ValueError(f'term {name!r}: expected shared_rois=True or False, got {shared_rois!r}')
+
+
+def factor_now(name: str, schedule: Schedule) -> float:
+    """The factor of a schedule in this iteration.
+
+    Args:
+        name: The name of the term.
+        schedule: Its schedule.
+
+    Raises:
+        RuntimeError: If nobody says which iteration it is.
+        ValueError: If it counts epochs, and the training does not.
+    """
+    if schedule.constant:
+        return 1.0
+    hub = MessageHub.get_current_instance()
+    now, end = (hub.get_info(key, None) for key in ('iter', 'max_iters'))
+    if now is None or end is None:
+        raise RuntimeError(
+            f'term {name!r} has a schedule, which needs to know the iteration: train '
+            "with mmengine's Runner, or keep 'iter' and 'max_iters' in its MessageHub"
+        )
+    if schedule.by_epoch:
+        epochs = hub.get_info('max_epochs', 1)
+        if epochs == 1:
+            raise ValueError(
+                f'term {name!r}: schedule: by_epoch=True in a training that does not '
+                'count epochs; give iterations'
+            )
+        now, end = now * epochs / end, epochs
+    return schedule.factor(now, end)
 
 
 def build_shares(name: str, share: float | Mapping[str, float] | None) -> nn.ModuleDict:

@@ -75,6 +75,9 @@ class FirstSteps:
             return
         if not _comparable(student, teacher.model):
             return
+        terms: Any = student.kd
+        if any(term.loss.extra_classes for term in terms.values()):
+            return  # the labels are of classes that the teacher does not know
         buffers = [(buffer, buffer.clone()) for buffer in teacher.model.buffers()]
         try:
             with torch.no_grad(), kept_random_state(), alone():

@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from kd_dense.mm.batches.targets import NEEDS
+from kd_dense.mm.distil.crossing import CrossTerm
 from kd_dense.mm.distil.rehearsal import rehearse
 from kd_dense.mm.distil.shared_rois import told_by_box_head
 from kd_dense.mm.distil.term import Term
@@ -37,10 +38,12 @@ def build_terms(
     """
     built = _named(terms)
     for term in built.values():
+        if isinstance(term, CrossTerm):
+            term.reach(student, teacher)
         if term.rois is not None:
             term.run_to = term.rois.features(student, teacher)
     found = probe(student, _taps(t.run_to[0] for t in built.values()),
-                  teacher, _taps(t.run_to[1] for t in built.values()))  # fmt: skip
+                  teacher, _taps(chain(*(t.teacher_reach for t in built.values()))))  # fmt: skip
     for term in built.values():
         _fit(term, student, teacher, found)
     taps = _taps(chain(*(term.teacher_taps for term in built.values())))
@@ -70,7 +73,7 @@ def _named(terms: Mapping[str, Mapping[str, Any]]) -> dict[str, Term]:
             raise ValueError(f'{name!r} cannot be the name of a term: choose a plain word')
         if not isinstance(fields, Mapping):
             raise ValueError(f'term {name!r}: expected dict(tap=..., loss=...), got {fields!r}')
-        built[name] = Term(name, **fields)
+        built[name] = (CrossTerm if 'cross_at' in fields else Term)(name, **fields)
     if not built:
         raise ValueError(
             "terms is empty: say what to distil, as terms=dict(cwd=dict(tap='neck', "
@@ -82,12 +85,16 @@ def _named(terms: Mapping[str, Mapping[str, Any]]) -> dict[str, Term]:
 def _fit(term: Term, student: nn.Module, teacher: nn.Module, found: Probe) -> None:
     """Build the losses and the adapters of a term for what its taps yield."""
     ours, theirs = yields(term, student, teacher, found)
-    if term.rois is None:
+    if isinstance(term, CrossTerm):
+        predicted = found.teacher[term.teacher_tap]
+        term.build_losses(predicted, predicted, _told_by_heads(student, term.student_tap))
+    elif term.rois is None:
         term.build_losses(ours, theirs, _told_by_heads(student, term.student_tap))
     else:
         term.build_losses(ours, theirs, told_by_box_head(student, term.rois))
         term.rois.check(term.loss.needs, student, teacher)
-    check_classes(term, student, ours, teacher, theirs)
+    if not isinstance(term, CrossTerm):
+        check_classes(term, student, ours, teacher, theirs)
     for need in term.needs:
         _check_need(term, need, student, teacher)
     term.fit(ours, theirs)
@@ -106,7 +113,7 @@ def yields(
     """What the taps of a term yield in student and teacher, tokens as maps."""
     if term.rois is not None:
         return term.rois.yields(student, teacher, found)
-    both = found.student[term.student_tap], found.teacher[term.teacher_tap]
+    both = found.student[term.student_tap], found.teacher[term.paired_tap]
     return shapes_as_maps(*both, found.size, term.of_features)
 
 

@@ -8,7 +8,6 @@ from itertools import chain, cycle
 from typing import Any, cast
 
 import torch
-from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from kd_dense.adapters import Adapter, resize
@@ -23,6 +22,8 @@ from kd_dense.mm.distil.fields import (
     build_losses,
     build_schedule,
     build_shares,
+    check_kinds,
+    factor_now,
     tap_names,
 )
 from kd_dense.mm.distil.shared_rois import SharedRoIs
@@ -34,7 +35,7 @@ from kd_dense.taps import TapError, near_names
 
 __all__ = ['Term']
 
-FIELDS = ('tap', 'loss', 'share', 'adapter', 'schedule', 'shared_rois')
+FIELDS = ('tap', 'loss', 'share', 'adapter', 'schedule', 'shared_rois', 'cross_at')
 
 
 class Term(nn.Module):
@@ -88,15 +89,7 @@ class Term(nn.Module):
             raise ValueError(
                 f"term {name!r} has no loss: say loss=dict(type='CWDLoss'), for example"
             )
-        if not isinstance(adapter, (bool, Mapping)):
-            raise ValueError(
-                f'term {name!r}: expected adapter=True, False or the config of a module, '
-                f'got {adapter!r}'
-            )
-        if not isinstance(shared_rois, bool):
-            raise ValueError(
-                f'term {name!r}: expected shared_rois=True or False, got {shared_rois!r}'
-            )
+        check_kinds(name, adapter, shared_rois)
         self.student_tap, self.teacher_tap = taps = tap_names(name, tap)
         self.rois = SharedRoIs.of(name, *taps) if shared_rois else None
         self.run_to = taps  # how far both models run, unasked
@@ -187,7 +180,7 @@ class Term(nn.Module):
         shapes = f'the student map has shape {student}, the teacher map {teacher}'
         kind = type(self.loss).__name__
         self._check_no_adapter()
-        if not self.loss.adaptable:
+        if not self.adaptable:
             raise ValueError(
                 f'term {self.name!r}: {shapes}, and {kind} compares maps of one shape only: tap '
                 'the heads themselves, and give student and teacher heads of the same layout'
@@ -205,7 +198,7 @@ class Term(nn.Module):
             )
 
     def _check_no_adapter(self) -> None:
-        if not self.loss.adaptable and isinstance(self.adapter, Mapping):
+        if not self.adaptable and isinstance(self.adapter, Mapping):
             raise ValueError(
                 f'term {self.name!r}: {type(self.loss).__name__} takes no adapter; leave it out'
             )
@@ -214,6 +207,11 @@ class Term(nn.Module):
     def loss(self) -> DistillLoss:
         """The loss, or that of the first map."""
         return cast(DistillLoss, self.losses[0])
+
+    @property
+    def adaptable(self) -> bool:
+        """Whether an adapter may lie between student and teacher."""
+        return self.loss.adaptable
 
     @property
     def student_taps(self) -> list[str]:
@@ -227,7 +225,7 @@ class Term(nn.Module):
     def teacher_taps(self) -> list[str]:
         """All that must be recorded in the teacher, on its own."""
         needs = [NEEDS[need] for need in self.needs]
-        return [self.run_to[1], *chain(*(need.taps + need.teacher_taps for need in needs))]
+        return [*self.teacher_reach, *chain(*(need.taps + need.teacher_taps for need in needs))]
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -244,6 +242,16 @@ class Term(nn.Module):
         if self.rois is not None:
             return self.rois.needed(self.loss.needs, step)
         return {need: found[need] for need in self.needs}
+
+    @property
+    def teacher_reach(self) -> list[str]:
+        """How far the teacher runs, unasked by the loss."""
+        return [self.run_to[1]]
+
+    @property
+    def paired_tap(self) -> str:
+        """Where the teacher yields a map for each of the student's."""
+        return self.teacher_tap
 
     @property
     def of_features(self) -> bool:
@@ -278,24 +286,7 @@ class Term(nn.Module):
         """The schedule's factor now; 0 means that the term is off in this iteration."""
         if self.loss.weight == 0:
             return 0.0
-        if self.schedule.constant:
-            return 1.0
-        hub = MessageHub.get_current_instance()
-        now, end = (hub.get_info(key, None) for key in ('iter', 'max_iters'))
-        if now is None or end is None:
-            raise RuntimeError(
-                f'term {self.name!r} has a schedule, which needs to know the iteration: train '
-                "with mmengine's Runner, or keep 'iter' and 'max_iters' in its MessageHub"
-            )
-        if self.schedule.by_epoch:
-            epochs = hub.get_info('max_epochs', 1)
-            if epochs == 1:
-                raise ValueError(
-                    f'term {self.name!r}: schedule: by_epoch=True in a training that does not '
-                    'count epochs; give iterations'
-                )
-            now, end = now * epochs / end, epochs
-        return self.schedule.factor(now, end)
+        return factor_now(self.name, self.schedule)
 
     def forward(
         self,
@@ -320,8 +311,7 @@ class Term(nn.Module):
             TapError: If the maps are not those that the taps yielded when the model was built,
                 or no gradient flows back from those of the student.
         """
-        of_maps = not self.loss.of_queries
-        if of_maps and not len(student) == len(teacher) == len(self.adapters):
+        if not self.fits(student, teacher):
             raise TapError(
                 f'term {self.name!r}: expected {len(self.adapters)} maps, got {len(student)} '
                 f'of the student and {len(teacher)} of the teacher: tap {self.student_tap!r} or '
@@ -335,15 +325,14 @@ class Term(nn.Module):
                 'frozen, or it lies inside a block with activation checkpointing; tap a later '
                 'layer'
             )
-        if of_maps:
-            pairs = zip(student, teacher, strict=True)
-            teacher = [for_each_branch(t, len(x)) for x, t in pairs]
-        adapted = self.adapted(student, teacher)
+        if not self.loss.of_queries:
+            teacher = [for_each_branch(t, len(student[0])) for t in teacher]
+        ours, theirs = self.compared(student, teacher)
         with without_autocast(student[0]):
             if self.loss.all_maps:
-                results = [self.loss(adapted, teacher, **needs)]
+                results = [self.loss(ours, theirs, **needs)]
             else:
-                maps = zip(cycle(self.losses), adapted, teacher, strict=False)
+                maps = zip(cycle(self.losses), ours, theirs, strict=False)
                 results = [loss(x, t, **needs) for loss, x, t in maps]
         if not self.loss.parts:
             results = [{'': result} for result in results]
@@ -379,6 +368,18 @@ class Term(nn.Module):
             own = self.name if part == WHOLE else f'{self.name}.{part}'
             found |= {f'kd_weight_{own}': weight, f'kd_share_{own}': share.pull.clone()}
         return found
+
+    def fits(self, student: list[Tensor], teacher: list[Tensor]) -> bool:
+        """Whether these are as many maps as the taps yielded when the model was built."""
+        if self.loss.of_queries:
+            return True
+        return len(student) == len(teacher) == len(self.adapters)
+
+    def compared(
+        self, student: list[Tensor], teacher: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What the loss is given of the maps of student and teacher."""
+        return self.adapted(student, teacher), teacher
 
     def adapted(self, student: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
         """The student's maps as the loss is given them, behind their adapters.

@@ -4,7 +4,7 @@ Zheng et al., "Localization Distillation for Dense Object Detection", CVPR 2022,
 detectors after giving them the box distributions of GFL (Li et al., NeurIPS 2020); and RetinaNet
 for rotated boxes in "Localization Distillation for Object Detection", TPAMI 2023.
 
-This file and ``rotated_heads.py`` alone import mmdet when they are imported: see ``heads.py``.
+Importing this file imports mmdet: see ``heads.py``.
 """
 
 from __future__ import annotations

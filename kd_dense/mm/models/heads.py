@@ -1,8 +1,7 @@
-"""Heads with box distributions that mmdet lacks, registered without importing mmdet.
+"""Heads that mmdet lacks, registered without importing mmdet.
 
-Who distils a segmenter imports this file too. The classes lie in ``distribution_heads.py`` and,
-where they need mmrotate, in ``rotated_heads.py``, which are imported when the first of them is
-built.
+Who distils a segmenter imports this file too. The classes lie in files of their own, which are
+imported when the first of them is built.
 """
 
 from __future__ import annotations
@@ -17,7 +16,19 @@ from kd_dense.registry import MODELS
 __all__: list[str] = []
 
 
-def _register(name: str, file: str) -> None:
+HEADS = {
+    'distribution_heads': (
+        'DistributionATSSHead',
+        'DistributionFCOSHead',
+        'DistributionRetinaHead',
+        'DistributionRotatedRetinaHead',
+    ),
+    'incremental_heads': ('IncrementalGFLHead',),
+    'rotated_heads': ('DistributionRotatedFCOSHead',),
+}
+
+
+def _register(file: str, name: str) -> None:
     def build(**arguments: Any) -> nn.Module:
         head: nn.Module = getattr(import_module(f'kd_dense.mm.models.{file}'), name)(**arguments)
         return head
@@ -25,11 +36,6 @@ def _register(name: str, file: str) -> None:
     MODELS.register_module(name=name, module=build)
 
 
-for _name in (
-    'DistributionATSSHead',
-    'DistributionFCOSHead',
-    'DistributionRetinaHead',
-    'DistributionRotatedRetinaHead',
-):
-    _register(_name, 'distribution_heads')
-_register('DistributionRotatedFCOSHead', 'rotated_heads')
+for _file, _names in HEADS.items():
+    for _name in _names:
+        _register(_file, _name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 from kd_dense.taps import near_names
 
@@ -52,6 +52,9 @@ def fits(student: nn.Module, teacher: nn.Module, part: str) -> bool:
 def inherit_parts(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> None:
     """Copy the teacher's weights into the student wherever name and shape agree, and report.
 
+    Where a head of the student has the teacher's classes and new ones behind them, the weights of
+    the teacher's are copied, and those of the new ones are left as they are.
+
     Args:
         student: The model that inherits.
         teacher: The model that it inherits from, weights loaded.
@@ -61,7 +64,12 @@ def inherit_parts(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) 
     for part in parts:
         found, left_out = fitting(student, teacher, part)
         for name in found:
-            ours[name].copy_(theirs[name])
+            rows = (
+                ours[name]
+                if ours[name].shape == theirs[name].shape
+                else (ours[name][: len(theirs[name])])
+            )
+            rows.copy_(theirs[name])
         report = f'inherited {len(found)} of {len(found) + len(left_out)} tensors of {part}'
         if left_out:
             report += '; not inherited: ' + ', '.join(left_out)
@@ -86,9 +94,17 @@ def fitting(student: nn.Module, teacher: nn.Module, part: str) -> tuple[list[str
             continue
         if name not in theirs:
             left_out.append(f'{name} (not in the teacher)')
-        elif theirs[name].shape != tensor.shape:
+        elif theirs[name].shape != tensor.shape and not _grown(student, name, theirs[name]):
             shapes = f'{tuple(tensor.shape)} here, {tuple(theirs[name].shape)} in the teacher'
             left_out.append(f'{name} ({shapes})')
         else:
             found.append(name)
     return found, left_out
+
+
+def _grown(student: nn.Module, name: str, theirs: Tensor) -> bool:
+    """Whether a tensor of the student has a row for each old class first, as the teacher's."""
+    ours, path = student.state_dict()[name], name.split('.')
+    owners = [student.get_submodule('.'.join(path[:depth])) for depth in range(1, len(path))]
+    old = {getattr(owner, 'old_classes', None) for owner in owners} - {None}
+    return theirs.dim() > 0 and {len(theirs)} == old and ours.shape[1:] == theirs.shape[1:]

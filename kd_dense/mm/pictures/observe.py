@@ -219,15 +219,15 @@ def _compared(
     # A copy, because a critic changes with every call.
     term = copy.deepcopy(term).cpu().eval()
     ours, theirs, needs = _on_cpu((*maps, dict(needs)))
-    adapted = term.adapted(ours, theirs)
+    student, teacher = term.compared(ours, theirs)
     value = sum(float(x) for x in term(ours, theirs, 1.0, needs).values())
     feature = term.student_tap.partition('.')[0].partition('[')[0] in FEATURES
-    named = not feature and all(x.dim() == 4 and x.shape[1] == len(classes) for x in adapted)
+    named = not feature and all(x.dim() == 4 and x.shape[1] == len(classes) for x in student)
     return Compared(
         tap=term.student_tap,
         losses=list(term.losses),
-        student=adapted,
-        teacher=theirs,
+        student=student,
+        teacher=teacher,
         needs=needs,
         value=value,
         channels=classes if named else None,

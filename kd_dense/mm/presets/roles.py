@@ -20,6 +20,8 @@ __all__ = ['IMAGE', 'LOGITS', 'Map', 'Pair', 'Side']
 # The taps that stand for class logits of a segmenter.
 LOGITS = ('logits', 'aux_logits')
 
+# The taps that stand for the last convolution of a tower of a dense head, and where it lies.
+TOWERS = {'cls_tower': 'bbox_head.cls_convs', 'reg_tower': 'bbox_head.reg_convs'}
 BOX_HEAD = 'roi_head.bbox_head'
 
 # Published weights of detectors belong to images of this size, in pixels.
@@ -101,6 +103,15 @@ class Side:
         ]
         return found[-1] if found else None
 
+    def tower(self, path: str) -> str | None:
+        """The last convolution of a tower, of each level where these have their own."""
+        stack = self.parts.get(path)
+        if not isinstance(stack, nn.ModuleList) or not len(stack):
+            return None
+        if isinstance(stack[0], nn.ModuleList):
+            return f'{path}.*.{len(stack[0]) - 1}'
+        return f'{path}.{len(stack) - 1}'
+
     def classes(self) -> int | None:
         """How many classes the model tells apart, if its head says it."""
         names = ('decode_head', 'roi_head.bbox_head', 'bbox_head', 'mask_head', 'panoptic_head')
@@ -174,9 +185,10 @@ class Pair:
         """Find a tap in both models.
 
         Args:
-            tap: ``'logits'`` or ``'aux_logits'``, the name of a part, or a tap in backbone or
-                neck: of its maps those that both models have at the same strides, of which
-                ``[:4]`` takes the first four; ``[-1]`` is the last map of each.
+            tap: ``'logits'`` or ``'aux_logits'``; ``'cls_tower'`` or ``'reg_tower'``; the name of
+                a part; or a tap in backbone or neck: of its maps those that both models have at
+                the same strides, of which ``[:4]`` takes the first four; ``[-1]`` is the last map
+                of each.
 
         Returns:
             The student's tap, the teacher's, and the maps that are compared: of features those
@@ -192,6 +204,8 @@ class Pair:
         maps: list[Map] = []
         if tap in LOGITS:
             names = getattr(ours, tap)(), getattr(theirs, tap)()
+        elif tap in TOWERS:
+            names = ours.tower(TOWERS[tap]), theirs.tower(TOWERS[tap])
         elif path.partition('.')[0] in FEATURES:
             if path not in self._features:
                 self._features[path] = self._probe(path)

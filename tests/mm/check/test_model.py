@@ -6,6 +6,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from kd_dense.mm.check.finding import OK
+from tests.mm import toy_rois
 from tests.mm.check.checking import of, run
 
 
@@ -63,3 +64,30 @@ def test_without_data_small_images_are_tried(config, tmp_path, monkeypatch):
     config.train_dataloader.dataset.data_root = str(tmp_path)
     message = of(run(config), 'taps').message
     assert message.endswith('(2, 11, 8, 8) of both, compared as they are, on images of 64x64')
+
+
+def test_where_features_cross_into_the_head_of_the_teacher(recipe):
+    config = recipe('det_ld')
+    loss = dict(type='CrossKDLoss', boxes='distributions')
+    config.model.teacher = dict(config=recipe('det_teacher').model, checkpoint=None)
+    config.model.terms = dict(crosskd=dict(tap='bbox_head', cross_at=-1, loss=loss))
+    findings = run(config)
+    assert of(findings, 'terms').status == OK
+    message = of(findings, 'taps').message
+    assert message.startswith('crosskd: bbox_head.cls_convs|reg_convs.0 (2, 64')
+    assert 'compared as they are' in message
+
+
+def test_rows_of_shared_regions(recipe):
+    config = recipe('det_fgd')
+    config.model = toy_rois.distilled(
+        student=toy_rois.detector(classes=10), teacher=dict(
+            config=toy_rois.detector(16, classes=10), checkpoint=None),
+    )  # fmt: skip
+    findings = run(config)
+    said = [one.message for one in of(findings, 'taps')]
+    assert said[0] == (
+        'dkd: roi_head.bbox_head.fc_cls (2, 11) of both, compared as they are, on the same RoIs, '
+        'here 2'
+    )
+    assert of(findings, 'terms')[0].status == OK

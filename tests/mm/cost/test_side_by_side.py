@@ -78,6 +78,24 @@ def test_floor_runs_up_to_the_last_tap_and_no_further(recipe, options, last):
     assert all(torch.equal(value, weights[name]) for name, value in guest.state_dict().items())
 
 
+def test_floor_has_what_crosses_into_the_head_of_the_teacher():
+    config = read('det_ld')
+    loss = dict(type='CrossKDLoss', boxes='distributions')
+    config.model.terms = dict(crosskd=dict(tap='bbox_head', cross_at=-1, loss=loss))
+    benchmark = SideBySide({'one': config}, (64, 64))
+    [case] = benchmark.cases
+    [crossing] = case.crossings
+    guest = benchmark.distilled['one'].model.kd_plan.teacher.model
+    run = layers_run(guest, benchmark.calls[crossing])
+    assert run
+    assert all(name.startswith('bbox_head') for name in run)
+    assert len(run) < len([n for n in layers_run(guest, benchmark.calls[case.step]) if n in run])
+    results = benchmark.measure(1)
+    found, calls = results['recipes']['one'], results['calls']
+    parts = ('plain step', case.guest.minimal, crossing)
+    assert found['floor_seconds'][0] == pytest.approx(sum(calls[c]['seconds'][0] for c in parts))
+
+
 def test_floor_has_the_box_head_on_the_regions_of_the_student():
     config = read('det_fgd')
     config.model = toy_rois.distilled(student=toy_rois.detector())

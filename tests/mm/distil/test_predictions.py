@@ -104,3 +104,44 @@ def test_under_autocast(precision):
     with torch.autocast('cpu', torch.bfloat16):
         found = ours(model(inputs, samples, mode='loss'))
     assert all(v.dtype == torch.float32 and v > 0 for v in found.values())
+
+
+PGD = ('atss', 'fcos', 'retina', 'ddod', 'autoassign')
+
+
+def guided(kind, **fields):
+    terms = {
+        name: dict(tap=f'bbox_head.{name}_convs.1', loss=dict(type=loss), **fields)
+        for name, loss in (('cls', 'PGDClassLoss'), ('reg', 'PGDBoxLoss'))
+    }
+    student, teacher = toy_heads.plain(kind), toy_heads.plain(kind, 16)
+    return toy.build(toy.distilled(student, untrained(teacher), terms)).train()
+
+
+@pytest.mark.parametrize('kind', PGD)
+def test_key_regions_of_heads_of_mmdet(kind):
+    found = step(guided(kind))
+    assert all(v > 0 for v in found.values())
+    assert len(found) == 5
+
+
+def test_key_regions_of_a_picture_without_objects():
+    found = ours(toy.losses(guided('atss'), toy.DetScenes(), 1))
+    assert found['loss_kd_cls.foreground'] == found['loss_kd_reg.foreground'] == 0
+    assert found['loss_kd_cls.background'] > 0
+
+
+@pytest.mark.parametrize('method', ['bckd', 'adl', 'crosskd', 'pgd'])
+@pytest.mark.parametrize('kind', PGD)
+def test_presets(kind, method):
+    config = toy.distilled(
+        toy_heads.plain(kind, norm_cfg=dict(type='GN', num_groups=2)),
+        untrained(toy_heads.plain(kind, 16)),
+        preset=method,
+    )
+    config.pop('terms')
+    if kind in ('ddod', 'autoassign') and method != 'pgd':
+        with pytest.raises(ValueError, match=r'get_targets|has settings for'):
+            toy.build(config)
+        return
+    step(toy.build(config).train())

@@ -6,8 +6,11 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 
+from kd_dense.mm.batches import decoders
 from kd_dense.mm.batches.made_up import Labels, random_batch
+from kd_dense.mm.batches.queries import as_queries
 from kd_dense.mm.teachers.openmmlab import Teacher
+from kd_dense.taps import Taps
 from tests.mm import toy, toy_queries
 from tests.mm.presets.building import untrained
 
@@ -140,6 +143,64 @@ def test_what_has_no_decoder_cannot_weigh_features():
     terms = dict(looks=dict(tap='neck', loss=dict(type='QueryFeatureLoss')))
     with pytest.raises(ValueError, match=r"term 'looks': .* RetinaNet has no decoder with any"):
         toy.build(toy.distilled_detector(terms=terms))
+
+
+@pytest.mark.parametrize('kind', ['dab', 'dino'])
+@pytest.mark.parametrize('points', ['teacher', 'random'])
+def test_both_decoders_run_on_the_same_boxes(kind, points):
+    loss = dict(type='QueryPointLoss', points=points, count=5)
+    model = toy.build(toy_queries.distilled(kind, loss))
+    model.init_weights()
+    losses = ours(toy.losses(model, toy.DetScenes()))
+    assert [*losses] == [f'loss_kd_queries.{part}' for part in ('classes', 'l1', 'giou')]
+    assert losses['loss_kd_queries.classes'] > 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.decoder.layers[0].self_attn.parameters())
+    assert model.backbone.conv1.weight.grad.any()
+    assert all(p.grad is None for p in model.kd_plan.teacher.model.parameters())
+
+
+@pytest.mark.parametrize('kind', ['dab', 'dino'])
+def test_the_boxes_of_a_decoder_give_what_it_has_predicted(kind):
+    # DAB-DETR's own queries are empty; those of DINO are made so here.
+    model = toy.build(toy_queries.model(kind)).eval()
+    model.init_weights()
+    if kind == 'dino':
+        model.query_embedding.weight.data.zero_()
+    inputs, samples = toy.batch(model, toy.DetScenes())
+    taps = Taps([*decoders.TAPS, 'bbox_head'])
+    with torch.no_grad(), taps.on(model):
+        model(inputs, samples, mode='tensor')
+    found = decoders.read(model, model, taps, taps)
+    predicted = as_queries(taps['bbox_head'])
+    for run in (found.student, found.teacher):
+        for x, y in zip(run(found.boxes), predicted, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_the_preset_of_points_has_both_kinds():
+    config = toy_queries.distilled('dab', BOXES, preset='kddetr')
+    config.pop('terms')
+    model = toy.build(config)
+    assert {n: t.loss.points for n, t in model.kd.items()} == {
+        'teacher_points': 'teacher',
+        'random_points': 'random',
+    }
+    assert len(ours(toy.losses(model, toy.DetScenes()))) == 6
+
+
+@pytest.mark.parametrize('kind', ['detr', 'deformable', 'ddq'])
+def test_a_decoder_that_begins_with_no_boxes_is_refused(kind):
+    with pytest.raises(ValueError, match='cannot be given any: expected DABDETR or DINO'):
+        toy.build(toy_queries.distilled(kind, dict(type='QueryPointLoss')))
+
+
+def test_points_are_compared_in_mixed_precision():
+    model = toy.build(toy_queries.distilled('dab', dict(type='QueryPointLoss')))
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = ours(toy.losses(model, toy.DetScenes()))
+    assert all(value.isfinite() and value.dtype == torch.float32 for value in losses.values())
+    sum(losses.values()).backward()
 
 
 def test_other_classes_are_refused_when_the_model_is_built():

@@ -16,6 +16,8 @@ PARTS = {
     ('logits', 'dist'): None,
     ('rois', 'dist'): None,
     ('mimic', 'focus'): None,
+    ('predictions', 'class_tower'): None,
+    ('predictions', 'box_tower'): None,
     ('skd', 'pixel'): None,
     ('skd', 'holistic'): None,
 }

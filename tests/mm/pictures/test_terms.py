@@ -38,11 +38,16 @@ def test_every_term_is_drawn(method):
         'dist': 'DIST: do probabilities rise and fall alike?',
         'fgd': 'FGD: which differences of the features count',
         'ld': 'LD: which anchors count',
+        'erd': "ERD: where are the teacher's classes?",
         'imitation': "region 'finegrained'",
         'general': "region 'gibox'",
-        **dict.fromkeys(('bckd', 'adl'), 'Where do student and teacher see an object?'),
+        **dict.fromkeys(('bckd', 'adl', 'crosskd'), 'Where do student and teacher see an object?'),
+        **dict.fromkeys(
+            ('class_tower', 'box_tower'), 'PGD: where are the predictions of the teacher best?'
+        ),
         'boxes': 'Which queries are paired?',
         'masks': 'Which masks are paired?',
+        'points': 'What do both decoders find',
         'looks': 'Which differences of the features count',
     }
     for name, one in compared.items():

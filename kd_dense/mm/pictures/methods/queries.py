@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_dense.adapters import resize
-from kd_dense.losses import QueryBoxLoss, QueryFeatureLoss, QueryMaskLoss
+from kd_dense.losses import QueryBoxLoss, QueryFeatureLoss, QueryMaskLoss, QueryPointLoss
 from kd_dense.losses.queries.boxes import compare_layer, corners, match_boxes
 from kd_dense.losses.queries.features import query_masks
 from kd_dense.losses.queries.masks import match_masks
@@ -21,6 +21,7 @@ from kd_dense.losses.queries.matching import (
     paired_layers,
     take,
 )
+from kd_dense.losses.queries.points import compare_points
 from kd_dense.mm.pictures.canvas import (
     STUDENT,
     TEACHER,
@@ -42,8 +43,9 @@ from kd_dense.mm.pictures.canvas import (
 from kd_dense.mm.pictures.general import Known, LossPictures
 from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.views import View
+from kd_dense.mm.randomness import kept_random_state
 
-__all__ = ['PICTURES', 'draw_looks', 'draw_masks', 'draw_pairs']
+__all__ = ['PICTURES', 'draw_looks', 'draw_masks', 'draw_pairs', 'draw_points']
 
 SHOWN = 8  # queries of the teacher, the surest
 MASKS = 5  # likewise, whose masks are shown
@@ -137,6 +139,66 @@ def _shares(compared: Compared) -> list[Tensor]:
             total.index_add_(0, at, weight * values[0].double())
     count = matched_count(pairs[0][0], total)
     return [loss.weight * (total / count).view(CELLS, CELLS)]
+
+
+def draw_points(view: View, compared: Compared) -> Any:
+    """Draw what both decoders find from the same boxes, of the surest points of the teacher.
+
+    Args:
+        view: The picture.
+        compared: What the term compares there.
+    """
+    student, teacher = _predictions(compared)
+    ours, theirs = layers_of('pictures', 'boxes', student, teacher)
+    figure = begin(
+        panel(view, 3) + 0.75,
+        'What do both decoders find from the same boxes?',
+        f"The {SHOWN} points of which the teacher's last layer is surest, and what the student's "
+        'layers make of them. Percentages: of the teacher and of the student.',
+    )
+    axes = figure.subplots(1, 3, squeeze=False)[0]
+    draw_truth(axes[0], view, 3)
+    frame(axes[0], view, 'picture')
+    same = torch.arange(theirs[-1].shapes.shape[1])
+    for axis, index in ((axes[1], 0), (axes[2], len(ours) - 1)):
+        paint_image(axis, view, grey=True, fade=0.8)
+        _draw_layer(axis, view, ours[index], theirs[-1], same, same, sigmoid=True)
+        frame(axis, view, f'layer {index + 1}' + ' (last)' * (index == len(ours) - 1))
+    legend_below(
+        figure,
+        [Line2D([], [], color=TEACHER, label='teacher, last layer'),
+         Line2D([], [], color=STUDENT, ls='--', label='student')],
+        2,
+    )  # fmt: skip
+    return figure
+
+
+@torch.no_grad()
+def _predictions(compared: Compared) -> tuple[list[Tensor], list[Tensor]]:
+    with kept_random_state():
+        found: tuple[list[Tensor], list[Tensor]] = compared.loss(0).predictions(
+            compared.needs['decoders']
+        )
+    return found
+
+
+def _point_shares(compared: Compared) -> list[Tensor]:
+    loss = compared.loss(0)
+    student, teacher = _predictions(compared)
+    weight, parts = compare_points(student, teacher, loss.temperature)
+    batch = 1.0 if loss.published_batch is None else float(loss.published_batch)
+    scales = dict(classes=batch, l1=1 / weight.sum(), giou=1 / weight.sum())
+    values = torch.stack([loss.weights[n] * scales[n] * x[0] for n, x in parts.items()]).sum(0)
+    x, y = (teacher[-1][0, :, :2] * CELLS).long().clamp(0, CELLS - 1).unbind(1)
+    total = torch.zeros(CELLS * CELLS, dtype=torch.float64)
+    total.index_add_(0, y * CELLS + x, values.double())
+    return [loss.weight * total.view(CELLS, CELLS)]
+
+
+def _points(compared: Compared) -> LossPictures:
+    other = ', with other points' * (compared.loss(0).points == 'random')
+    what = f"the loss, each point's in the middle of the teacher's box{other}"
+    return LossPictures(draw_points, _point_shares, what)
 
 
 def draw_masks(view: View, compared: Compared) -> Any:
@@ -248,6 +310,7 @@ PICTURES: dict[type, Known] = {
     QueryBoxLoss: LossPictures(
         draw_pairs, _shares, "the loss, each query's in the middle of the student's box"
     ),
+    QueryPointLoss: _points,
     QueryMaskLoss: LossPictures(draw_masks, _mask_shares, 'the part mask'),
     QueryFeatureLoss: LossPictures(draw_looks, _feature_shares, 'the loss'),
 }

@@ -21,7 +21,7 @@ def _masks(models: str, head: str) -> Preset:
 DEFORMABLE = Layout(256, (8, 16, 32, 64))
 METHODS = {
     'detrdistill': Method(
-        'boxes or masks of paired queries, and their classes; features where queries look',
+        'classes, boxes or masks of queries, in pairs; features where queries look',
         (
             Preset(
                 models='DETR and detectors derived from it',
@@ -40,6 +40,25 @@ METHODS = {
             ),
             _masks('Mask2Former and MaskFormer of mmdet', 'panoptic_head'),
             _masks('Mask2Former and MaskFormer of mmseg', 'decode_head'),
+        ),
+    ),
+    'kddetr': Method(
+        'classes and boxes that both decoders find from the same boxes',
+        (
+            Preset(
+                models='DAB-DETR, DINO',
+                part='bbox_head',
+                kinds=('DABDETRHead', 'DINOHead'),
+                terms={
+                    f'{name}_points': {
+                        'tap': 'bbox_head',
+                        'loss': {'type': 'QueryPointLoss', 'points': name},
+                    }
+                    for name in ('teacher', 'random')
+                },
+                inherit=(),
+                source='code of an author: DAB-DETR on COCO',
+            ),
         ),
     ),
 }

@@ -1,0 +1,16 @@
+"""CrossKD on GFL, behind the third of four convolutions of the towers.
+
+Source: the authors' README, 43.7 AP, and their settings for this pair.
+"""
+_base_ = ['../_base_/kd_dense.py', 'mmdet::gfl/gfl_r50_fpn_1x_coco.py']
+model = dict(
+    _delete_=True,
+    type='kd_dense.Distilled',
+    student=_base_.model,
+    teacher='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py',
+    terms=dict(
+        crosskd=dict(
+            tap='bbox_head',
+            cross_at=-1,
+            loss=dict(
+                type='CrossKDLoss', class_weight=1.0, box_weight=4.0, boxes='distributions'))))
