@@ -122,6 +122,17 @@ class TestStep:
         for name, value in found.items():
             assert torch.allclose(value, expected[name], rtol=0.2), name
 
+    def test_shares_are_measured_at_the_rows(self):
+        config = toy_rois.distilled(terms={}, preset=['roi_dkd', 'roi_dist'], weights='shares')
+        model = toy.build(config).train()
+        for _ in range(3):
+            total, logged = model.parse_losses(
+                model(*toy.batch(model, toy.DetScenes(), 4), mode='loss')
+            )
+            total.backward()
+        for name in ('dkd', 'dist'):
+            assert logged[f'kd_share_{name}'] == pytest.approx(0.5, rel=0.3)
+
     def test_autocast_is_that_of_the_step(self, model):
         with torch.autocast('cpu', torch.bfloat16):
             losses = ours(recorded(model)[1])
