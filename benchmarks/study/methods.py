@@ -51,6 +51,9 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
     'inherit+pkd shared': _detection(pkd=_term('neck', 'PKDLoss', share=1.0)),
     'inherit+fitnets shared': _detection(fitnets=_term('neck', 'FitNetsLoss', share=1.0)),
     'inherit+cwd shared': _detection(cwd=_term('neck', 'CWDLoss', share=1.0)),
+    'inherit+pkd+cwd shared': _detection(
+        pkd=_term('neck', 'PKDLoss', share=0.5), cwd=_term('neck', 'CWDLoss', share=0.5)
+    ),
     'inherit+fitnets+pkd-stages shared': _detection(
         fitnets=_term('neck', 'FitNetsLoss', share=1.0),
         pkd=_term('backbone', 'PKDLoss', share=1.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -26,8 +27,11 @@ FGD = dict(tap='neck', loss=dict(type='FGDLoss'))
 
 
 @pytest.fixture
-def mmrotate():
+def mmrotate(monkeypatch):
     """As with a config of mmrotate, which says this."""
+    # Compiled, it runs on GPUs alone: RotatedIoULoss of FCOS.
+    diff_iou = import_module('mmcv.ops.diff_iou_rotated')
+    monkeypatch.setattr(diff_iou, 'ext_module', install._make_module())
     with DefaultScope.overwrite_default_scope('mmrotate'):
         yield
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kd_dense.functional import at_least_float32
 from kd_dense.losses.base import DistillLoss
 from kd_dense.losses.queries.classes import Unmatched, check_settings, class_costs, class_losses
 from kd_dense.losses.queries.matching import (
@@ -132,7 +133,7 @@ def _layers(
         if masks.shape[2:] != size:
             masks = F.interpolate(masks, size, mode='bilinear', align_corners=False)
         masks = masks.flatten(2)
-        return layer._replace(shapes=masks if at is None else masks[..., at])
+        return layer._replace(shapes=at_least_float32(masks if at is None else masks[..., at]))
 
     return [at_points(x) for x in ours], [at_points(x) for x in paired_layers(ours, theirs)]
 

@@ -20,7 +20,7 @@ THREADS = 8
 
 
 class Layer(NamedTuple):
-    """What one layer of a decoder predicts, at least float32.
+    """What one layer of a decoder predicts; all but masks is at least float32.
 
     Attributes:
         logits: Class logits, ``(N, Q, K)``.
@@ -73,10 +73,12 @@ def layers_of(
             'softmax has one more for no object, of the same kind of head'
         )
 
+    few = what == 'boxes'  # not as many as of masks, of which some positions do
+
     def sorted_by_layers(maps: Sequence[Tensor]) -> list[Layer]:
         half = len(maps) // 2
         pairs = zip(maps[:half], maps[half:], strict=True)
-        return [Layer(at_least_float32(x), at_least_float32(y)) for x, y in pairs]
+        return [Layer(at_least_float32(x), at_least_float32(y) if few else y) for x, y in pairs]
 
     return sorted_by_layers(student), sorted_by_layers([x.detach() for x in teacher])
 

@@ -15,10 +15,11 @@ STUDIED = 'ours: the best of what our study tried (docs/auto.md)'
 BY_ROLE = 'ours: as for detectors with one stage, whose study is docs/auto.md; tap by role'
 
 
-def _pkd(tap: str) -> dict[str, Any]:
-    return {'pkd': {'tap': tap, 'loss': {'type': 'PKDLoss'}, 'share': 1.0}}
+def _on(name: str, tap: str, loss: str, **fields: Any) -> dict[str, Any]:
+    return {name: {'tap': tap, 'loss': {'type': loss, **fields}, 'share': 1.0}}
 
 
+LOGITS = _on('cwd', 'logits', 'CWDLoss', temperature=2.0)
 AUTO = Method(
     'the default: what made the best students of such a pair in our study',
     (
@@ -26,13 +27,8 @@ AUTO = Method(
             models='segmenters',
             part='decode_head',
             terms={
-                **_pkd('backbone'),
-                'cwd': {
-                    'tap': 'logits',
-                    'loss': {'type': 'CWDLoss', 'temperature': 2.0},
-                    'share': 1.0,
-                    'optional': True,
-                },
+                **_on('pkd', 'backbone', 'PKDLoss'),
+                'cwd': {**LOGITS['cwd'], 'optional': True},
             },
             inherit=(),
             source=STUDIED,
@@ -40,20 +36,20 @@ AUTO = Method(
         Preset(
             models='detectors with region proposals',
             part='roi_head',
-            terms=_pkd('neck'),
+            terms=_on('cwd', 'neck', 'CWDLoss'),
             inherit=('neck', 'rpn_head', 'roi_head'),
             source=BY_ROLE,
         ),
         Preset(
             models='other detectors with a neck',
             part='neck',
-            terms=_pkd('neck'),
+            terms=_on('cwd', 'neck', 'CWDLoss'),
             inherit=('neck', 'bbox_head', 'mask_head'),
             source=STUDIED,
         ),
         Preset(
             models='other models with a backbone',
-            terms=_pkd('backbone'),
+            terms=_on('pkd', 'backbone', 'PKDLoss'),
             inherit=(),
             source=BY_ROLE,
         ),
