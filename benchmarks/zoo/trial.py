@@ -177,6 +177,8 @@ def _has_towers(model: nn.Module) -> bool:
 
 def _looks_at_regions(side: Side) -> bool:
     """Whether a detector has a box head that can be asked about any regions."""
+    if side.prefix == 'student.':  # it samples regions several times in a step
+        return False
     for tap in (p.part for p in METHODS['roi_dkd'].presets if side.has(p.part)):
         try:
             check_box_heads(side.model, tap, side.model, tap)

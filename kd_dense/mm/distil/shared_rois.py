@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from kd_dense.mm.batches.rois import RoIs, read_rois
@@ -118,7 +119,9 @@ def with_teacher_on_rois(teacher: Teacher, shared: Sequence[SharedRoIs], step: S
     for (targets, head), taps in by_box_heads(shared).items():
         recorded = Taps(taps)
         features = step.teacher_taps[head.features(teacher.model)]
-        boxes = read_rois(step.student_taps, targets).boxes
+        index, *corners = read_rois(step.student_taps, targets).boxes.split([1, 4], 1)
+        # TridentNet sees all images in a first branch, then in the next.
+        boxes = torch.cat([index % len(features[0]), *corners], 1)
         teacher.run_on_rois(recorded, head, features, boxes)
         for one in shared:
             if (one.targets, one.heads[1]) == (targets, head):

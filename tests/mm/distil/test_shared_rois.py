@@ -5,6 +5,8 @@ import torch
 from mmengine.config import ConfigDict
 
 from kd_dense.mm.batches.rois import read_rois
+from kd_dense.mm.batches.targets import Step
+from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
 from kd_dense.mm.models.probe import probe
 from kd_dense.taps import TapError, Taps
 from tests.mm import toy, toy_rois
@@ -122,6 +124,17 @@ class TestStep:
         for name, value in found.items():
             assert torch.allclose(value, expected[name], rtol=0.2), name
 
+    def test_shares_are_measured_at_the_rows(self):
+        config = toy_rois.distilled(terms={}, preset=['roi_dkd', 'roi_dist'], weights='shares')
+        model = toy.build(config).train()
+        for _ in range(3):
+            total, logged = model.parse_losses(
+                model(*toy.batch(model, toy.DetScenes(), 4), mode='loss')
+            )
+            total.backward()
+        for name in ('dkd', 'dist'):
+            assert logged[f'kd_share_{name}'] == pytest.approx(0.5, rel=0.3)
+
     def test_autocast_is_that_of_the_step(self, model):
         with torch.autocast('cpu', torch.bfloat16):
             losses = ours(recorded(model)[1])
@@ -212,6 +225,31 @@ class TestDetectors:
         _, losses, found = recorded(model)
         assert found.calls(FC_CLS) > 1
         assert ours(losses)['dkd'] > 0
+
+    def test_branches_of_a_student_are_those_of_the_images(self):
+        """As TridentNet's, which has each image once more in each branch."""
+        model = build(dict(dkd=term()))
+        found = recorded(model)[2]
+        shared = model.kd.dkd.rois
+        seen = []
+
+        class Guest:
+            model = None
+
+            def run_on_rois(self, taps, head, features, rois):
+                seen.append(rois)
+                raise StopIteration
+
+        features = [torch.zeros(2, 1, 8, 8)]
+        step = Step(model, None, None, found, {'neck': features}, None)
+        guest = Guest()
+        guest.model = model.kd_plan.teacher.model
+        with pytest.raises(StopIteration):
+            with_teacher_on_rois(guest, [shared], step)
+        boxes = read_rois(found, shared.targets).boxes
+        assert set(boxes[:, 0].tolist()) == {0, 1, 2, 3}
+        assert torch.equal(seen[0][:, 0], boxes[:, 0] % 2)
+        assert torch.equal(seen[0][:, 1:], boxes[:, 1:])
 
     def test_features_of_regions_get_an_adapter(self):
         pooled = term('roi_head.bbox_roi_extractor', dict(type='FitNetsLoss'))
