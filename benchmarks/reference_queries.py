@@ -83,12 +83,12 @@ def make_boxes(queries: int, device: str, small: bool) -> Pair:
     student = logits[0].clone().requires_grad_(), boxes[0].clone().requires_grad_()
     teacher = logits[1], boxes[1]
 
-    def ours() -> Tensor:
-        lists = ([layer for x in side for layer in x] for side in (student, teacher))
-        return torch.stack([*query_box_loss(*lists).values()]).sum()
+    def call() -> Tensor:
+        ours, theirs = ([layer for x in side for layer in x] for side in (student, teacher))
+        return torch.stack([*query_box_loss(ours, theirs).values()]).sum()
 
     return Pair(
-        forward_backward(ours, [*student]),
+        forward_backward(call, [*student]),
         forward_backward(lambda: plain_box_loss(student, teacher), [*student]),
     )
 
@@ -159,12 +159,12 @@ def make_masks(device: str, small: bool) -> Pair:
     student = logits[0].clone().requires_grad_(), masks[0].clone().requires_grad_()
     teacher = logits[1], masks[1]
 
-    def ours() -> Tensor:
-        lists = ([layer for x in side for layer in x] for side in (student, teacher))
-        return torch.stack([*query_mask_loss(*lists, points=None).values()]).sum()
+    def call() -> Tensor:
+        ours, theirs = ([layer for x in side for layer in x] for side in (student, teacher))
+        return torch.stack([*query_mask_loss(ours, theirs, points=None).values()]).sum()
 
     return Pair(
-        forward_backward(ours, [*student]),
+        forward_backward(call, [*student]),
         forward_backward(lambda: plain_mask_loss(student, teacher), [*student]),
     )
 
@@ -199,12 +199,12 @@ def make_points(device: str, small: bool) -> Pair:
     student = logits[0].clone().requires_grad_(), boxes[0].clone().requires_grad_()
     teacher = logits[1], boxes[1]
 
-    def ours() -> Tensor:
-        lists = ([layer for x in side for layer in x] for side in (student, teacher))
-        return torch.stack([*query_point_loss(*lists, published_batch=None).values()]).sum()
+    def call() -> Tensor:
+        ours, theirs = ([layer for x in side for layer in x] for side in (student, teacher))
+        return torch.stack([*query_point_loss(ours, theirs, published_batch=None).values()]).sum()
 
     return Pair(
-        forward_backward(ours, [*student]),
+        forward_backward(call, [*student]),
         forward_backward(lambda: plain_point_loss(student, teacher), [*student]),
     )
 

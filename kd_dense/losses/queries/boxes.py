@@ -104,8 +104,8 @@ def query_box_loss(
     theirs = paired_layers(ours, theirs)
     pairs = _match(ours, theirs, costs, sigmoid)
     found = [
-        compare_layer(*layers, *pair, unmatched, sigmoid)
-        for *layers, pair in zip(ours, theirs, pairs, strict=True)
+        compare_layer(own, taught, *pair, unmatched, sigmoid)
+        for own, taught, pair in zip(ours, theirs, pairs, strict=True)
     ]
     sums = [torch.stack([x.sum() for x in part]).sum() for part in zip(*found, strict=True)]
     count = matched_count(pairs[0][0], sums[0])
@@ -242,7 +242,8 @@ class QueryBoxLoss(DistillLoss):
         super().__init__(weight)
         weights = (classes, l1, giou)
         self.weights = check_settings('QueryBoxLoss', PARTS, weights, costs, unmatched)
-        self.costs = tuple(costs)
+        first, second, third = costs
+        self.costs = first, second, third
         self.unmatched: Unmatched = unmatched
         self.sigmoid = sigmoid
 

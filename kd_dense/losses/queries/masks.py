@@ -95,8 +95,8 @@ def query_mask_loss(
     ours, theirs = _layers('query_mask_loss', student, teacher, points)
     pairs = _match(ours, theirs, costs, sigmoid)
     found = [
-        compare_masks(*layers, *pair, unmatched, sigmoid)
-        for *layers, pair in zip(ours, theirs, pairs, strict=True)
+        compare_masks(own, taught, *pair, unmatched, sigmoid)
+        for own, taught, pair in zip(ours, theirs, pairs, strict=True)
     ]
     sums = [torch.stack([x.sum() for x in part]).sum() for part in zip(*found, strict=True)]
     count = matched_count(pairs[0][0], sums[0])
@@ -231,7 +231,8 @@ class QueryMaskLoss(DistillLoss):
         super().__init__(weight)
         weights = (classes, mask, dice)
         self.weights = _check('QueryMaskLoss', weights, costs, points, unmatched)
-        self.costs = tuple(costs)
+        first, second, third = costs
+        self.costs = first, second, third
         self.points = points
         self.unmatched: Unmatched = unmatched
         self.sigmoid = sigmoid

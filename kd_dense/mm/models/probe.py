@@ -87,7 +87,7 @@ def forward(
     elif needs_features_only(names) and hasattr(model, 'extract_feat'):
         model.extract_feat(inputs)
     else:
-        head = getattr(model, 'decode_head', None)
+        head: Any = getattr(model, 'decode_head', None)
         with _auxiliary_heads(model, names):
             if _takes_samples(head):  # of mmdet, in a segmenter that does not give them to it
                 head.forward(model.extract_feat(inputs), _with_batch_shape(inputs, data_samples))

@@ -122,7 +122,7 @@ def _draw_layer(
         middles = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in boxes]
         axis.plot(*zip(*middles, strict=True), color='black', lw=0.8, marker='.', ms=3, zorder=3)
         text = f'{name_of(view, label)} {100 * scores[index]:.0f}, {100 * found:.0f}%'
-        tags.append(Tag(*boxes[0][:2], text, colors=('white', TEACHER)))
+        tags.append(Tag(boxes[0][0], boxes[0][1], text, colors=('white', TEACHER)))
     put_tags(axis, view, tags, 2)
 
 
