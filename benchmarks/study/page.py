@@ -24,6 +24,11 @@ student alone of the same seed and schedule, with the half width of its 95 % int
 with three seeds it is 2.5 times the spread of the differences). `gap` is the share of the distance
 between the student alone and its teacher. `as X` is the student alone for the CPU time of X.
 `check` is the verdict of `kd_dense check` before the training (of seed 0).
+
+Methods are presets, with their published weights or with shares, and what else was tried, by the
+names in `benchmarks/study/methods.py`. Left out are runs by which sizes of pictures and the
+teachers' schedules were chosen, and those of shares on stages of a backbone before `cda5ecb`,
+where a loss fed itself.
 """
 
 
