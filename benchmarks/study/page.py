@@ -15,8 +15,8 @@ Line = Mapping[str, Any]
 HEAD = """# Does it make a better student?
 
 Every run of the study, none left out; [study.jsonl](study.jsonl) has them line by line, with the
-commit that made each. `python -m benchmarks.study` runs what has no line yet, and
-`python -m benchmarks.study --page docs/results/study.md` writes this page.
+commit that made each. The module `benchmarks.study` is the command: it runs what has no line yet,
+and with `--page docs/results/study.md` it writes this page.
 
 Scores are mIoU (segmentation) and AP (detection) in percent, on test pictures; `val` is on
 pictures that neither train nor test. `gain` is the mean over seeds of the difference to the

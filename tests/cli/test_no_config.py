@@ -196,6 +196,3 @@ def test_a_missing_method_is_answered_likewise_and_help_lists_them(program, caps
             program(f'mmdet::{DETECTOR}', *options)
         out, err = capsys.readouterr()
         assert textwrap.indent(listed_methods(), '  ' if out else '') in out + err
-    with pytest.raises(SystemExit, match='Methods are') as error:
-        program(f'mmdet::{DETECTOR}', '--teacher', f'mmdet::{DETECTOR}')
-    assert listed_methods() in str(error.value)

@@ -86,6 +86,12 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'QueryFeatureLoss': [dict()],
     'QueryPointLoss': [dict(), dict(published_batch=None)],
     'QueryMaskLoss': [dict(), dict(points=2, sigmoid=True)],
+    'BCKDLoss': [dict(), dict(positive_levels_only=False)],
+    'ADLLoss': [dict(), dict(power=None)],
+    'CrossKDLoss': [dict(boxes=boxes) for boxes in ('giou', 'iou', 'distributions')],
+    'PGDClassLoss': [dict(), dict(mix_images=True)],
+    'PGDBoxLoss': [dict()],
+    'RotatedLDLoss': [dict(), dict(around='unturned')],
     'LDLoss': [
         dict(kd_vlr_weight=1.0),
         dict(kd_vlr_weight=1.0, diou='code'),
@@ -109,6 +115,12 @@ FUNCTIONS = dict(
     intra_loss='IntRALoss',
     attention_map_loss='AttentionMapLoss',
     ld_loss='LDLoss',
+    bckd_loss='BCKDLoss',
+    adl_loss='ADLLoss',
+    crosskd_loss='CrossKDLoss',
+    pgd_class_loss='PGDClassLoss',
+    pgd_box_loss='PGDBoxLoss',
+    rotated_ld_loss='RotatedLDLoss',
     query_box_loss='QueryBoxLoss',
     query_feature_loss='QueryFeatureLoss',
     query_mask_loss='QueryMaskLoss',
@@ -134,6 +146,10 @@ FUNCTIONS = dict(
 # whose boxes are clamped in the teacher alone, and whose masks overlap most where they are sharp.
 NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss',
                   'QueryBoxLoss', 'QueryMaskLoss', 'QueryPointLoss'}  # fmt: skip
+
+
+# They compare the maps of heads with distributions of boxes.
+OF_HEADS = {'LDLoss', 'ERDLoss', 'BCKDLoss', 'ADLLoss', 'CrossKDLoss', 'RotatedLDLoss'}
 
 
 class Scene(NamedTuple):
@@ -240,15 +256,15 @@ def build(name: str, options: dict[str, Any], scene: Scene) -> DistillLoss:
 
 def shapes(name: str, scene: Scene) -> list[tuple[int, ...]]:
     """Of the maps that a loss compares."""
-    if name in ('LDLoss', 'ERDLoss'):
-        sizes = [scene.size, (1, 1)]
-        return [(scene.images, c, *s) for c in (CLASSES, 4 * BINS) for s in sizes]
+    if name in OF_HEADS:
+        sides, sizes = 5 if name == 'RotatedLDLoss' else 4, [scene.size, (1, 1)]
+        return [(scene.images, c, *s) for c in (CLASSES, sides * BINS) for s in sizes]
     if name == 'QueryMaskLoss':  # of two layers
         logits = (scene.images, 3, scene.channels)
         return [logits, logits, *[(scene.images, 3, *scene.size)] * 2]
     if name in ('QueryBoxLoss', 'QueryPointLoss'):  # as well
         return [(scene.images, 4, size) for size in (scene.channels, scene.channels, 4, 4)]
-    if name == 'LDImitationLoss':
+    if name in ('LDImitationLoss', 'PGDClassLoss', 'PGDBoxLoss'):
         return [(scene.images, scene.channels, *s) for s in (scene.size, (1, 1))]
     if name == 'RoIBoxLoss':
         return [(scene.images, 4 * CLASSES)]
@@ -310,7 +326,12 @@ def extras(loss: DistillLoss, scene: Scene) -> dict[str, Any]:
         found['segmentation'] = LABELS[scene.labels]((scene.images,))
     if 'head_targets' in loss.needs:
         found['head_targets'] = head_targets(scene)
-    if isinstance(loss, losses.ERDLoss):
+    if isinstance(loss, losses.RotatedLDLoss):
+        rotated = [torch.cat([b, b[:, :1] / SIDE], 1) for b in found['boxes']]
+        found['head_targets'] = found['head_targets']._replace(rotated=rotated)
+    if 'labels' in loss.needs:
+        found['labels'] = [torch.randint(CLASSES, (len(b),)) for b in found['boxes']]
+    if 'head_boxes' in loss.needs:
         found['head_boxes'] = head_boxes(scene)
     if 'head_outputs' in loss.needs:
         found['head_outputs'] = maps('LDLoss', scene)

@@ -125,5 +125,7 @@ def _gaussian(samples: Tensor, moved: Tensor) -> Tensor:
     x, y = (moved - mean).unbind(-1)
     xx, yy, xy = (one.mean(-1, keepdim=True) for one in (x * x, y * y, x * y))
     x, y = (samples - mean).unbind(-1)
-    square = (yy * x * x + xx * y * y - 2 * xy * x * y) / (xx * yy - xy * xy + 1e-10)
+    square = yy * x * x + xx * y * y - 2 * xy * x * y
+    # Of samples on a line, rounding makes either less than nothing.
+    square = square.clamp(min=0) / ((xx * yy - xy * xy).clamp(min=0) + 1e-10)
     return (-square / 2).exp()

@@ -55,3 +55,4 @@ AUTO = Method(
         ),
     ),
 )
+"""The default: its settings, as those of other methods."""

@@ -26,7 +26,7 @@ EXPECTED = {
     FLAT: FEATURES,
     LACKS: ('plain',),
     SEGMENTER: (*FEATURES, 'skd', 'intrakd', *LOGITS, 'af_dcd'),
-    OURS: (*FEATURES, 'fgd', 'ld', 'dist'),
+    OURS: (*FEATURES, 'fgd', 'ld', 'dist', 'bckd', 'adl', 'crosskd', 'pgd'),
 }
 
 

@@ -139,7 +139,7 @@ def test_from_scratch_makes_what_is_committed(data, tmp_path, quickstart_here):
         assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {
             k: (v.shape, v.dtype) for k, v in committed.items()
         }
-    spec = json.loads((tmp_path / 'det_cwd_seed0' / 'result.json').read_text())['spec']
+    spec = json.loads((tmp_path / 'det_auto_seed0' / 'result.json').read_text())['spec']
     assert spec['options']['model.teacher.checkpoint'] == str(
         tmp_path / 'checkpoints' / 'det_teacher.pth'
     )
