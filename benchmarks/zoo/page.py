@@ -12,10 +12,12 @@ from benchmarks.zoo.records import METHODS, NO_MODEL, PLAIN
 
 LOGITS = ('kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld')
 FEATURES = ('fitnets', 'pkd', 'vkd', 'cosine', 'mgd')
+DENSE = ('bckd', 'adl', 'crosskd', 'pgd')
+HEADS = ('fbkd', 'roi_dkd', 'roi_dist', 'detrdistill', 'kddetr')
 APPLY = {
-    'mmdet': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, 'fbkd', 'roi_dkd', 'roi_dist'),
-    'mmseg': (PLAIN, 'cwd', 'skd', 'intrakd', *LOGITS, *FEATURES, 'af_dcd'),
-    'kd_dense': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES),
+    'mmdet': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, *DENSE, *HEADS),
+    'mmseg': (PLAIN, 'cwd', 'skd', 'intrakd', *LOGITS, *FEATURES, 'af_dcd', 'detrdistill'),
+    'kd_dense': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, *DENSE),
 }
 
 PAGE = """# Which models of the zoos can be distilled
@@ -47,7 +49,9 @@ kd_dense runs NMS, soft-NMS, RoIAlign and deformable convolutions in PyTorch.
   class logits (kd, dist, dkd, gdkd, nkd, wsld) to segmenters that yield a map of logits for each
   class; dist also to dense heads that it has settings for; Af-DCD to segmenters, FBKD to detectors
   with region proposals and a neck, DKD and DIST on shared regions (roi_dkd, roi_dist) to those
-  whose box heads can be asked about any regions, LD to heads with box distributions.
+  whose box heads can be asked about any regions, LD to heads with box distributions; BCKD, ADL,
+  CrossKD and PGD to dense heads whose assignment, boxes or towers they can read, DETRDistill to
+  decoders with queries, KD-DETR to those of DAB-DETR and DINO.
 - The methods that came after the first five are tried together, in one step of training in which
   each term must send its own gradient; where that fails, each by itself.
 - To save time, detectors propose, sample and keep at most {boxes} boxes, images have the first
