@@ -68,6 +68,7 @@ class Share(nn.Module):
         self.register_buffer('steps', torch.zeros(()))
         self.register_buffer('first', torch.zeros(()))
         self.register_buffer('pull', torch.zeros(()))
+        self.ends: list[bool] | None = None  # which maps are measured, once it is known
         self._begun = False  # whether `first` is known: so that nothing waits to be told
 
     @torch.no_grad()
@@ -145,6 +146,17 @@ class ShareMeter:
         alias = x.view_as(x)
         alias.register_hook(partial(self._maps[id(x)].one, id(share)))
         return alias
+
+    def aliases(self, share: Share, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The maps of a tap for one loss alone; of maps computed from each other, the last.
+
+        Args:
+            share: Of the loss.
+            maps: As of [`alias`][].
+        """
+        if share.ends is None:
+            share.ends = ends_of_chains(maps)
+        return [self.alias(share, x) if e else x for x, e in zip(maps, share.ends, strict=True)]
 
     def weigh(self, share: Share, loss: Tensor, factor: float = 1.0) -> Tensor:
         """The weight of a loss in this step, which is to be measured.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -79,12 +79,12 @@ class CrossTerm(Term):
         return [self.tower_tap, self.teacher_tap]
 
     def maps(
-        self, step: Step, alias: Callable[[Tensor], Tensor] | None = None
+        self, step: Step, alias: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Features of the towers of both; behind those of the teacher, what its head predicts."""
         student = step.student_taps[self.student_tap]
         teacher = [*step.teacher_taps[self.tower_tap], *step.teacher_taps[self.teacher_tap]]
-        return student if alias is None else [alias(x) for x in student], teacher
+        return student if alias is None else [*alias(student)], teacher
 
     def fits(self, student: list[Tensor], teacher: list[Tensor]) -> bool:
         return len(student) == len(self.adapters) < len(teacher)

@@ -30,7 +30,7 @@ from kd_dense.mm.distil.shared_rois import SharedRoIs
 from kd_dense.mm.distil.tokens import as_maps, for_each_branch, shapes_as_maps
 from kd_dense.mm.models.probe import Yield, needs_features_only
 from kd_dense.mm.wording import spelt
-from kd_dense.shares import Share, ShareMeter, ends_of_chains
+from kd_dense.shares import Share, ShareMeter
 from kd_dense.taps import TapError, near_names
 
 __all__ = ['Term']
@@ -99,7 +99,6 @@ class Term(nn.Module):
         self._config = loss
         self.row: tuple[int, ...] = ()  # the shape of what the teacher yields for an image or RoI
         self.shares = build_shares(name, share)
-        self._ends: list[bool] | None = None  # which maps have a share measured
         self.schedule = build_schedule(name, {} if schedule is None else schedule)
 
     def build_losses(
@@ -259,24 +258,20 @@ class Term(nn.Module):
         return needs_features_only([self.student_tap, self.teacher_tap])
 
     def maps(
-        self, step: Step, alias: Callable[[Tensor], Tensor] | None = None
+        self, step: Step, alias: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The maps of student and teacher in a step, tokens as maps; or all that is of queries.
 
         Args:
             step: The step.
-            alias: What stands for each map of the student whose gradients are measured.
+            alias: Gives what stands for the maps of the student, whose gradients are measured.
         """
         student = step.student_taps[self.student_tap]
         if self.rois is not None:  # a sampler may have run the box head before
             student, teacher = student[-1:], [step.on_rois[self.name]]
         else:
             teacher = [*step.teacher_taps[self.teacher_tap]]
-        if alias is not None:
-            if self._ends is None:
-                self._ends = ends_of_chains(student)
-            measured = zip(student, self._ends, strict=True)
-            student = [alias(x) if ends else x for x, ends in measured]
+        student = student if alias is None else [*alias(student)]
         if self.loss.of_queries:
             own = own_queries(step.student, self.student_tap)
             return as_queries(student, own), as_queries(teacher)
@@ -359,7 +354,7 @@ class Term(nn.Module):
         found: dict[str, Tensor] = {}
         for part, module in self.shares.items():
             share = cast(Share, module)
-            student, teacher = self.maps(step, partial(meter.alias, share))
+            student, teacher = self.maps(step, partial(meter.aliases, share))
             losses = self(student, teacher, 1.0, needs)
             if part != WHOLE:
                 losses = {self._key(part): losses[self._key(part)]}

@@ -42,8 +42,6 @@ METHODS: dict[str, Method] = {
 }
 SUMS: dict[str, Sums] = {loss: s for file in _FILES.values() for loss, s in file.SUMS.items()}
 
-# Behind the source of settings whose maps are others than the published ones.
-SCALED = ' (weights scaled to these maps)'
 # What a method asks of models and data: the most that any of its settings asks.
 GROUPS = {
     'nothing': 'nothing but a backbone',
@@ -136,9 +134,9 @@ def choose_preset(
     count = sum(len(preset.terms) for preset in chosen.values())
     terms: dict[str, Any] = {}
     for name, preset in chosen.items():
-        elsewhere = weights == 'auto' and preset.source.endswith(SCALED)
         for term, fields in preset.terms.items():
-            shared = {'share': round(1 / count, 3)} if elsewhere or weights == 'shares' else {}
+            by_share = weights == 'shares' or (weights == 'auto' and preset.elsewhere)
+            shared = {'share': round(1 / count, 3)} if by_share else {}
             terms[f'{name}_{term}' if term in terms else term] = {**shared, **fields}
     return Preset(
         terms=terms,
@@ -156,7 +154,8 @@ def _choose(name: str, pair: Pair) -> Preset:
             return preset._replace(
                 terms=terms,
                 inherit=pair.inherited(preset.inherit),
-                source=preset.source + ('' if same else SCALED),
+                source=preset.source + ('' if same else ' (weights scaled to these maps)'),
+                elsewhere=not same,
             )
     known = ', '.join(dict.fromkeys(preset.models for preset in METHODS[name].presets))
     student, teacher = (type(side.whole).__name__ for side in (pair.student, pair.teacher))

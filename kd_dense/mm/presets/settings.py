@@ -49,6 +49,7 @@ class Preset(NamedTuple):
         part: A part that the student must have, as in ``named_modules()``; none, if empty.
         kinds: Classes that this part is one of; any, if empty.
         layout: Of the maps that the weights belong to; they are scaled to other layouts.
+        elsewhere: Whether they have been.
     """
 
     terms: dict[str, Any]
@@ -58,6 +59,7 @@ class Preset(NamedTuple):
     part: str = ''
     kinds: tuple[str, ...] = ()
     layout: Layout | None = None
+    elsewhere: bool = False
 
     def __str__(self) -> str:
         lines = []

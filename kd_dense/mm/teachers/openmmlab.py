@@ -248,7 +248,8 @@ class Teacher:
                 forward(self.model, batch, data_samples, calls, self.by_loss)
 
         if not self._prepared and self.fuse:
-            self._fuse(taps, calls, record)
+            with without_autocast(images):  # whose rounding is larger than what is looked for
+                self._fuse(taps, calls, record)
         if not self._prepared:
             self._prepare(taps.names, images)
         plain = self.precision == 'fp32'

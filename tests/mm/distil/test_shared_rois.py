@@ -238,13 +238,13 @@ class TestDetectors:
 
             def run_on_rois(self, taps, head, features, rois):
                 seen.append(rois)
-                raise StopIteration
+                raise StopIteration('seen enough')
 
         features = [torch.zeros(2, 1, 8, 8)]
         step = Step(model, None, None, found, {'neck': features}, None)
         guest = Guest()
         guest.model = model.kd_plan.teacher.model
-        with pytest.raises(StopIteration):
+        with pytest.raises(StopIteration, match='seen enough'):
             with_teacher_on_rois(guest, [shared], step)
         boxes = read_rois(found, shared.targets).boxes
         assert set(boxes[:, 0].tolist()) == {0, 1, 2, 3}

@@ -71,6 +71,13 @@ def test_fuse_leaves_no_norm_but_behind_a_tap():
     assert left == {'layer4.0.bn2'}
 
 
+def test_fuse_is_not_taken_in_by_the_rounding_of_autocast():
+    model = build(fuse=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        maps(model)
+    assert model.kd_plan.teacher._prepared
+
+
 def test_fuse_refuses_a_model_whose_norms_stand_elsewhere():
     model = build(fuse=True)
     block = model.kd_plan.teacher.model.backbone.layer4[0]
