@@ -23,6 +23,7 @@ from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
 from kd_dense.mm.models.box_heads import BoxHead, run_box_head
 from kd_dense.mm.models.probe import forward
 from kd_dense.mm.randomness import kept_random_state
+from kd_dense.mm.teachers.cached import MapCache
 from kd_dense.mm.teachers.fuse import fuse_norms
 from kd_dense.taps import Taps, near_names
 
@@ -33,7 +34,7 @@ PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float
 SWITCHES = ('fuse', 'channels_last', 'compile', 'stream')
 # Of a map's largest value: what folding a norm into a convolution may change it by.
 FUSED_ALIKE = 1e-3
-FIELDS = ('config', 'checkpoint', 'strict', 'precision', *SWITCHES)
+FIELDS = ('config', 'checkpoint', 'strict', 'precision', *SWITCHES, 'cache', 'every')
 
 
 class Teacher:
@@ -57,6 +58,10 @@ class Teacher:
             stream of its own, beside the student's forward pass (without effect on a CPU). A
             model that was built elsewhere is used as it comes.
 
+            And how seldom: ``cache=dict(views=..., folder=...)`` keeps its maps, see
+            [`kd_dense.mm.teachers.cached.MapCache`][]; with ``every=2`` it runs in every second
+            iteration, in which the terms then count twice.
+
     Raises:
         FileNotFoundError: If the config does not exist.
         ValueError: If there is no checkpoint, a field is unknown or has a bad value, or the
@@ -69,6 +74,8 @@ class Teacher:
         self.strict = True
         self.precision = 'fp32'
         self.fuse = self.channels_last = self.compile = self.stream = False
+        self.cache: MapCache | None = None
+        self.every = 1
         self.by_loss = False  # whether its taps run only while it computes its own loss
         self._loaded = self._prepared = False
         self._side: torch.cuda.Stream | None = None
@@ -113,6 +120,11 @@ class Teacher:
             setattr(self, name, fields.get(name, False))
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f'teacher: {name} expects True or False, got {fields[name]!r}')
+        cache = fields.get('cache')
+        self.cache = None if cache is None else MapCache.of(cache)
+        self.every = fields.get('every', 1)
+        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
+            raise ValueError(f'teacher: every expects a number >= 1, got {self.every!r}')
         config = read_teacher_config(fields['config'])
         model = config.get('model')
         kind = model.get('type') if isinstance(model, Mapping) else None
