@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-__all__ = ['CHANGED', 'DAMAGED', 'MISSING', 'Entries']
+__all__ = ['Entries']
 
 MISSING, CHANGED, DAMAGED = 'missing', 'changed', 'damaged'
 SUM = 16  # bytes

@@ -61,14 +61,15 @@ class Teacher:
             teacher is not of these forms.
     """
 
+    cache: MapCache | None = None
+    every = 1
+
     def __init__(self, spec: str | Mapping[str, Any] | nn.Module) -> None:
         self.model: Any = None
         self.checkpoint: str | None = None
         self.strict = True
         self.precision = 'fp32'
         self.fuse = self.channels_last = self.compile = self.stream = False
-        self.cache: MapCache | None = None
-        self.every = 1
         self.by_loss = False  # whether its taps run only while it computes its own loss
         self._loaded = self._prepared = False
         self._side: torch.cuda.Stream | None = None
