@@ -87,9 +87,10 @@ class _SumOverRanks(torch.autograd.Function):
 def gather_over_ranks(x: Tensor) -> Tensor:
     """Put the batches of all processes behind each other.
 
-    Gradients flow to all of them. After DDP has averaged those of the parameters, they are what one
-    process finds that holds the whole batch: of a loss of the gathered batch, which is the same in
-    all processes, and of a mean over the processes of losses that take their own rows of it.
+    Gradients flow to all of them. After DDP has averaged those of the parameters, they are what
+    one process finds that holds the whole batch: of a loss of the gathered batch, which is the
+    same in all processes, and of a mean over the processes of losses that each take its own rows
+    of it.
 
     Args:
         x: ``(N, ...)``, of the same shape and dtype on all processes.

@@ -17,6 +17,22 @@ from kd_dense.losses.features.mimic import (
     fbkd_loss,
     mimic_loss,
 )
+from kd_dense.losses.features.relations import (
+    CCKDLoss,
+    CrossImageLoss,
+    ICKDLoss,
+    NSTLoss,
+    PKTLoss,
+    RelationLoss,
+    RKDLoss,
+    SPLoss,
+    cckd_loss,
+    cross_image_loss,
+    nst_loss,
+    pkt_loss,
+    relation_loss,
+    rkd_loss,
+)
 from kd_dense.losses.fgd import FGDLoss, fgd_loss
 from kd_dense.losses.intrakd import IntRALoss, intra_loss
 from kd_dense.losses.ld import (
@@ -70,22 +86,6 @@ from kd_dense.losses.queries import (
     query_feature_loss,
     query_mask_loss,
     query_point_loss,
-)
-from kd_dense.losses.relations import (
-    CCKDLoss,
-    CrossImageLoss,
-    ICKDLoss,
-    NSTLoss,
-    PKTLoss,
-    RelationLoss,
-    RKDLoss,
-    SPLoss,
-    cckd_loss,
-    cross_image_loss,
-    nst_loss,
-    pkt_loss,
-    relation_loss,
-    rkd_loss,
 )
 from kd_dense.losses.rois import RoIBoxLoss, roi_box_loss
 from kd_dense.losses.skd import (

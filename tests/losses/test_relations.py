@@ -23,8 +23,8 @@ from kd_dense.losses import (
     relation_loss,
     rkd_loss,
 )
-from kd_dense.losses.relations import rows
-from kd_dense.losses.relations.rows import sum_over_rows
+from kd_dense.losses.features.relations import rows
+from kd_dense.losses.features.relations.rows import sum_over_rows
 from tests.losses.contract import LossContract
 from tests.mm.processes import in_two_processes
 

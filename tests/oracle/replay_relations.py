@@ -121,8 +121,7 @@ def _nst(case: Case, tensors: Tensors) -> Tensor:
     for student, teacher in _levels(tensors):
         side = min(student.shape[2], teacher.shape[2])
         maps = (
-            x if x.shape[2] == side else F.adaptive_avg_pool2d(x, side)
-            for x in (student, teacher)
+            x if x.shape[2] == side else F.adaptive_avg_pool2d(x, side) for x in (student, teacher)
         )
         values.append(NSTLoss()(*maps))
     return torch.stack(values).sum()

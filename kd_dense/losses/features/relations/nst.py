@@ -6,12 +6,14 @@ https://arxiv.org/abs/1707.01219
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from kd_dense.functional import without_autocast
 from kd_dense.losses.base import DistillLoss, check_same_size
-from kd_dense.losses.relations.gram import check_pool
-from kd_dense.losses.relations.rows import pooled, sum_over_rows, unit
+from kd_dense.losses.features.relations.gram import check_pool
+from kd_dense.losses.features.relations.rows import pooled, sum_over_rows, unit
 
 __all__ = ['NSTLoss', 'nst_loss']
 
@@ -23,7 +25,8 @@ def nst_loss(student: Tensor, teacher: Tensor, pool: int = 1) -> Tensor:
     the two sets is
 
     $$
-    \frac{1}{C'^2} \sum_{c, c'} (t_c^\top t_{c'})^2 + \frac{1}{C^2} \sum_{c, c'} (s_c^\top s_{c'})^2
+    \frac{1}{C^2} \sum_{c, c'} (s_c^\top s_{c'})^2
+    + \frac{1}{C'^2} \sum_{c, c'} (t_c^\top t_{c'})^2
     - \frac{2}{C C'} \sum_{c, c'} (s_c^\top t_{c'})^2
     $$
 
@@ -54,10 +57,10 @@ def nst_loss(student: Tensor, teacher: Tensor, pool: int = 1) -> Tensor:
         ours, theirs = (unit(pooled(x, pool).flatten(2)) for x in (student, teacher.detach()))
         theirs = theirs.to(ours.dtype)
 
-        def own(rows: list[Tensor], columns: list[Tensor]) -> Tensor:
+        def own(rows: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
             return _alike(rows[0], columns[0])
 
-        def both(rows: list[Tensor], columns: list[Tensor]) -> Tensor:
+        def both(rows: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
             among = _alike(rows[0], columns[0])
             return among - 2 * _alike(rows[0], columns[1]) * (ours.shape[1] / theirs.shape[1])
 

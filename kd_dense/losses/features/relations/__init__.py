@@ -1,7 +1,7 @@
 """Relations: how channels, positions or images of one model relate to each other."""
 
-from kd_dense.losses.relations.gram import ICKDLoss, RelationLoss, SPLoss, relation_loss
-from kd_dense.losses.relations.images import (
+from kd_dense.losses.features.relations.gram import ICKDLoss, RelationLoss, SPLoss, relation_loss
+from kd_dense.losses.features.relations.images import (
     CCKDLoss,
     PKTLoss,
     RKDLoss,
@@ -9,8 +9,8 @@ from kd_dense.losses.relations.images import (
     pkt_loss,
     rkd_loss,
 )
-from kd_dense.losses.relations.nst import NSTLoss, nst_loss
-from kd_dense.losses.relations.pairs import CrossImageLoss, cross_image_loss
+from kd_dense.losses.features.relations.nst import NSTLoss, nst_loss
+from kd_dense.losses.features.relations.pairs import CrossImageLoss, cross_image_loss
 
 __all__ = [
     'CCKDLoss',

@@ -6,12 +6,14 @@ https://arxiv.org/abs/2204.06986
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from kd_dense.functional import check_temperature, gather_over_ranks, soft_kl, without_autocast
 from kd_dense.losses.base import DistillLoss, check_same_size
-from kd_dense.losses.relations.gram import check_pool
-from kd_dense.losses.relations.rows import pooled, sum_over_rows, unit
+from kd_dense.losses.features.relations.gram import check_pool
+from kd_dense.losses.features.relations.rows import pooled, sum_over_rows, unit
 
 __all__ = ['CrossImageLoss', 'cross_image_loss']
 
@@ -63,7 +65,7 @@ def cross_image_loss(
         size = ours.shape[1]
         everywhere = [gather_over_ranks(x).flatten(0, 1)[None] for x in (ours, theirs)]
 
-        def apart(rows: list[Tensor], columns: list[Tensor]) -> Tensor:
+        def apart(rows: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
             s, t = (
                 (x @ y.mT).unflatten(2, (-1, size)) / temperature
                 for x, y in zip(rows, columns, strict=True)

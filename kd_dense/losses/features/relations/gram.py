@@ -10,20 +10,38 @@ ICCV 2021. https://arxiv.org/abs/2202.03680
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from kd_dense.functional import check_choice, check_temperature, without_autocast
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_same_size
-from kd_dense.losses.relations.rows import image_gram, pooled, sum_over_rows, unit, vectors_of
+from kd_dense.losses.features.relations.rows import (
+    image_gram,
+    pooled,
+    sum_over_rows,
+    unit,
+    vectors_of,
+)
 
-__all__ = ['ICKDLoss', 'RelationLoss', 'SPLoss', 'relation_loss']
+__all__ = ['ICKDLoss', 'RelationLoss', 'SPLoss', 'Settings', 'affinities', 'relation_loss']
 
 Over = Literal['channels', 'positions', 'images']
 Values = Literal['plain', 'unit', 'classes', 'places']
 Rows = Literal['none', 'l2', 'l1']
 Reduction = Literal['row', 'mean']
+
+
+class Settings(NamedTuple):
+    """The arguments of [`relation_loss`][] beside the maps."""
+
+    over: Over = 'channels'
+    rows: Rows = 'l2'
+    reduction: Reduction = 'row'
+    values: Values = 'plain'
+    temperature: float = 1.0
+    pool: int = 1
+    windows: Sequence[int] = (1, 1)
 
 
 def relation_loss(
@@ -95,43 +113,45 @@ def relation_loss(
         >>> relation_loss(student, teacher).round(decimals=4)
         tensor(0.5858)
     """
+    settings = Settings(over, rows, reduction, values, temperature, pool, windows)
     (check_same_shape if over == 'channels' else check_same_size)(
         'relation_loss', student, teacher
     )
-    _check('relation_loss', over, rows, reduction, values, temperature, pool, windows)
+    _check('relation_loss', settings)
     with without_autocast(student):
-        ours, theirs = (
-            _vectors(x, over, values, temperature, pool, windows)
-            for x in (student, teacher.detach())
-        )
+        ours, theirs = (_vectors(x, settings) for x in (student, teacher.detach()))
         theirs = theirs.to(ours.dtype)
         if over == 'images':
-            both = [image_gram(x[0])[None] for x in (ours, theirs)]
-            total, count = _apart(*both, rows), both[0].shape[1]
+            ours, theirs = (image_gram(x[0])[None] for x in (ours, theirs))
+            total = _apart(ours, theirs, rows)
         else:
             total = sum_over_rows(
                 lambda s, t: _apart(s[0] @ t[0].mT, s[1] @ t[1].mT, rows),
                 [ours, theirs],
                 [ours, theirs],
             )
-            count = ours.shape[1]
+        count = ours.shape[1]
         return total.mean() / (count if reduction == 'row' else count**2)
 
 
-def _vectors(
-    x: Tensor, over: Over, values: Values, temperature: float, pool: int, windows: Sequence[int]
-) -> Tensor:
-    x = pooled(x, pool)
-    if temperature != 1:
-        x = x / temperature
-    if values == 'classes':
+def affinities(x: Tensor, settings: Settings) -> Tensor:
+    """The matrices of a map ``(N, C, H, W)`` as they are compared, ``(G, n, n)``, whole."""
+    vectors = _vectors(x, settings)
+    return _over_norm(vectors @ vectors.mT, settings.rows)
+
+
+def _vectors(x: Tensor, settings: Settings) -> Tensor:
+    x = pooled(x, settings.pool)
+    if settings.temperature != 1:
+        x = x / settings.temperature
+    if settings.values == 'classes':
         x = x.softmax(1)
-    elif values == 'places':
+    elif settings.values == 'places':
         x = x.flatten(2).softmax(2).view_as(x)
-    if tuple(windows) != (1, 1):
-        x = _windows(x, windows)
-    x = vectors_of(x, over)
-    return unit(x) if values == 'unit' else x
+    if tuple(settings.windows) != (1, 1):
+        x = _windows(x, settings.windows)
+    x = vectors_of(x, settings.over)
+    return unit(x) if settings.values == 'unit' else x
 
 
 def _windows(x: Tensor, windows: Sequence[int]) -> Tensor:
@@ -150,38 +170,30 @@ def _windows(x: Tensor, windows: Sequence[int]) -> Tensor:
 
 def _apart(ours: Tensor, theirs: Tensor, rows: Rows) -> Tensor:
     """Squared differences of rows ``(G, m, n)``, added up in each group."""
-    if rows != 'none':
-        ours, theirs = (_rows_over_norm(x, rows) for x in (ours, theirs))
-    return (ours - theirs).square().sum((1, 2))
+    return (_over_norm(ours, rows) - _over_norm(theirs, rows)).square().sum((1, 2))
 
 
-def _rows_over_norm(x: Tensor, rows: Rows) -> Tensor:
+def _over_norm(x: Tensor, rows: Rows) -> Tensor:
+    if rows == 'none':
+        return x
     if rows == 'l2':
         return unit(x)
     norm = x.abs().sum(2, keepdim=True)
     return x / norm.where(norm > 0, 1)
 
 
-def _check(
-    owner: str,
-    over: str,
-    rows: str,
-    reduction: str,
-    values: str,
-    temperature: float,
-    pool: int,
-    windows: Sequence[int],
-) -> None:
-    check_choice(owner, 'over', over, Over)
-    check_choice(owner, 'rows', rows, Rows)
-    check_choice(owner, 'reduction', reduction, Reduction)
-    check_choice(owner, 'values', values, Values)
-    check_temperature(temperature)
-    check_pool(owner, pool)
+def _check(owner: str, settings: Settings) -> None:
+    check_choice(owner, 'over', settings.over, Over)
+    check_choice(owner, 'rows', settings.rows, Rows)
+    check_choice(owner, 'reduction', settings.reduction, Reduction)
+    check_choice(owner, 'values', settings.values, Values)
+    check_temperature(settings.temperature)
+    check_pool(owner, settings.pool)
+    windows = settings.windows
     whole = isinstance(windows, Sequence) and all(type(x) is int and x >= 1 for x in windows)
     if not (whole and len(windows) == 2):
         raise ValueError(f'{owner} expects windows as two numbers >= 1, got {windows!r}')
-    if over == 'images' and tuple(windows) != (1, 1):
+    if settings.over == 'images' and tuple(windows) != (1, 1):
         raise ValueError(f"{owner} cuts no windows over='images', got windows={tuple(windows)}")
 
 
@@ -220,29 +232,12 @@ class RelationLoss(DistillLoss):
     ) -> None:
         super().__init__(weight)
         windows = tuple(windows) if isinstance(windows, Sequence) else windows
-        owner = type(self).__name__
-        _check(owner, over, rows, reduction, values, temperature, pool, windows)
-        self.over: Over = over
-        self.rows: Rows = rows
-        self.reduction: Reduction = reduction
-        self.values: Values = values
-        self.temperature = temperature
-        self.pool = pool
-        self.windows = windows
+        self.settings = Settings(over, rows, reduction, values, temperature, pool, windows)
+        _check(type(self).__name__, self.settings)
         self.any_channels = over != 'channels'
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return self.weight * relation_loss(
-            student,
-            teacher,
-            self.over,
-            self.rows,
-            self.reduction,
-            self.values,
-            self.temperature,
-            self.pool,
-            self.windows,
-        )
+        return self.weight * relation_loss(student, teacher, *self.settings)
 
 
 class ICKDLoss(RelationLoss):
