@@ -50,7 +50,8 @@ def test_command(tmp_path, capsys):
     assert 'log_softmax' in capsys.readouterr().out
     text = page.read_text()
     assert 'old' not in text
-    assert text.startswith('above\n') and text.endswith('below\n')
+    assert text.startswith('above\n')
+    assert text.endswith('below\n')
     assert '| SKD pixel-wise, logits 8x19x65x65 |' in text
     with pytest.raises(SystemExit):
         launches.main(['--only', 'nothing'])
