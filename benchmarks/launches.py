@@ -115,9 +115,9 @@ def make_fgd(device: str, small: bool) -> Pair:
     def reference() -> Tensor:
         values = [
             loss.weights[name] * part
-            for loss, *maps in zip(losses, student, teacher, strict=True)
+            for loss, s, t in zip(losses, student, teacher, strict=True)
             for name, part in plain_fgd(
-                *maps, boxes, PIXELS, loss.student_context, loss.teacher_context
+                s, t, boxes, PIXELS, loss.student_context, loss.teacher_context
             ).items()
         ]
         return torch.stack(values).sum()
@@ -137,7 +137,7 @@ def make_ld(device: str, small: bool) -> Pair:
     )
 
 
-FEATURES: dict[str, tuple[str, DistillLoss, Any]] = {
+FEATURES: dict[str, tuple[str, Any, Any]] = {
     'cwd': ('CWD, T=4', CWDLoss(temperature=4.0), lambda s, t: plain_cwd(s, t, 4.0)),
     'cwd-t1': ('CWD, T=1', CWDLoss(), lambda s, t: plain_cwd(s, t, 1.0)),
     'pkd': ('PKD', *PAIRS['pkd']),

@@ -8,7 +8,13 @@ from kd_dense.functional.checks import (
     published_sum,
     without_autocast,
 )
-from kd_dense.functional.divergence import in_blocks, soft_kl, two_class_logits
+from kd_dense.functional.divergence import (
+    for_cache,
+    in_blocks,
+    soft_kl,
+    soft_kl_total,
+    two_class_logits,
+)
 from kd_dense.functional.labels import labels_at
 from kd_dense.functional.ranks import (
     mean_and_std,
@@ -22,12 +28,14 @@ __all__ = [
     'check_choice',
     'check_published_batch',
     'check_temperature',
+    'for_cache',
     'in_blocks',
     'labels_at',
     'mean_and_std',
     'mean_over_ranks',
     'published_sum',
     'soft_kl',
+    'soft_kl_total',
     'standardised',
     'sum_over_ranks',
     'two_class_logits',

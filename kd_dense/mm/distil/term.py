@@ -327,7 +327,7 @@ class Term(nn.Module):
             if self.loss.all_maps:
                 result = self.loss(ours, theirs, **needs)
             else:
-                result = type(self.loss).over_maps([*self.losses], ours, theirs, **needs)
+                result = self.loss.over_maps([*self.losses], ours, theirs, **needs)
         found = result if self.loss.parts else {'': result}
         return {self._key(part): factor * found[part] for part in self.loss.parts or ('',)}
 
