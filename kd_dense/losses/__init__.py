@@ -5,6 +5,7 @@ from kd_dense.losses.cwd import CWDLoss, cwd_loss
 from kd_dense.losses.erd import ERDLoss, erd_loss
 from kd_dense.losses.features.attention import AttentionMapLoss, attention_map_loss
 from kd_dense.losses.features.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
+from kd_dense.losses.features.masked import DeFeatLoss, FGFILoss, FRSLoss, masked_loss
 from kd_dense.losses.features.mimic import (
     CosineLoss,
     FBKDLoss,
@@ -90,11 +91,14 @@ __all__ = [
     'CrossKDLoss',
     'DISTLoss',
     'DKDLoss',
+    'DeFeatLoss',
     'Decoders',
     'DistillLoss',
     'ERDLoss',
     'FBKDLoss',
     'FGDLoss',
+    'FGFILoss',
+    'FRSLoss',
     'FTLoss',
     'FitNetsLoss',
     'GDKDLoss',
@@ -141,6 +145,7 @@ __all__ = [
     'kd_loss',
     'ld_loss',
     'lwf_loss',
+    'masked_loss',
     'mgd_loss',
     'mimic_loss',
     'nkd_loss',

@@ -15,6 +15,7 @@ from kd_dense import losses
 from kd_dense.adapters import Adapter, resize
 from kd_dense.critic import Critic, critic_loss, gradient_penalty
 from kd_dense.losses import Decoders, DistillLoss, HeadTargets, HolisticLoss, TaughtQueries
+from kd_dense.losses.features.masked import Anchors
 from kd_dense.losses.predictions.boxes import (
     Decoded,
     HeadBoxes,
@@ -80,6 +81,9 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'WSLDLoss': [dict()],
     'LwFLoss': [dict()],
     'UnbiasedKDLoss': [dict()],
+    'FRSLoss': [dict()],
+    'DeFeatLoss': [dict()],
+    'FGFILoss': [dict()],
     'RoIBoxLoss': [dict(), dict(beta=0.0)],
     'ERDLoss': [dict(), dict(without_strides=True), dict(candidates=1, sigmas=0.5)],
     'QueryBoxLoss': [dict(), dict(sigmoid=False), dict(unmatched='code')],
@@ -138,6 +142,7 @@ FUNCTIONS = dict(
     unbiased_cross_entropy='UnbiasedKDLoss',  # what stands beside it; of plain operators
     mimic_loss='MimicLoss',
     fbkd_loss='FBKDLoss',
+    masked_loss='DeFeatLoss',
     mgd_loss='MGDLoss',
     af_dcd_loss='AfDCDLoss',
 )
@@ -150,6 +155,10 @@ NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss',
 
 # They compare the maps of heads with distributions of boxes.
 OF_HEADS = {'LDLoss', 'ERDLoss', 'BCKDLoss', 'ADLLoss', 'CrossKDLoss', 'RotatedLDLoss'}
+
+# They compare the maps of a neck, beside what heads yield.
+OF_PYRAMIDS = {'LDImitationLoss', 'PGDClassLoss', 'PGDBoxLoss', 'FRSLoss', 'DeFeatLoss',
+               'FGFILoss'}  # fmt: skip
 
 
 class Scene(NamedTuple):
@@ -264,7 +273,14 @@ def shapes(name: str, scene: Scene) -> list[tuple[int, ...]]:
         return [logits, logits, *[(scene.images, 3, *scene.size)] * 2]
     if name in ('QueryBoxLoss', 'QueryPointLoss'):  # as well
         return [(scene.images, 4, size) for size in (scene.channels, scene.channels, 4, 4)]
-    if name in ('LDImitationLoss', 'PGDClassLoss', 'PGDBoxLoss'):
+    if name in (
+        'LDImitationLoss',
+        'PGDClassLoss',
+        'PGDBoxLoss',
+        'FRSLoss',
+        'DeFeatLoss',
+        'FGFILoss',
+    ):
         return [(scene.images, scene.channels, *s) for s in (scene.size, (1, 1))]
     if name == 'RoIBoxLoss':
         return [(scene.images, 4 * CLASSES)]
@@ -335,6 +351,9 @@ def extras(loss: DistillLoss, scene: Scene) -> dict[str, Any]:
         found['head_boxes'] = head_boxes(scene)
     if 'head_outputs' in loss.needs:
         found['head_outputs'] = maps('LDLoss', scene)
+    if 'anchors' in loss.needs:
+        base = torch.tensor([[-8.0, -8.0, 8.0, 8.0]])
+        found['anchors'] = Anchors([base, 2 * base], [(s, s) for s in STRIDES])
     if 'taught_queries' in loss.needs:
         found['taught_queries'] = taught_queries(scene)
     return {name: found[name] for name in loss.needs if name in found}

@@ -13,6 +13,7 @@ PARTS = {
     ('fgd', 'fgd'): ('foreground', 'background'),
     ('generation', 'contrast'): ('features',),
     ('query-masks', 'masks'): ('mask',),
+    ('masked', 'frs'): ('features',),
     ('logits', 'dist'): None,
     ('rois', 'dist'): None,
     ('mimic', 'focus'): None,

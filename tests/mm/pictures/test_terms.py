@@ -37,6 +37,7 @@ def test_every_term_is_drawn(method):
         **dict.fromkeys(('kd', 'dkd', 'gdkd', 'nkd', 'wsld'), 'Which classes does each position'),
         'dist': 'DIST: do probabilities rise and fall alike?',
         'fgd': 'FGD: which differences of the features count',
+        **dict.fromkeys(('frs', 'defeat', 'fgfi'), 'Where do the features have to be alike?'),
         'ld': 'LD: which anchors count',
         'erd': "ERD: where are the teacher's classes?",
         'imitation': "region 'finegrained'",
