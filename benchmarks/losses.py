@@ -35,6 +35,7 @@ from benchmarks import (
     reference_mimic,
     reference_predictions,
     reference_queries,
+    reference_review,
     reference_rois,
     reference_skd,
 )
@@ -55,6 +56,7 @@ CASES = [
     *reference_masked.cases(),
     *reference_generation.cases(),
     *reference_predictions.cases(),
+    *reference_review.cases(),
     *reference_rois.cases(),
     *reference_erd.cases(),
     *reference_queries.cases(),

@@ -100,8 +100,8 @@ def plain_fgfi(
         size = (s.shape[2], s.shape[3])
         mask = plain_anchor_mask(boxes, anchors.at(level, size), size, level, len(student))
         mask = mask.to(s.dtype)
-        if mask.sum() > 0:
-            total = total + 0.01 * ((t - s) ** 2 * mask).sum() / (2 * mask.sum())
+        norm = max(1.0, 2 * float(mask.sum()))
+        total = total + 0.01 * ((t - s) ** 2 * mask).sum() / norm
     return total
 
 

@@ -18,6 +18,7 @@ from kd_dense.losses.features.mimic import (
     fbkd_loss,
     mimic_loss,
 )
+from kd_dense.losses.features.review import ReviewKDLoss, review_loss
 from kd_dense.losses.fgd import FGDLoss, fgd_loss
 from kd_dense.losses.intrakd import IntRALoss, intra_loss
 from kd_dense.losses.ld import (
@@ -123,6 +124,7 @@ __all__ = [
     'QueryFeatureLoss',
     'QueryMaskLoss',
     'QueryPointLoss',
+    'ReviewKDLoss',
     'RoIBoxLoss',
     'RotatedLDLoss',
     'TaughtQueries',
@@ -157,6 +159,7 @@ __all__ = [
     'query_feature_loss',
     'query_mask_loss',
     'query_point_loss',
+    'review_loss',
     'roi_box_loss',
     'rotated_ld_loss',
     'unbiased_cross_entropy',

@@ -49,6 +49,7 @@ from kd_dense.losses import (
     QueryFeatureLoss,
     QueryMaskLoss,
     QueryPointLoss,
+    ReviewKDLoss,
     RoIBoxLoss,
     RotatedLDLoss,
     UnbiasedKDLoss,
@@ -234,6 +235,7 @@ def cases():
     for distance, reduction in (('smooth_l1', 'image'), ('squared', 'root')):
         yield MimicLoss, dict(norm='batch', distance=distance, reduction=reduction)
     yield FBKDLoss, dict(teacher_channels=[4])
+    yield ReviewKDLoss, dict(student_channels=[4], teacher_channels=[4], width=4)
     # A mask is drawn, but masks nothing: other devices draw other ones.
     for mask_over in ('positions', 'channels'):
         yield MGDLoss, dict(channels=4, mask_ratio=0.0, mask_over=mask_over)
@@ -373,7 +375,7 @@ def prepare(kind, options, device, dtype=torch.float32):
     if 'segmentation' in loss.needs and 'segmentation' not in needs:
         needs['segmentation'] = torch.randint(4, (3, 20, 24), generator=generator).to(device)
     student, teacher = outputs
-    if kind is FBKDLoss:
+    if kind in (FBKDLoss, ReviewKDLoss):
         student, teacher = [student], [teacher]
 
     @mock.patch.object(matching, 'solve', in_order)

@@ -84,6 +84,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'FRSLoss': [dict()],
     'DeFeatLoss': [dict()],
     'FGFILoss': [dict()],
+    'ReviewKDLoss': [dict(width=2)],
     'RoIBoxLoss': [dict(), dict(beta=0.0)],
     'ERDLoss': [dict(), dict(without_strides=True), dict(candidates=1, sigmas=0.5)],
     'QueryBoxLoss': [dict(), dict(sigmoid=False), dict(unmatched='code')],
@@ -142,6 +143,7 @@ FUNCTIONS = dict(
     unbiased_cross_entropy='UnbiasedKDLoss',  # what stands beside it; of plain operators
     mimic_loss='MimicLoss',
     fbkd_loss='FBKDLoss',
+    review_loss='ReviewKDLoss',
     masked_loss='DeFeatLoss',
     mgd_loss='MGDLoss',
     af_dcd_loss='AfDCDLoss',
@@ -149,8 +151,8 @@ FUNCTIONS = dict(
 # With layers of their own, which they put between the two maps; NKD, which has a label beside the
 # teacher; DIST, whose correlations of what is almost constant depend on an epsilon; and queries,
 # whose boxes are clamped in the teacher alone, and whose masks overlap most where they are sharp.
-NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss',
-                  'QueryBoxLoss', 'QueryMaskLoss', 'QueryPointLoss'}  # fmt: skip
+NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'ReviewKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss',
+                  'DISTLoss', 'QueryBoxLoss', 'QueryMaskLoss', 'QueryPointLoss'}  # fmt: skip
 
 
 # They compare the maps of heads with distributions of boxes.
@@ -251,6 +253,7 @@ def build(name: str, options: dict[str, Any], scene: Scene) -> DistillLoss:
     takes = inspect.signature(kind).parameters
     given = dict(
         channels=scene.channels,
+        student_channels=[scene.channels],
         teacher_channels=[scene.channels],
         num_classes=CLASSES,
         temperature=scene.temperature,

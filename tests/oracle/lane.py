@@ -75,7 +75,6 @@ NOT_YET: dict[tuple[str, str], str] = {
         'pair-wise distillation with another epsilon and a gradient through the norm'
     ),
     ('cirkd_baselines.npz', 'CriterionDoubleSimKD'): 'relations of layers and of channels',
-    ('reviewkd.npz', 'ReviewKD + hcl'): 'fusion of the levels of a pyramid',
     ('torchdistiller_kd_ifv.npz', 'CriterionIFV'): 'variation within a class',
 }
 

@@ -17,6 +17,7 @@ PARTS = {
     ('logits', 'dist'): None,
     ('rois', 'dist'): None,
     ('mimic', 'focus'): None,
+    ('review', 'review'): None,
     ('predictions', 'class_tower'): None,
     ('predictions', 'box_tower'): None,
     ('skd', 'pixel'): None,

@@ -31,6 +31,7 @@ def test_every_term_is_drawn(method):
         'attention': 'attention maps: where is the activation?',
         'channels': 'Are the features alike',
         'direction': 'Are the features alike',
+        'review': 'Are the features alike',
         'focus': 'FBKD: where are teacher and student active?',
         'generated': "Can the teacher's features be made",
         'contrast': "Can the teacher's features be made",
