@@ -1,7 +1,7 @@
 """ReviewKD as its equations read, to be measured against.
 
-It imitates how published code goes about it: batch norms of PyTorch, and pooled maps made of student
-and teacher each.
+It imitates how published code goes about it: batch norms of PyTorch, and pooled maps made of
+student and teacher each.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ def draw_masked(view: View, compared: Compared) -> Any:
         begin_row(row[0], view, 5, index, label)
         theirs, ours = (x[index][0].mean(0) for x in (compared.teacher, compared.student))
         low, high = (float(f(torch.stack([theirs, ours]))) for f in (torch.min, torch.max))
-        limits = dict(vmin=0, vmax=1), *[dict(vmin=low, vmax=high)] * 2, dict(vmin=0)
+        same = dict(vmin=low, vmax=high)
+        limits: list[Any] = [dict(vmin=0, vmax=1), same, same, dict(vmin=0)]
         titles = 'mask', 'teacher', 'student', 'adds to\nthe loss'
         maps = mask[0, 0].double(), theirs, ours, share
         for axis, values, limit, title in zip(row[1:], maps, limits, titles, strict=True):
