@@ -12,20 +12,9 @@ model = dict(
     type='kd_dense.Distilled',
     student=_base_.model,
     teacher='mmseg::segformer/segformer_mit-b2_8xb1-160k_cityscapes-1024x1024.py',
-    terms=dict(
-        embed0=dict(
-            tap='backbone.layers.0.0',
-            loss=dict(type='FitNetsLoss', weight=0.1),
-            adapter=dict(type='Adapter', always=True)),
-        embed1=dict(
-            tap='backbone.layers.1.0',
-            loss=dict(type='FitNetsLoss', weight=0.1),
-            adapter=dict(type='Adapter', always=True)),
-        embed2=dict(
-            tap='backbone.layers.2.0',
-            loss=dict(type='FitNetsLoss', weight=0.5),
-            adapter=dict(type='Adapter', always=True)),
-        embed3=dict(
-            tap='backbone.layers.3.0',
-            loss=dict(type='FitNetsLoss', weight=1.0),
-            adapter=dict(type='Adapter', always=True))))
+    terms={
+        f'embed{stage}': dict(
+            tap=f'backbone.layers.{stage}.0',
+            loss=dict(type='FitNetsLoss', weight=weight),
+            adapter=dict(type='Adapter', always=True))
+        for stage, weight in enumerate((0.1, 0.1, 0.5, 1.0))})
