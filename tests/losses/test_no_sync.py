@@ -15,7 +15,9 @@ from kd_dense.losses import (
     AfDCDLoss,
     AttentionMapLoss,
     BCKDLoss,
+    CCKDLoss,
     CosineLoss,
+    CrossImageLoss,
     CrossKDLoss,
     CWDLoss,
     DeFeatLoss,
@@ -31,6 +33,7 @@ from kd_dense.losses import (
     FTLoss,
     GDKDLoss,
     HolisticLoss,
+    ICKDLoss,
     IntRALoss,
     KDLoss,
     LDImitationLoss,
@@ -40,18 +43,23 @@ from kd_dense.losses import (
     MimicLoss,
     NFDLoss,
     NKDLoss,
+    NSTLoss,
     PairWiseLoss,
     PGDBoxLoss,
     PGDClassLoss,
     PixelWiseLoss,
     PKDLoss,
+    PKTLoss,
     QueryBoxLoss,
     QueryFeatureLoss,
     QueryMaskLoss,
     QueryPointLoss,
+    RelationLoss,
     ReviewKDLoss,
+    RKDLoss,
     RoIBoxLoss,
     RotatedLDLoss,
+    SPLoss,
     UnbiasedKDLoss,
     VkDLoss,
     WSLDLoss,
@@ -236,6 +244,14 @@ def cases():
         yield MimicLoss, dict(norm='batch', distance=distance, reduction=reduction)
     yield FBKDLoss, dict(teacher_channels=[4])
     yield ReviewKDLoss, dict(student_channels=[4], teacher_channels=[4], width=4)
+    for over, values in (('positions', 'unit'), ('channels', 'places'), ('images', 'classes')):
+        for rows in ('none', 'l1', 'l2'):
+            yield RelationLoss, dict(over=over, values=values, rows=rows, pool=2)
+    yield ICKDLoss, dict(windows=(2, 2))
+    for kind in (SPLoss, RKDLoss, PKTLoss, CrossImageLoss, NSTLoss):
+        yield kind, dict(pool=1)
+    for kernel in ('gaussian', 'bilinear'):
+        yield CCKDLoss, dict(kernel=kernel)
     # A mask is drawn, but masks nothing: other devices draw other ones.
     for mask_over in ('positions', 'channels'):
         yield MGDLoss, dict(channels=4, mask_ratio=0.0, mask_over=mask_over)
