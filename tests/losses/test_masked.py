@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from kd_dense.losses import DeFeatLoss, FGFILoss, FRSLoss, masked_loss
-from kd_dense.losses.features.masked import (
+from kd_dense.losses.features.masked.masked import _stride
+from kd_dense.losses.features.masked.masks import (
     Anchors,
-    _stride,
     anchor_masks,
     object_masks,
     score_masks,

@@ -19,12 +19,8 @@ from kd_dense.losses import (
     kd_loss,
     masked_loss,
 )
-from kd_dense.losses.features.masked import (
-    Anchors,
-    _mean_under,
-    anchor_masks,
-    object_masks,
-)
+from kd_dense.losses.features.masked.masked import _mean_under
+from kd_dense.losses.features.masked.masks import Anchors, anchor_masks, object_masks
 from tests.oracle.replay_mimic import Tensors, is_input, replay
 
 if TYPE_CHECKING:
@@ -178,7 +174,7 @@ def _fgfi(case: Case, tensors: Tensors) -> Tensor:
     student = F.conv2d(tensors['student'], weight, bias, padding=1).relu()
     mask = _fgfi_mask(case, tensors)
     loss = FGFILoss(case.arguments['weight'])
-    with mock.patch('kd_dense.losses.features.masked.anchor_masks', return_value=[mask]):
+    with mock.patch('kd_dense.losses.features.masked.masked.anchor_masks', return_value=[mask]):
         return loss([student], [tensors['teacher']], [], Anchors([bias], [(1, 1)]))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.losses import DeFeatLoss, FGFILoss, FRSLoss
-from kd_dense.losses.features.masked import anchor_masks, score_masks
+from kd_dense.losses.features.masked.masks import anchor_masks, score_masks
 from kd_dense.mm.pictures.canvas import (
     begin,
     begin_row,

@@ -1,4 +1,4 @@
-"""Imitation where it matters: one masked squared error, and the masks of FRS, DeFeat and FGFI.
+"""Imitation where it matters: one masked squared error, and what FRS, DeFeat and FGFI make of it.
 
 Du et al., "Distilling Object Detectors with Feature Richness", NeurIPS 2021 (FRS).
 https://arxiv.org/abs/2111.00674
@@ -11,7 +11,7 @@ https://arxiv.org/abs/1906.03609
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,18 +19,14 @@ from torch.nn import functional as F
 
 from kd_dense.functional import at_least_float32, check_choice, mean_over_ranks, without_autocast
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
-from kd_dense.losses.ld.regions import fine_grained_region, pad_boxes
+from kd_dense.losses.features.masked.masks import (
+    Anchors,
+    anchor_masks,
+    object_masks,
+    score_masks,
+)
 
-__all__ = [
-    'Anchors',
-    'DeFeatLoss',
-    'FGFILoss',
-    'FRSLoss',
-    'anchor_masks',
-    'masked_loss',
-    'object_masks',
-    'score_masks',
-]
+__all__ = ['DeFeatLoss', 'FGFILoss', 'FRSLoss', 'masked_loss']
 
 Per = Literal['position', 'number']
 Scores = Literal['bbox_head', 'rpn_head']
@@ -107,171 +103,10 @@ def _check_levels(owner: str, student: Sequence[Tensor], *others: Sequence[Tenso
             )
 
 
-@torch.no_grad()
-def score_masks(logits: Sequence[Tensor]) -> list[Tensor]:
-    """How sure a head is that there is an object: its largest score at each position (FRS).
-
-    Args:
-        logits: Class logits of each level, ``(N, K, H, W)``: of all classes of all anchors, each
-            a sigmoid.
-
-    Returns:
-        ``(N, 1, H, W)`` for each, 0 to 1, at least float32.
-
-    Examples:
-        >>> score_masks([torch.tensor([[[[0.0]], [[-2.0]]]])])
-        [tensor([[[[0.5000]]]])]
-    """
-    return [at_least_float32(x.amax(1, keepdim=True)).sigmoid() for x in logits]
-
-
-@torch.no_grad()
-def object_masks(
-    boxes: list[Tensor],
-    sizes: Sequence[Sequence[int]],
-    strides: Sequence[float],
-    inclusive: bool = True,
-    smallest: float = 0.0,
-    side: float = 56.0,
-) -> list[Tensor]:
-    r"""Where objects lie, each on the one level of a pyramid that its size belongs to (DeFeat).
-
-    An object of width w and height h lies on the level
-    $\lfloor \log_2(\sqrt{w h} / a + 10^{-6}) \rfloor$, from 0 to the last one. It covers the
-    positions from its left upper corner to before its right lower one, each divided by the stride
-    and rounded down; where that is none, the position of the left upper corner.
-
-    Args:
-        boxes: Objects of each image, ``(n, 4)``: x1, y1, x2, y2 in pixels; n may be 0.
-        sizes: ``(H, W)`` of each level.
-        strides: Pixels from one position to the next, of each level.
-        inclusive: Whether the right and lower edge are pixels of the object, which makes w and h
-            larger by 1. The authors count so.
-        smallest: Objects whose w or h is not larger are left out.
-        side: $a$; objects of less than twice this side lie on the first level, whatever its
-            stride.
-
-    Returns:
-        ``(N, 1, H, W)`` for each level, bool.
-
-    Examples:
-        >>> boxes = [torch.tensor([[0.0, 0.0, 16.0, 8.0], [0.0, 0.0, 200.0, 90.0]])]
-        >>> for mask in object_masks(boxes, [(2, 4), (1, 2)], [8, 16]):
-        ...     print(mask.int().tolist())
-        [[[[1, 1, 0, 0], [0, 0, 0, 0]]]]
-        [[[[1, 1]]]]
-    """
-    padded = at_least_float32(pad_boxes(boxes))
-    level = _levels(padded, len(sizes), inclusive, smallest, side)
-    masks = []
-    for index, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
-        here = level == index
-        columns, rows = (
-            _spans(padded[..., axis] / stride, padded[..., axis + 2] / stride, length)
-            for axis, length in ((0, size[1]), (1, size[0]))
-        )
-        empty = ~(columns.any(-1) & rows.any(-1))[..., None]
-        columns, rows = (
-            torch.where(empty, _cells(padded[..., axis] / stride, length), span)
-            for axis, length, span in ((0, size[1], columns), (1, size[0], rows))
-        )
-        covered = (rows & here[..., None]).to(padded.dtype).mT @ columns.to(padded.dtype)
-        masks.append((covered > 0)[:, None])
-    return masks
-
-
-def _levels(
-    boxes: Tensor, levels: int, inclusive: bool, smallest: float = 0.0, side: float = 56.0
-) -> Tensor:
-    """The level of each of ``(N, G, 4)`` boxes; -1 of those that are missing or too small."""
-    sides = boxes[..., 2:] - boxes[..., :2]
-    there = (sides > 0).all(-1)
-    sides = sides + int(inclusive)
-    there &= (sides > smallest).all(-1)
-    level = torch.log2(sides.clamp(min=0).prod(-1).sqrt() / side + 1e-6).floor()
-    return torch.where(there, level.clamp(0, levels - 1), -1).long()
-
-
-def _spans(first: Tensor, end: Tensor, length: int) -> Tensor:
-    """Which of ``length`` places lie from one whole number to before another, ``(..., n)``."""
-    place = torch.arange(length, device=first.device)
-    return (place >= first.trunc()[..., None]) & (place < end.trunc()[..., None])
-
-
-def _cells(where: Tensor, length: int) -> Tensor:
-    """The one place that a number lies in, or the nearest to it, ``(..., n)``."""
-    place = torch.arange(length, device=where.device)
-    return place == where.trunc().clamp(0, length - 1)[..., None]
-
-
-class Anchors(NamedTuple):
-    """The anchor boxes of a head.
-
-    Attributes:
-        base: Of each level, those of its first position, ``(K, 4)``: x1, y1, x2, y2 in pixels.
-        strides: Of each level, pixels from a position to the next one, x and y.
-    """
-
-    base: Sequence[Tensor]
-    strides: Sequence[tuple[float, float]]
-
-    def at(self, level: int, size: Sequence[int]) -> Tensor:
-        """All anchors of a level of ``(H, W)`` positions, position by position, ``(H W K, 4)``."""
-        base, (stride_x, stride_y) = self.base[level], self.strides[level]
-        y, x = (
-            torch.arange(length, device=base.device, dtype=base.dtype) * stride
-            for length, stride in zip(size, (stride_y, stride_x), strict=True)
-        )
-        rows, columns = (z.flatten() for z in torch.meshgrid(y, x, indexing='ij'))
-        corners = torch.stack([columns, rows, columns, rows], 1)
-        return (corners[:, None] + base).flatten(0, 1)
-
-
-@torch.no_grad()
-def anchor_masks(
-    boxes: list[Tensor],
-    sizes: Sequence[Sequence[int]],
-    anchors: Anchors,
-    inclusive: bool = True,
-) -> list[Tensor]:
-    """Where anchors overlap an object more than half as well as its best one does (FGFI).
-
-    Each object lies on one level, as in [`object_masks`][], and its anchors are those of that
-    level; a position counts if any of its anchors does.
-
-    Args:
-        boxes: Objects of each image, ``(n, 4)``: x1, y1, x2, y2 in pixels; n may be 0.
-        sizes: ``(H, W)`` of each level.
-        anchors: Of the same levels.
-        inclusive: Whether the right and lower edges are pixels of objects and anchors. The
-            authors count so.
-
-    Returns:
-        ``(N, 1, H, W)`` for each level, bool.
-
-    Examples:
-        >>> anchors = Anchors([torch.tensor([[0.0, 0.0, 7.0, 7.0]])], [(8, 8)])
-        >>> anchor_masks([torch.tensor([[0.0, 0.0, 11.0, 7.0]])], [(1, 3)], anchors)
-        [tensor([[[[ True, False, False]]]])]
-    """
-    padded = at_least_float32(pad_boxes(boxes))
-    level = _levels(padded, len(sizes), inclusive=True)
-    edge = padded.new_tensor([0, 0, 1, 1]) * int(inclusive)
-    masks = []
-    for index, size in enumerate(sizes):
-        priors = anchors.at(index, size).to(padded.dtype) + edge
-        # A box without area overlaps nothing.
-        here = torch.where((level == index)[..., None], padded + edge, 0)
-        valid = torch.ones(len(padded), len(priors), dtype=torch.bool, device=padded.device)
-        region = fine_grained_region([priors], valid, [*here])
-        masks.append(region.unflatten(1, (1, *size, -1)).any(-1))
-    return masks
-
-
 class FRSLoss(DistillLoss):
     r"""Features and classes, where the teacher is sure of an object (FRS); its tap is the neck.
 
-    With the mask m of [`score_masks`][] of the teacher's class logits, ``features`` is
+    With the mask m of [`score_masks`][kd_dense.losses.features.masked.masks.score_masks] of the teacher's class logits, ``features`` is
     [`masked_loss`][] of the maps, and
 
     $$
@@ -350,7 +185,7 @@ class FRSLoss(DistillLoss):
 class DeFeatLoss(DistillLoss):
     r"""Features of objects, and features of the background (DeFeat); its tap is the neck.
 
-    With the masks m of [`object_masks`][], the parts are
+    With the masks m of [`object_masks`][kd_dense.losses.features.masked.masks.object_masks], the parts are
 
     $$
     \text{objects} = \frac{w}{2 L}\, \ell(s, t, m), \qquad
@@ -428,7 +263,7 @@ class FGFILoss(DistillLoss):
     \frac{w}{2}\, \ell(s, t, m)
     $$
 
-    with [`masked_loss`][] per position, and the masks of [`anchor_masks`][]. Equals the authors'
+    with [`masked_loss`][] per position, and the masks of [`anchor_masks`][kd_dense.losses.features.masked.masks.anchor_masks]. Equals the authors'
     code (MIT), of one level; on several, each object lies on one, as in DeFeat's version of it.
     [`LDImitationLoss`][kd_dense.losses.ld.imitation.LDImitationLoss] has a variant whose objects
     lie on all levels.
