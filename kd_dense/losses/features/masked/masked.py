@@ -106,7 +106,8 @@ def _check_levels(owner: str, student: Sequence[Tensor], *others: Sequence[Tenso
 class FRSLoss(DistillLoss):
     r"""Features and classes, where the teacher is sure of an object (FRS); its tap is the neck.
 
-    With the mask m of [`score_masks`][kd_dense.losses.features.masked.masks.score_masks] of the teacher's class logits, ``features`` is
+    With the mask m of the teacher's class logits
+    ([`score_masks`][kd_dense.losses.features.masked.masks.score_masks]), ``features`` is
     [`masked_loss`][] of the maps, and
 
     $$
@@ -185,7 +186,8 @@ class FRSLoss(DistillLoss):
 class DeFeatLoss(DistillLoss):
     r"""Features of objects, and features of the background (DeFeat); its tap is the neck.
 
-    With the masks m of [`object_masks`][kd_dense.losses.features.masked.masks.object_masks], the parts are
+    With the masks m of [`object_masks`][kd_dense.losses.features.masked.masks.object_masks],
+    the parts are
 
     $$
     \text{objects} = \frac{w}{2 L}\, \ell(s, t, m), \qquad
@@ -263,7 +265,8 @@ class FGFILoss(DistillLoss):
     \frac{w}{2}\, \ell(s, t, m)
     $$
 
-    with [`masked_loss`][] per position, and the masks of [`anchor_masks`][kd_dense.losses.features.masked.masks.anchor_masks]. Equals the authors'
+    with [`masked_loss`][] per position, and the masks of
+    [`anchor_masks`][kd_dense.losses.features.masked.masks.anchor_masks]. Equals the authors'
     code (MIT), of one level; on several, each object lies on one, as in DeFeat's version of it.
     [`LDImitationLoss`][kd_dense.losses.ld.imitation.LDImitationLoss] has a variant whose objects
     lie on all levels.
