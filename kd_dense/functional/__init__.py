@@ -17,6 +17,7 @@ from kd_dense.functional.divergence import (
 )
 from kd_dense.functional.labels import labels_at
 from kd_dense.functional.ranks import (
+    gather_over_ranks,
     mean_and_std,
     mean_over_ranks,
     standardised,
@@ -29,6 +30,7 @@ __all__ = [
     'check_published_batch',
     'check_temperature',
     'for_cache',
+    'gather_over_ranks',
     'in_blocks',
     'labels_at',
     'mean_and_std',

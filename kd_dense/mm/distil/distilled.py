@@ -18,6 +18,8 @@ from kd_dense.mm.batches.channels import input_channels
 from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.batches.targets import Step, gather
+from kd_dense.mm.distil.cacheable import check_cache, maps_alone
+from kd_dense.mm.distil.fields import share_now
 from kd_dense.mm.distil.first_steps import FirstSteps
 from kd_dense.mm.distil.fitting import build_terms
 from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
@@ -28,7 +30,7 @@ from kd_dense.mm.models.probe import Probe
 from kd_dense.mm.presets.choose import Weights, choose_preset
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.mm.stack.install import score_in_threads
-from kd_dense.mm.teachers.openmmlab import Teacher
+from kd_dense.mm.teachers.guest import Teacher
 from kd_dense.registry import MODELS
 from kd_dense.shares import ShareMeter
 from kd_dense.taps import Taps, near_names
@@ -67,7 +69,7 @@ def Distilled(  # noqa: N802  (a type in configs)
 
     Args:
         student: Config of an OpenMMLab model, or a model.
-        teacher: See [`kd_dense.mm.teachers.openmmlab.Teacher`][].
+        teacher: See [`kd_dense.mm.teachers.guest.Teacher`][].
         terms: Name and fields of each [`kd_dense.mm.distil.term.Term`][].
         inherit: Parts of the student, as ``'neck'``, that start from the teacher's weights.
         preset: Name of a method, as ``'cwd'``, or names, as ``['fgd', 'cwd']``, whose settings for
@@ -147,6 +149,9 @@ def Distilled(  # noqa: N802  (a type in configs)
         guest.by_loss = found.by_loss
         check_inherit(model, guest.model, inherit)
         guest.check_taps(found.teacher)
+        guest.only_maps_are_used(maps_alone(distillation.values(), found.by_loss))
+        if guest.cache is not None:
+            check_cache(model, distillation, found.by_loss)
     student_taps = Taps(
         chain(*(term.student_taps for term in distillation.values())),
         seams=[term.student_tap for term in distillation.values() if term.shares],
@@ -210,7 +215,7 @@ class _Distilling:
     def loss(self, inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Any:
         """The student's own losses, and one more for each term."""
         plan = self.kd_plan
-        factors = _factors(self.kd)
+        factors = _factors(self.kd, plan.teacher.every)
         active = [term for name, term in self.kd.items() if factors[name]]
         if active:
             # The teacher goes first: what it needs is free again before the student's graph
@@ -265,15 +270,20 @@ def _new(cls: type) -> Any:
 
 
 @torch.compiler.disable
-def _factors(kd: Any) -> dict[str, float]:
-    return {name: term.factor() for name, term in kd.items()}
+def _factors(kd: Any, every: int) -> dict[str, float]:
+    share = share_now(every)
+    return {name: term.factor() * share for name, term in kd.items()}
 
 
 @torch.compiler.disable
 def _run_teacher(model: Any, active: Sequence[Term], inputs: Tensor, samples: Any) -> None:
     plan = model.kd_plan
+    batch = plan.preprocess, inputs, samples
+    if plan.teacher.cache is not None:
+        plan.teacher.cache.run(plan.teacher, plan.teacher_taps, plan.teacher_calls, *batch)
+        return
     calls = {tap: plan.teacher_calls[tap] for term in active for tap in term.teacher_taps}
-    plan.teacher.run(plan.teacher_taps, calls, plan.preprocess, inputs, samples)
+    plan.teacher.run(plan.teacher_taps, calls, *batch)
     if plan.first_steps is not None:
         plan.first_steps.before(model, plan.teacher, plan.preprocess, inputs, samples)
 
