@@ -189,9 +189,7 @@ def test_processes_do_not_wait_for_each_other(monkeypatch):
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
     teacher.loss = lambda *args: seen.append(torch.distributed.is_initialized()) or {}
     inputs, samples = toy.batch(model)
-    model.kd_plan.first_steps.before(
-        model, model.kd_plan.teacher, model.kd_plan.preprocess, inputs, samples
-    )
+    model.kd_plan.first_steps.before(model, inputs, samples)
     assert seen == [False]
 
 
