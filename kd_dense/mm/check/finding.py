@@ -93,7 +93,7 @@ class Subject:
 
     @property
     def teachers(self) -> dict[str, Any]:
-        """Each [`kd_dense.mm.teachers.openmmlab.Teacher`][] of the model, by what to call it."""
+        """Each [`kd_dense.mm.teachers.guest.Teacher`][] of the model, by what to call it."""
         guests = self.model.kd_plan.running
         return {called(name): guest.teacher for name, guest in guests.items()}
 

@@ -26,7 +26,7 @@ from kd_dense.mm.presets.choose import Weights
 from kd_dense.mm.presets.teachers import Methods, choose_for_teachers
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.mm.stack.install import score_in_threads
-from kd_dense.mm.teachers.openmmlab import Teacher
+from kd_dense.mm.teachers.guest import Teacher
 from kd_dense.mm.teachers.several import teachers_of
 from kd_dense.registry import MODELS
 from kd_dense.shares import ShareMeter
@@ -66,7 +66,7 @@ def Distilled(  # noqa: N802  (a type in configs)
 
     Args:
         student: Config of an OpenMMLab model, or a model.
-        teacher: See [`kd_dense.mm.teachers.openmmlab.Teacher`][]; several of them by name,
+        teacher: See [`kd_dense.mm.teachers.guest.Teacher`][]; several of them by name,
             ``dict(large=..., foreign=...)``, each of which a term may name; or None, where terms
             compare places of the student with each other. See ``docs/teachers.md``.
         terms: Name and fields of each [`kd_dense.mm.distil.term.Term`][].

@@ -15,7 +15,7 @@ from kd_dense.mm.batches.targets import Step
 from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.models.probe import Probe
-from kd_dense.mm.teachers.openmmlab import Teacher
+from kd_dense.mm.teachers.guest import Teacher
 from kd_dense.mm.wording import spelt
 from kd_dense.taps import Taps, near_names
 

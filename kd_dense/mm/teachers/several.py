@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from kd_dense.mm.teachers.openmmlab import FIELDS
+from kd_dense.mm.teachers.guest import FIELDS
 
 __all__ = ['called', 'teachers_of']
 
