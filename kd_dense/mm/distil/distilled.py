@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import chain
+from math import lcm
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from kd_dense.mm.batches.boxes import is_rotated
 from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.batches.targets import Step, gather
+from kd_dense.mm.distil.cacheable import check_cache
+from kd_dense.mm.distil.fields import share_now
 from kd_dense.mm.distil.first_steps import FirstSteps
 from kd_dense.mm.distil.fitting import build_terms
 from kd_dense.mm.distil.guests import Guest, inherited_from, taught
@@ -158,6 +161,10 @@ def Distilled(  # noqa: N802  (a type in configs)
             name: None if one is None else Guest(one, found[name], model)
             for name, one in teachers.items()
         }
+        for name, one in teachers.items():
+            if one is not None and one.cache is not None:
+                learning = {k: t for k, t in distillation.items() if name in t.teachers}
+                check_cache(model, learning, found[name].by_loss)
         source = inherited_from(guests, inherit)
         if source is not None:
             check_inherit(model, source.model, inherit)
@@ -261,7 +268,7 @@ class _Distilling:
     def loss(self, inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Any:
         """The student's own losses, and one more for each term."""
         plan = self.kd_plan
-        factors = _factors(self.kd)
+        factors = _factors(self.kd, plan.running)
         active = [term for name, term in self.kd.items() if factors[name]]
         if active:
             # The teachers go first: what they need is free again before the student's graph
@@ -315,8 +322,12 @@ def _new(cls: type) -> Any:
 
 
 @torch.compiler.disable
-def _factors(kd: Any) -> dict[str, float]:
-    return {name: term.factor() for name, term in kd.items()}
+def _factors(kd: Any, guests: Mapping[str, Guest]) -> dict[str, float]:
+    found = {}
+    for name, term in kd.items():
+        every = (guests[one].teacher.every for one in term.teachers if one in guests)
+        found[name] = term.factor() * share_now(lcm(*every))
+    return found
 
 
 @torch.compiler.disable

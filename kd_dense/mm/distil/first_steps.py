@@ -106,7 +106,7 @@ def _own_loss(
     """What a teacher's own loss is on a batch; None, where it is not compared."""
     teacher = guest.teacher
     # Losses are not made for half precision; the others have their own time and place.
-    if teacher.precision != 'fp32' or teacher.compile or teacher.stream:
+    if teacher.precision != 'fp32' or teacher.compile or teacher.stream or teacher.cache:
         return None
     if not _comparable(student, teacher.model):
         return None

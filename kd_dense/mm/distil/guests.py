@@ -61,8 +61,11 @@ class Guest:
 
     def run(self, taps: Iterable[str], inputs: Any, data_samples: Any) -> None:
         """Run the teacher on the student's batch, no further than to the last of these taps."""
-        calls = {tap: self.calls[tap] for tap in taps}
-        self.teacher.run(self.taps, calls, self.preprocess, inputs, data_samples)
+        batch = self.preprocess, inputs, data_samples
+        if self.teacher.cache is not None:
+            self.teacher.cache.run(self.teacher, self.taps, self.calls, *batch)
+            return
+        self.teacher.run(self.taps, {tap: self.calls[tap] for tap in taps}, *batch)
 
     def wait(self) -> None:
         """Let what follows wait until the teacher has yielded its maps."""
