@@ -25,7 +25,7 @@ def build(terms=None, **options):
 def run(model):
     plan = model.kd_plan
     batch = toy.batch(model)
-    plan.guest.run(plan.guest.calls, *batch)
+    plan.teacher.run(plan.guest.taps, plan.guest.calls, plan.guest.preprocess, *batch)
     plan.guest.wait()
     return plan.guest.taps[LOGITS][0]
 
