@@ -128,10 +128,10 @@ class SideBySide:
     def _guest(self, config: Config, model: Any, terms: Iterable[str]) -> Guest:
         """Time a teacher of its own, without options: up to the taps in use, and as a whole."""
         name, teacher = self._teacher(config.model.teacher)
-        plan = model.kd_plan
-        batch = Batch(plan.preprocess(*self.batch), self.batch.samples)
+        guest = model.kd_plan.guest
+        batch = Batch(guest.preprocess(*self.batch), self.batch.samples)
         taps = chain(*(model.kd[term].teacher_taps for term in terms))
-        calls = {tap: plan.teacher_calls[tap] for tap in taps}
+        calls = {tap: guest.calls[tap] for tap in taps}
         asked = asked_of_box_heads(model, [model.kd[term] for term in terms], self.batch)
         reached = sorted({*calls, *chain(*(one.taps for one in asked))})
         minimal, full = f'{name} up to {", ".join(reached)}', f'{name} with its task loss'

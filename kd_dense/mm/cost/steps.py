@@ -51,7 +51,8 @@ def build_to_try(config: Mapping[str, Any]) -> Any:
     own: Any = ConfigDict(deepcopy(config))  # building changes it
     own.checks = False
     model = revert_sync_batchnorm(MODELS.build(own))
-    model.kd_plan.teacher.every = 1
+    for guest in model.kd_plan.running.values():
+        guest.teacher.every = 1
     for term in model.kd.values():
         term.schedule = Schedule()
     return model
