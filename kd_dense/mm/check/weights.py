@@ -22,7 +22,7 @@ def check_teacher(subject: Subject) -> None:
         return
     source = teacher.checkpoint
     try:
-        state = read_checkpoint(source)
+        state = teacher.read()
     except (ValueError, OSError) as error:
         subject.teacher_is_loaded, teacher.checkpoint = False, None
         subject.say(ERROR, str(error), 'name a file that is there, complete and without code')
