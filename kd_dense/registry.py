@@ -17,7 +17,7 @@ DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='kd_dense',
-    locations=['kd_dense.mm.stack.apolloscape'],
+    locations=['kd_dense.mm.stack.apolloscape', 'kd_dense.mm.batches.views'],
 )
 TRANSFORMS = Registry(
     'transform',

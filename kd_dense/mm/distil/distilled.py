@@ -18,6 +18,8 @@ from kd_dense.mm.batches.channels import input_channels
 from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.batches.targets import Step, gather
+from kd_dense.mm.distil.cacheable import check_cache
+from kd_dense.mm.distil.fields import share_now
 from kd_dense.mm.distil.first_steps import FirstSteps
 from kd_dense.mm.distil.fitting import build_terms
 from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
@@ -147,6 +149,8 @@ def Distilled(  # noqa: N802  (a type in configs)
         guest.by_loss = found.by_loss
         check_inherit(model, guest.model, inherit)
         guest.check_taps(found.teacher)
+        if guest.cache is not None:
+            check_cache(model, distillation, found.by_loss)
     student_taps = Taps(
         chain(*(term.student_taps for term in distillation.values())),
         seams=[term.student_tap for term in distillation.values() if term.shares],
@@ -210,7 +214,7 @@ class _Distilling:
     def loss(self, inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Any:
         """The student's own losses, and one more for each term."""
         plan = self.kd_plan
-        factors = _factors(self.kd)
+        factors = _factors(self.kd, plan.teacher.every)
         active = [term for name, term in self.kd.items() if factors[name]]
         if active:
             # The teacher goes first: what it needs is free again before the student's graph
@@ -265,15 +269,20 @@ def _new(cls: type) -> Any:
 
 
 @torch.compiler.disable
-def _factors(kd: Any) -> dict[str, float]:
-    return {name: term.factor() for name, term in kd.items()}
+def _factors(kd: Any, every: int) -> dict[str, float]:
+    share = share_now(every)
+    return {name: term.factor() * share for name, term in kd.items()}
 
 
 @torch.compiler.disable
 def _run_teacher(model: Any, active: Sequence[Term], inputs: Tensor, samples: Any) -> None:
     plan = model.kd_plan
+    batch = plan.preprocess, inputs, samples
+    if plan.teacher.cache is not None:
+        plan.teacher.cache.run(plan.teacher, plan.teacher_taps, plan.teacher_calls, *batch)
+        return
     calls = {tap: plan.teacher_calls[tap] for term in active for tap in term.teacher_taps}
-    plan.teacher.run(plan.teacher_taps, calls, plan.preprocess, inputs, samples)
+    plan.teacher.run(plan.teacher_taps, calls, *batch)
     if plan.first_steps is not None:
         plan.first_steps.before(model, plan.teacher, plan.preprocess, inputs, samples)
 

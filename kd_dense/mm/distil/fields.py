@@ -24,6 +24,7 @@ __all__ = [
     'build_shares',
     'check_kinds',
     'factor_now',
+    'share_now',
     'tap_names',
 ]
 
@@ -116,6 +117,25 @@ def factor_now(name: str, schedule: Schedule) -> float:
             )
         now, end = now * epochs / end, epochs
     return schedule.factor(now, end)
+
+
+def share_now(every: int) -> float:
+    """What terms count for in this iteration, whose teacher runs in each `every`-th alone.
+
+    Over all iterations that is 1.
+
+    Raises:
+        RuntimeError: If nobody says which iteration it is.
+    """
+    if every == 1:
+        return 1.0
+    now = MessageHub.get_current_instance().get_info('iter', None)
+    if now is None:
+        raise RuntimeError(
+            f"teacher: every={every} needs to know the iteration: train with mmengine's Runner, "
+            "or keep 'iter' in its MessageHub"
+        )
+    return 0.0 if now % every else float(every)
 
 
 def build_shares(name: str, share: float | Mapping[str, float] | None) -> nn.ModuleDict:

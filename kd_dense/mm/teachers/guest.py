@@ -16,6 +16,7 @@ from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
 from kd_dense.mm.models.box_heads import BoxHead, run_box_head
 from kd_dense.mm.models.probe import forward
+from kd_dense.mm.teachers.cached import MapCache
 from kd_dense.mm.teachers.foreign import ForeignModel, is_foreign
 from kd_dense.mm.teachers.fuse import fuse_norms
 from kd_dense.mm.teachers.openmmlab import build_teacher
@@ -27,7 +28,7 @@ PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float
 SWITCHES = ('fuse', 'channels_last', 'compile', 'stream')
 # Of a map's largest value: what folding a norm into a convolution may change it by.
 FUSED_ALIKE = 1e-3
-FIELDS = ('config', 'checkpoint', 'strict', 'precision', *SWITCHES)
+FIELDS = ('config', 'checkpoint', 'strict', 'precision', *SWITCHES, 'cache', 'every')
 
 
 class Teacher:
@@ -57,11 +58,18 @@ class Teacher:
             stream of its own, beside the student's forward pass (without effect on a CPU). A
             model that was built elsewhere is used as it comes.
 
+            And how seldom: ``cache=dict(views=..., folder=...)`` keeps its maps, see
+            [`kd_dense.mm.teachers.cached.MapCache`][]; with ``every=2`` it runs in every second
+            iteration, in which the terms then count twice.
+
     Raises:
         FileNotFoundError: If the config does not exist.
         ValueError: If there is no checkpoint, a field is unknown or has a bad value, or the
             teacher is not of these forms.
     """
+
+    cache: MapCache | None = None
+    every = 1
 
     def __init__(self, spec: str | Mapping[str, Any] | nn.Module) -> None:
         self.model: Any = None
@@ -103,6 +111,11 @@ class Teacher:
             if not isinstance(value, bool):
                 raise ValueError(f'teacher: {name} expects True or False, got {value!r}')
             setattr(self, name, value)
+        cache = fields.pop('cache', None)
+        self.cache = None if cache is None else MapCache.of(cache)
+        self.every = fields.pop('every', 1)
+        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
+            raise ValueError(f'teacher: every expects a number >= 1, got {self.every!r}')
         if isinstance(fields.get('module'), nn.Module) and 'checkpoint' not in fields:
             self.model, self.name = ForeignModel(**fields), type(fields['module']).__name__
             self._loaded = True  # it comes with its weights
