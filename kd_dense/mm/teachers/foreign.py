@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from mmengine.model import BaseModel, ImgDataPreprocessor
@@ -15,7 +16,15 @@ from kd_dense.mm.files.checkpoint import read_checkpoint
 from kd_dense.registry import MODELS
 from kd_dense.taps import near_names, tensors_in
 
-__all__ = ['NET', 'ForeignModel', 'Images', 'config_of', 'is_foreign', 'not_fetched']
+__all__ = [
+    'NET',
+    'ForeignModel',
+    'Images',
+    'check_fields',
+    'config_of',
+    'is_foreign',
+    'not_fetched',
+]
 
 # What `type` a teacher may have, and the model that stands for it.
 TYPES = {**ELSEWHERE, 'torchhub': 'kd_dense.TorchHubModel'}
@@ -68,8 +77,8 @@ class ForeignModel(BaseModel):
     def __init__(
         self,
         module: nn.Module | Mapping[str, Any],
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         channel_order: str = 'rgb',
         scale: float = 255.0,
         size_divisor: int = 1,
@@ -78,6 +87,12 @@ class ForeignModel(BaseModel):
         arguments: Mapping[str, Any] | None = None,
         out_indices: Sequence[int] | None = None,
     ) -> None:
+        if mean is None or std is None:
+            raise ValueError(
+                'a net from elsewhere does not say how its images are normalised: say '
+                'mean=(...) and std=(...), with scale and channel_order where they are not 255 '
+                'and rgb'
+            )
         if channel_order not in ORDERS:
             raise ValueError(f'channel_order expects one of {ORDERS}, got {channel_order!r}')
         if not isinstance(size_divisor, int) or size_divisor < 1:
@@ -230,6 +245,18 @@ def _cut(x: Tensor, shown: Size, whole: Size) -> Tensor:
     return x[..., :height, :width]
 
 
+def check_fields(fields: Iterable[str]) -> None:
+    """Name a field that no module takes.
+
+    Raises:
+        RequestError: If there is one.
+    """
+    known = [*signature(ForeignModel.__init__).parameters][1:]
+    for name in fields:
+        if name not in known:
+            raise RequestError(f'teacher: unknown field {name!r}, {near_names(name, known)}')
+
+
 def is_foreign(fields: Mapping[str, Any]) -> bool:
     """Whether these are the fields of a teacher from elsewhere."""
     return 'type' in fields or 'module' in fields
@@ -264,6 +291,8 @@ def config_of(fields: Mapping[str, Any]) -> Mapping[str, Any]:
             f'teacher: there is no type {kind!r}, {near_names(str(kind), TYPES)}; a model of '
             'OpenMMLab is given as config=dict(type=...)'
         )
+    if kind is None:
+        check_fields(own)
     config: dict[str, Any] = dict(model=dict(type=TYPES.get(kind, 'kd_dense.ForeignModel'), **own))
     if kind is not None:
         if not own.pop('pretrained', True):

@@ -17,7 +17,7 @@ from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
 from kd_dense.mm.models.box_heads import BoxHead, run_box_head
 from kd_dense.mm.models.probe import forward
 from kd_dense.mm.teachers.cached import MapCache
-from kd_dense.mm.teachers.foreign import ForeignModel, is_foreign
+from kd_dense.mm.teachers.foreign import ForeignModel, check_fields, is_foreign
 from kd_dense.mm.teachers.fuse import fuse_norms
 from kd_dense.mm.teachers.openmmlab import build_teacher
 from kd_dense.taps import Taps, near_names
@@ -117,6 +117,7 @@ class Teacher:
         if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
             raise ValueError(f'teacher: every expects a number >= 1, got {self.every!r}')
         if isinstance(fields.get('module'), nn.Module) and 'checkpoint' not in fields:
+            check_fields(fields)
             self.model, self.name = ForeignModel(**fields), type(fields['module']).__name__
             self._loaded = True  # it comes with its weights
             return

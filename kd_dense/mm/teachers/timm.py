@@ -65,7 +65,14 @@ class TimmModel(ForeignModel):
             if plain or input_size is not None:
                 size_divisor = max(strides)
         last = {stride: index for index, stride in enumerate(strides)}
-        indices = [*last.values()] if out_indices is None else [*out_indices]
+        chosen = [*last.values()] if out_indices is None else [*out_indices]
+        if not all(-len(strides) <= index < len(strides) for index in chosen):
+            raise RequestError(
+                f'out_indices: {model!r} of timm yields {len(strides)} maps, 0 to '
+                f'{len(strides) - 1}, got {tuple(chosen)}'
+            )
+        chosen = [index % len(strides) for index in chosen]
+        indices = sorted({*chosen})  # timm returns them so
         super().__init__(
             net,
             config['mean'],
@@ -77,7 +84,7 @@ class TimmModel(ForeignModel):
                 # What a plain transformer ends with is made to be normalised.
                 indices=indices, norm=plain, output_fmt='NCHW', intermediates_only=True
             ),
-            out_indices=None if out_indices is None else range(len(indices)),
+            out_indices=None if out_indices is None else [indices.index(one) for one in chosen],
         )  # fmt: skip
 
     def read_weights(self, source: str) -> Mapping[str, Tensor]:

@@ -93,11 +93,7 @@ class TorchHubModel(ForeignModel):
 def _load(entry: Mapping[str, Any], pretrained: bool) -> nn.Module:
     """Build a net; entries that take no ``pretrained`` load their weights always."""
     repo, name, source = entry['repo_or_dir'], entry['model'], entry['source']
-    trusted = dict(trust_repo=True, source=source)
     try:
-        known = torch.hub.list(repo, **trusted)
-        if name not in known:
-            raise RequestError(f'{repo} has no entry {name!r}, {near_names(name, known)}')
         try:
             net = torch.hub.load(**entry, pretrained=pretrained, trust_repo=True)
         except TypeError as error:
@@ -106,6 +102,12 @@ def _load(entry: Mapping[str, Any], pretrained: bool) -> nn.Module:
             net = torch.hub.load(**entry, trust_repo=True)
     except OSError as error:
         raise not_fetched(f'{PREFIX}{repo}', error) from error
+    except RuntimeError as error:
+        if 'Cannot find callable' not in str(error):
+            raise
+        known = torch.hub.list(repo, trust_repo=True) if source == 'github' else []
+        text = f', {near_names(name, known)}' if known else ' in its hubconf.py'
+        raise RequestError(f'{repo} has no entry {name!r}{text}') from error
     if not isinstance(net, nn.Module):
         raise RequestError(f'{name!r} of {repo} is no net, but a {type(net).__name__}')
     return net

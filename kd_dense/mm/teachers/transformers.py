@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from inspect import signature
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -79,6 +80,7 @@ class TransformersModel(ForeignModel):
         found = _config(hub, model, config, options)
         self.model_name, self.model_config, self.part = model, found, part
         net = hub.AutoModel.from_config(found)
+        self.model_class = type(net)
         if part is None:
             self.part = next((one for one in PARTS if hasattr(net, one)), '')
         net = _part(net, self.part)
@@ -123,16 +125,15 @@ class TransformersModel(ForeignModel):
             FileNotFoundError: If they cannot be fetched, or there is no such file.
             ValueError: If there are none.
         """
-        if not source.startswith(PREFIX):
-            state = read_checkpoint(source)
-            inner = f'{self.part}.'
-            if self.part and any(name.startswith(inner) for name in state):  # of the whole model
-                state = {k.removeprefix(inner): v for k, v in state.items() if k.startswith(inner)}
-            return {f'{NET}{name}': value for name, value in state.items()}
-        hub = _transformers()
+        own = source.startswith(PREFIX)
+        given: dict[str, Any] = {} if own else dict(state_dict=dict(read_checkpoint(source)))
         try:
-            whole, said = hub.AutoModel.from_pretrained(
-                self.model_name, config=self.model_config, output_loading_info=True
+            # As the class, not as AutoModel, which would look for files of a name.
+            whole, said = self.model_class.from_pretrained(
+                self.model_name if own else None,
+                config=self.model_config,
+                output_loading_info=True,
+                **given,
             )
         except OSError as error:
             raise not_fetched(source, error) from error
@@ -140,11 +141,13 @@ class TransformersModel(ForeignModel):
             raise ValueError(f'{source} does not fit its config: {error}') from error
         inner = f'{self.part}.' if self.part else ''
         missing = {name.removeprefix(inner) for name in said['missing_keys']}
-        if said['unexpected_keys']:
-            names = sorted(said['unexpected_keys'])
-            print_log(f'{source}: not used are {listed(names)}', logger='current')
-        state = _part(whole, self.part).state_dict()
-        return {f'{NET}{name}': value for name, value in state.items() if name not in missing}
+        state = {k: v for k, v in _part(whole, self.part).state_dict().items() if k not in missing}
+        unexpected = sorted(said['unexpected_keys'])
+        if own and unexpected:
+            print_log(f'{source}: not used are {listed(unexpected)}', logger='current')
+        if not own:  # of a file they are named as an error, as all others are
+            state |= {name: torch.empty(0) for name in unexpected}
+        return {f'{NET}{name}': value for name, value in state.items()}
 
 
 def _transformers() -> Any:
