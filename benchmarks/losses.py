@@ -34,6 +34,7 @@ from benchmarks import (
     reference_mimic,
     reference_predictions,
     reference_queries,
+    reference_relations,
     reference_rois,
     reference_skd,
 )
@@ -52,6 +53,7 @@ CASES = [
     *reference_logits.cases(),
     *reference_mimic.cases(),
     *reference_generation.cases(),
+    *reference_relations.cases(),
     *reference_predictions.cases(),
     *reference_rois.cases(),
     *reference_erd.cases(),

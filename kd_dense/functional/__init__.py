@@ -11,6 +11,7 @@ from kd_dense.functional.checks import (
 from kd_dense.functional.divergence import in_blocks, soft_kl, two_class_logits
 from kd_dense.functional.labels import labels_at
 from kd_dense.functional.ranks import (
+    gather_over_ranks,
     mean_and_std,
     mean_over_ranks,
     standardised,
@@ -22,6 +23,7 @@ __all__ = [
     'check_choice',
     'check_published_batch',
     'check_temperature',
+    'gather_over_ranks',
     'in_blocks',
     'labels_at',
     'mean_and_std',

@@ -15,7 +15,9 @@ from kd_dense.losses import (
     AfDCDLoss,
     AttentionMapLoss,
     BCKDLoss,
+    CCKDLoss,
     CosineLoss,
+    CrossImageLoss,
     CrossKDLoss,
     CWDLoss,
     DistillLoss,
@@ -28,6 +30,7 @@ from kd_dense.losses import (
     FTLoss,
     GDKDLoss,
     HolisticLoss,
+    ICKDLoss,
     IntRALoss,
     KDLoss,
     LDImitationLoss,
@@ -37,17 +40,22 @@ from kd_dense.losses import (
     MimicLoss,
     NFDLoss,
     NKDLoss,
+    NSTLoss,
     PairWiseLoss,
     PGDBoxLoss,
     PGDClassLoss,
     PixelWiseLoss,
     PKDLoss,
+    PKTLoss,
     QueryBoxLoss,
     QueryFeatureLoss,
     QueryMaskLoss,
     QueryPointLoss,
+    RelationLoss,
+    RKDLoss,
     RoIBoxLoss,
     RotatedLDLoss,
+    SPLoss,
     UnbiasedKDLoss,
     VkDLoss,
     WSLDLoss,
@@ -230,6 +238,14 @@ def cases():
     for distance, reduction in (('smooth_l1', 'image'), ('squared', 'root')):
         yield MimicLoss, dict(norm='batch', distance=distance, reduction=reduction)
     yield FBKDLoss, dict(teacher_channels=[4])
+    for over, values in (('positions', 'unit'), ('channels', 'places'), ('images', 'classes')):
+        for rows in ('none', 'l1', 'l2'):
+            yield RelationLoss, dict(over=over, values=values, rows=rows, pool=2)
+    yield ICKDLoss, dict(windows=(2, 2))
+    for kind in (SPLoss, RKDLoss, PKTLoss, CrossImageLoss, NSTLoss):
+        yield kind, dict(pool=1)
+    for kernel in ('gaussian', 'bilinear'):
+        yield CCKDLoss, dict(kernel=kernel)
     # A mask is drawn, but masks nothing: other devices draw other ones.
     for mask_over in ('positions', 'channels'):
         yield MGDLoss, dict(channels=4, mask_ratio=0.0, mask_over=mask_over)

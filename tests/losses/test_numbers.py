@@ -70,6 +70,18 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'FTLoss': [dict()],
     'CosineLoss': [dict()],
     'FBKDLoss': [dict()],
+    'RelationLoss': [
+        dict(over='positions', values='unit', rows='none', reduction='mean'),
+        dict(values='places', rows='none', pool=2, temperature=4.0),
+        dict(over='images', values='classes', rows='none', temperature=4.0),
+    ],
+    'ICKDLoss': [dict(), dict(pool=2)],
+    'SPLoss': [dict(), dict(rows='l1')],
+    'RKDLoss': [dict(), dict(over_norm=False)],
+    'PKTLoss': [dict()],
+    'CCKDLoss': [dict(), dict(kernel='bilinear')],
+    'CrossImageLoss': [dict(), dict(pool=2)],
+    'NSTLoss': [dict()],
     'MGDLoss': [dict(), dict(mask_over='channels')],
     'AfDCDLoss': [dict(pool=2, window=(2, 2)), dict(deep=True)],
     'KDLoss': [dict(), dict(sigmoid=True, valid_only=False), dict(per='map')],
@@ -137,15 +149,22 @@ FUNCTIONS = dict(
     erd_loss='ERDLoss',
     unbiased_cross_entropy='UnbiasedKDLoss',  # what stands beside it; of plain operators
     mimic_loss='MimicLoss',
+    relation_loss='RelationLoss',
+    rkd_loss='RKDLoss',
+    pkt_loss='PKTLoss',
+    cckd_loss='CCKDLoss',
+    cross_image_loss='CrossImageLoss',
+    nst_loss='NSTLoss',
     fbkd_loss='FBKDLoss',
     mgd_loss='MGDLoss',
     af_dcd_loss='AfDCDLoss',
 )
 # With layers of their own, which they put between the two maps; NKD, which has a label beside the
-# teacher; DIST, whose correlations of what is almost constant depend on an epsilon; and queries,
-# whose boxes are clamped in the teacher alone, and whose masks overlap most where they are sharp.
+# teacher; DIST and PKT, whose correlations of what is almost constant depend on an epsilon; and
+# queries, whose boxes are clamped in the teacher alone, and whose masks overlap most where they
+# are sharp.
 NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss',
-                  'QueryBoxLoss', 'QueryMaskLoss', 'QueryPointLoss'}  # fmt: skip
+                  'PKTLoss', 'QueryBoxLoss', 'QueryMaskLoss', 'QueryPointLoss'}  # fmt: skip
 
 
 # They compare the maps of heads with distributions of boxes.

@@ -36,6 +36,13 @@ SEGMENTERS: dict[str, dict[str, Any]] = {
         direction=dict(tap=FEATURES, loss=dict(type='CosineLoss')),
         focus=dict(tap='backbone', loss=dict(type='FBKDLoss')),
     ),
+    'relations': dict(
+        class_relations=dict(tap=LOGITS, loss=dict(type='ICKDLoss')),
+        like=dict(tap=FEATURES, loss=dict(type='CrossImageLoss', temperature=0.5)),
+        images=dict(tap=FEATURES, loss=dict(type='SPLoss', weight=100.0)),
+        angles=dict(tap=FEATURES, loss=dict(type='RKDLoss')),
+        set=dict(tap=FEATURES, loss=dict(type='NSTLoss')),
+    ),
     # Without a mask, which is another one in each process.
     'generation': dict(
         generated=dict(tap=FEATURES, loss=dict(type='MGDLoss', weight=1e-3, mask_ratio=0.0)),
