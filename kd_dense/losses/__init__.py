@@ -5,6 +5,7 @@ from kd_dense.losses.cwd import CWDLoss, cwd_loss
 from kd_dense.losses.erd import ERDLoss, erd_loss
 from kd_dense.losses.features.attention import AttentionMapLoss, attention_map_loss
 from kd_dense.losses.features.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
+from kd_dense.losses.features.masked import DeFeatLoss, FGFILoss, FRSLoss, masked_loss
 from kd_dense.losses.features.mimic import (
     CosineLoss,
     FBKDLoss,
@@ -33,6 +34,7 @@ from kd_dense.losses.features.relations import (
     relation_loss,
     rkd_loss,
 )
+from kd_dense.losses.features.review import ReviewKDLoss, review_loss
 from kd_dense.losses.fgd import FGDLoss, fgd_loss
 from kd_dense.losses.intrakd import IntRALoss, intra_loss
 from kd_dense.losses.ld import (
@@ -108,11 +110,14 @@ __all__ = [
     'CrossKDLoss',
     'DISTLoss',
     'DKDLoss',
+    'DeFeatLoss',
     'Decoders',
     'DistillLoss',
     'ERDLoss',
     'FBKDLoss',
     'FGDLoss',
+    'FGFILoss',
+    'FRSLoss',
     'FTLoss',
     'FitNetsLoss',
     'GDKDLoss',
@@ -142,6 +147,7 @@ __all__ = [
     'QueryPointLoss',
     'RKDLoss',
     'RelationLoss',
+    'ReviewKDLoss',
     'RoIBoxLoss',
     'RotatedLDLoss',
     'SPLoss',
@@ -167,6 +173,7 @@ __all__ = [
     'kd_loss',
     'ld_loss',
     'lwf_loss',
+    'masked_loss',
     'mgd_loss',
     'mimic_loss',
     'nkd_loss',
@@ -181,6 +188,7 @@ __all__ = [
     'query_mask_loss',
     'query_point_loss',
     'relation_loss',
+    'review_loss',
     'rkd_loss',
     'roi_box_loss',
     'rotated_ld_loss',
