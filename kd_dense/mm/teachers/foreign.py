@@ -66,6 +66,7 @@ class ForeignModel(BaseModel):
         ValueError: If mean and std do not fit the channels, or a value is none of these.
 
     Examples:
+        >>> import torch
         >>> net = nn.Conv2d(3, 8, 16, stride=16)
         >>> model = ForeignModel(net, mean=(0.5,) * 3, std=(0.5,) * 3, size_divisor=16)
         >>> [tuple(x.shape) for x in model.extract_feat(torch.zeros(2, 3, 30, 64))]
