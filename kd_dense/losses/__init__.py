@@ -3,7 +3,15 @@
 from kd_dense.losses.base import DistillLoss
 from kd_dense.losses.cwd import CWDLoss, cwd_loss
 from kd_dense.losses.erd import ERDLoss, erd_loss
-from kd_dense.losses.features.attention import AttentionMapLoss, attention_map_loss
+from kd_dense.losses.features.attention import (
+    ATLoss,
+    AttentionChangeLoss,
+    AttentionMapLoss,
+    SADLoss,
+    attention_change_loss,
+    attention_map_loss,
+    sad_loss,
+)
 from kd_dense.losses.features.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
 from kd_dense.losses.features.mimic import (
     CosineLoss,
@@ -17,6 +25,7 @@ from kd_dense.losses.features.mimic import (
     fbkd_loss,
     mimic_loss,
 )
+from kd_dense.losses.features.prototypes import APDLoss, IFVDLoss, apd_loss, ifvd_loss
 from kd_dense.losses.features.relations import (
     CCKDLoss,
     CrossImageLoss,
@@ -98,7 +107,10 @@ from kd_dense.losses.skd import (
 
 __all__ = [
     'ADLLoss',
+    'APDLoss',
+    'ATLoss',
     'AfDCDLoss',
+    'AttentionChangeLoss',
     'AttentionMapLoss',
     'BCKDLoss',
     'CCKDLoss',
@@ -120,6 +132,7 @@ __all__ = [
     'HeadTargets',
     'HolisticLoss',
     'ICKDLoss',
+    'IFVDLoss',
     'IntRALoss',
     'KDLoss',
     'LDImitationLoss',
@@ -144,6 +157,7 @@ __all__ = [
     'RelationLoss',
     'RoIBoxLoss',
     'RotatedLDLoss',
+    'SADLoss',
     'SPLoss',
     'TaughtQueries',
     'UnbiasedKDLoss',
@@ -151,6 +165,8 @@ __all__ = [
     'WSLDLoss',
     'adl_loss',
     'af_dcd_loss',
+    'apd_loss',
+    'attention_change_loss',
     'attention_map_loss',
     'bckd_loss',
     'cckd_loss',
@@ -163,6 +179,7 @@ __all__ = [
     'fbkd_loss',
     'fgd_loss',
     'gdkd_loss',
+    'ifvd_loss',
     'intra_loss',
     'kd_loss',
     'ld_loss',
@@ -184,6 +201,7 @@ __all__ = [
     'rkd_loss',
     'roi_box_loss',
     'rotated_ld_loss',
+    'sad_loss',
     'unbiased_cross_entropy',
     'unbiased_kd_loss',
     'wsld_loss',

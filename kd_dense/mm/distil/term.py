@@ -170,7 +170,7 @@ class Term(nn.Module):
     def _agree(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> bool:
         """Whether the loss can compare maps of these shapes as they are."""
         if len(student) == len(teacher) == 4 or (self.rois and len(student) == len(teacher)):
-            first = 2 if self.loss.any_channels else 1
+            first = 4 if self.loss.any_size else 2 if self.loss.any_channels else 1
             return student[first:] == teacher[first:]
         return student == teacher
 
