@@ -60,6 +60,7 @@ class Subject:
         teacher_is_loaded: Whether the teacher has its weights.
         student_is_trained: Whether the student starts with weights of its own.
         reached: The set of the names of parameters that get a gradient.
+        cache: The [`kd_dense.mm.teachers.cached.MapCache`][] of the recipe; none is used here.
         has_task: Whether the student's own losses have a gradient.
     """
 
@@ -78,6 +79,7 @@ class Subject:
     teacher_is_loaded: bool = True
     student_is_trained: bool = False
     reached: Any = None
+    cache: Any = None
     has_task: bool = True
 
     def say(self, status: str, message: str, remedy: str = '', **figures: Any) -> None:

@@ -41,6 +41,8 @@ def check_model(subject: Subject) -> None:
     parts['teacher'] = model.kd_plan.teacher.model.parameters()
     counts = {name: sum(p.numel() for p in parameters) for name, parameters in parts.items()}
     subject.model = model
+    # Nothing is written here, and terms are weighed as if their teacher always ran.
+    subject.cache, subject.teacher.cache, subject.teacher.every = subject.teacher.cache, None, 1
     subject.say(
         OK,
         '{} from {}: {student:.2f} M parameters in the student, {kd:.2f} M in kd (left out at '

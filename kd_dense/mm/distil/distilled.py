@@ -18,7 +18,7 @@ from kd_dense.mm.batches.channels import input_channels
 from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.batches.targets import Step, gather
-from kd_dense.mm.distil.cacheable import check_cache
+from kd_dense.mm.distil.cacheable import check_cache, maps_alone
 from kd_dense.mm.distil.fields import share_now
 from kd_dense.mm.distil.first_steps import FirstSteps
 from kd_dense.mm.distil.fitting import build_terms
@@ -149,6 +149,7 @@ def Distilled(  # noqa: N802  (a type in configs)
         guest.by_loss = found.by_loss
         check_inherit(model, guest.model, inherit)
         guest.check_taps(found.teacher)
+        guest.only_maps_are_used(maps_alone(distillation.values(), found.by_loss))
         if guest.cache is not None:
             check_cache(model, distillation, found.by_loss)
     student_taps = Taps(

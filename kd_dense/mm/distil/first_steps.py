@@ -71,22 +71,21 @@ class FirstSteps:
         if self._seen or self.student_is_trained or not self._is_on():
             return
         # Losses are not made for half precision; the others have their own time and place.
-        if teacher.precision != 'fp32' or teacher.compile or teacher.stream:
-            return
-        if not _comparable(student, teacher.model):
+        model = teacher.exact
+        if model is None or not _comparable(student, model):
             return
         terms: Any = student.kd
         if any(term.loss.extra_classes for term in terms.values()):
             return  # the labels are of classes that the teacher does not know
-        buffers = [(buffer, buffer.clone()) for buffer in teacher.model.buffers()]
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
             with torch.no_grad(), kept_random_state(), alone():
                 samples = copy.deepcopy(data_samples)
                 batch = preprocess(inputs, samples)
-                parameter = next(teacher.model.parameters(), None)
+                parameter = next(model.parameters(), None)
                 if parameter is not None:  # FSDP may have cast the student's
                     batch = batch.to(parameter.dtype)
-                self._teacher_loss = split_losses(teacher.model.loss(batch, samples))[0]
+                self._teacher_loss = split_losses(model.loss(batch, samples))[0]
         except Exception as error:  # whatever a model raises whose loss is not made for this
             print_log(
                 "the teacher's own loss cannot be computed, and is not compared with the "
