@@ -85,9 +85,7 @@ def _logits(case: Case) -> Tensors:
                           align_corners=True)
             for n in ('student', 'teacher')
         )  # fmt: skip
-        module = KDLoss(
-            temperature=case.arguments['temperature'], valid_only=False, per='entry'
-        )
+        module = KDLoss(temperature=case.arguments['temperature'], valid_only=False, per='entry')
         return module(*maps)
 
     return replay(case, loss)

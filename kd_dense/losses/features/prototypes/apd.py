@@ -94,7 +94,7 @@ def apd_loss(
 def perspectives(
     features: Tensor, labels: Tensor, valid: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines of features and centres ``(N, K, H, W)``, centres ``(K, C)``, and which there are."""
+    """Cosines of features and centres ``(N, K, H, W)``, centres ``(K, C)``, which there are."""
     features = F.normalize(at_least_float32(features), dim=1)
     sums, counts = class_sums(features, labels, valid, num_classes)
     both = sum_over_ranks(torch.cat([sums.sum(0), counts.sum(0)[:, None]], 1))
