@@ -173,7 +173,8 @@ FUNCTIONS = dict(
 # queries, whose boxes are clamped in the teacher alone, and whose masks overlap most where they
 # are sharp.
 NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss',
-                  'PKTLoss', 'APDLoss', 'QueryBoxLoss', 'QueryMaskLoss', 'QueryPointLoss'}  # fmt: skip
+                  'PKTLoss', 'APDLoss', 'QueryBoxLoss', 'QueryMaskLoss',
+                  'QueryPointLoss'}  # fmt: skip
 
 
 # They compare the maps of heads with distributions of boxes.
