@@ -13,6 +13,7 @@ from kd_dense.losses.features.attention import (
     sad_loss,
 )
 from kd_dense.losses.features.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
+from kd_dense.losses.features.masked import DeFeatLoss, FGFILoss, FRSLoss, masked_loss
 from kd_dense.losses.features.mimic import (
     CosineLoss,
     FBKDLoss,
@@ -42,6 +43,7 @@ from kd_dense.losses.features.relations import (
     relation_loss,
     rkd_loss,
 )
+from kd_dense.losses.features.review import ReviewKDLoss, review_loss
 from kd_dense.losses.fgd import FGDLoss, fgd_loss
 from kd_dense.losses.intrakd import IntRALoss, intra_loss
 from kd_dense.losses.ld import (
@@ -120,11 +122,14 @@ __all__ = [
     'CrossKDLoss',
     'DISTLoss',
     'DKDLoss',
+    'DeFeatLoss',
     'Decoders',
     'DistillLoss',
     'ERDLoss',
     'FBKDLoss',
     'FGDLoss',
+    'FGFILoss',
+    'FRSLoss',
     'FTLoss',
     'FitNetsLoss',
     'GDKDLoss',
@@ -155,6 +160,7 @@ __all__ = [
     'QueryPointLoss',
     'RKDLoss',
     'RelationLoss',
+    'ReviewKDLoss',
     'RoIBoxLoss',
     'RotatedLDLoss',
     'SADLoss',
@@ -184,6 +190,7 @@ __all__ = [
     'kd_loss',
     'ld_loss',
     'lwf_loss',
+    'masked_loss',
     'mgd_loss',
     'mimic_loss',
     'nkd_loss',
@@ -198,6 +205,7 @@ __all__ = [
     'query_mask_loss',
     'query_point_loss',
     'relation_loss',
+    'review_loss',
     'rkd_loss',
     'roi_box_loss',
     'rotated_ld_loss',

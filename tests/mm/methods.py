@@ -72,6 +72,12 @@ DETECTORS: dict[str, dict[str, Any]] = {
         classes=dict(tap='bbox_head.retina_cls', loss=toy.CWD),
     ),
     'fgd': dict(fgd=dict(tap='neck', loss=dict(type='FGDLoss'))),
+    'review': dict(review=dict(tap='neck', loss=dict(type='ReviewKDLoss', width=8))),
+    'masked': dict(
+        frs=dict(tap='neck', loss=dict(type='FRSLoss')),
+        defeat=dict(tap='neck', loss=dict(type='DeFeatLoss')),
+        fgfi=dict(tap='neck', loss=dict(type='FGFILoss')),
+    ),
     'ld': dict(
         ld=dict(tap='bbox_head', loss=dict(type='LDLoss', kd_vlr_weight=1.0)),
         imitation=dict(tap='neck', loss=dict(type='LDImitationLoss', region='finegrained')),
