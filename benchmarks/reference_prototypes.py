@@ -31,7 +31,8 @@ def plain_ifvd(student: Tensor, teacher: Tensor, labels: Tensor, classes: int) -
             mask = (spread == k).to(x.dtype)
             total = (mask * x).sum((2, 3)) / (mask.sum((2, 3)) + 1e-6)
             centres = (1 - mask) * centres + mask * total[:, :, None, None]
-        return nn.CosineSimilarity(dim=1)(x, centres)
+        similar: Tensor = nn.CosineSimilarity(dim=1)(x, centres)
+        return similar
 
     return F.mse_loss(similarity(student), similarity(teacher))
 
@@ -40,17 +41,16 @@ def plain_apd(student: Tensor, teacher: Tensor, labels: Tensor, classes: int) ->
     """What ``kd_dense.losses.apd_loss`` gives for the student, its parts added up."""
     target = F.interpolate(labels[:, None].float(), student.shape[2:], mode='nearest')[:, 0]
     s, t = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
-    ours, theirs = [], []
-    for k in target.unique():
-        if k < classes:
-            image, row, column = (target == k).nonzero(as_tuple=True)
-            for x, centres in ((s, ours), (t, theirs)):
-                mean = x[image, :, row, column].mean(0, keepdim=True)
-                centres.append(F.normalize(mean, dim=1))
-    centres, wanted = torch.cat(ours), torch.cat(theirs)
-    p, q = (10 * F.conv2d(x, c[..., None, None]) for x, c in ((s, centres), (t, wanted)))
+    members = [(target == k).nonzero(as_tuple=True) for k in target.unique() if k < classes]
+
+    def centres(x: Tensor) -> Tensor:
+        means = [x[image, :, row, column].mean(0) for image, row, column in members]
+        return F.normalize(torch.stack(means), dim=1)
+
+    ours, theirs = centres(s), centres(t)
+    p, q = (10 * F.conv2d(x, c[..., None, None]) for x, c in ((s, ours), (t, theirs)))
     pred = F.kl_div(p.log_softmax(1), q.softmax(1), reduction='mean')
-    return pred + (1 - F.cosine_similarity(centres, wanted, dim=1)).mean() / 2
+    return pred + (1 - F.cosine_similarity(ours, theirs, dim=1)).mean() / 2
 
 
 def plain_at(student: Tensor, teacher: Tensor) -> Tensor:

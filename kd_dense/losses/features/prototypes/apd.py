@@ -80,8 +80,8 @@ def apd_loss(
         theirs, wanted = theirs.to(ours.dtype), wanted.to(ours.dtype)
         count = there.sum().clamp(min=1)
         absent = ~there[:, None, None]
-        seen = (temperature * x for x in (ours, theirs.detach()))
-        apart = soft_kl(*(x.masked_fill(absent, LEAST) for x in seen), 1.0, 1)
+        s, t = ((temperature * x).masked_fill(absent, LEAST) for x in (ours, theirs.detach()))
+        apart = soft_kl(s, t, 1.0, dim=1)
         cosine = F.cosine_similarity(centres, wanted.detach())
         logits = (temperature * theirs).masked_fill(absent, 0)
         return {
@@ -182,7 +182,7 @@ class APDLoss(DistillLoss):
 
     def forward(self, student: Tensor, teacher: Tensor, segmentation: Tensor) -> dict[str, Tensor]:
         with without_autocast(student):
-            dtype = torch.promote_types(student.dtype, self.student_layers[0].weight.dtype)
+            dtype = next(self.student_layers.parameters()).dtype
             ours = self.student_layers(student.to(dtype))
             theirs = self.teacher_layers(teacher.detach().to(dtype))
         found = apd_loss(

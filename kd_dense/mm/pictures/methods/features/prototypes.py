@@ -47,7 +47,8 @@ def draw_perspectives(view: View, compared: Compared) -> Any:
     for level in range(len(compared.student)):
         ours, theirs, labels = _seen(compared, level)
         index = labels[:, None]
-        rows.append(tuple(x.softmax(1).gather(1, index)[0, 0] for x in (ours, theirs)))
+        ours, theirs = (x.softmax(1).gather(1, index)[0, 0] for x in (ours, theirs))
+        rows.append((ours, theirs))
     return draw_maps(
         view,
         compared.teacher,
