@@ -3,8 +3,17 @@
 from kd_dense.losses.base import DistillLoss
 from kd_dense.losses.cwd import CWDLoss, cwd_loss
 from kd_dense.losses.erd import ERDLoss, erd_loss
-from kd_dense.losses.features.attention import AttentionMapLoss, attention_map_loss
+from kd_dense.losses.features.attention import (
+    ATLoss,
+    AttentionChangeLoss,
+    AttentionMapLoss,
+    SADLoss,
+    attention_change_loss,
+    attention_map_loss,
+    sad_loss,
+)
 from kd_dense.losses.features.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
+from kd_dense.losses.features.masked import DeFeatLoss, FGFILoss, FRSLoss, masked_loss
 from kd_dense.losses.features.mimic import (
     CosineLoss,
     FBKDLoss,
@@ -17,6 +26,7 @@ from kd_dense.losses.features.mimic import (
     fbkd_loss,
     mimic_loss,
 )
+from kd_dense.losses.features.prototypes import APDLoss, IFVDLoss, apd_loss, ifvd_loss
 from kd_dense.losses.features.relations import (
     CCKDLoss,
     CrossImageLoss,
@@ -33,6 +43,7 @@ from kd_dense.losses.features.relations import (
     relation_loss,
     rkd_loss,
 )
+from kd_dense.losses.features.review import ReviewKDLoss, review_loss
 from kd_dense.losses.fgd import FGDLoss, fgd_loss
 from kd_dense.losses.intrakd import IntRALoss, intra_loss
 from kd_dense.losses.ld import (
@@ -98,7 +109,10 @@ from kd_dense.losses.skd import (
 
 __all__ = [
     'ADLLoss',
+    'APDLoss',
+    'ATLoss',
     'AfDCDLoss',
+    'AttentionChangeLoss',
     'AttentionMapLoss',
     'BCKDLoss',
     'CCKDLoss',
@@ -108,11 +122,14 @@ __all__ = [
     'CrossKDLoss',
     'DISTLoss',
     'DKDLoss',
+    'DeFeatLoss',
     'Decoders',
     'DistillLoss',
     'ERDLoss',
     'FBKDLoss',
     'FGDLoss',
+    'FGFILoss',
+    'FRSLoss',
     'FTLoss',
     'FitNetsLoss',
     'GDKDLoss',
@@ -120,6 +137,7 @@ __all__ = [
     'HeadTargets',
     'HolisticLoss',
     'ICKDLoss',
+    'IFVDLoss',
     'IntRALoss',
     'KDLoss',
     'LDImitationLoss',
@@ -142,8 +160,10 @@ __all__ = [
     'QueryPointLoss',
     'RKDLoss',
     'RelationLoss',
+    'ReviewKDLoss',
     'RoIBoxLoss',
     'RotatedLDLoss',
+    'SADLoss',
     'SPLoss',
     'TaughtQueries',
     'UnbiasedKDLoss',
@@ -151,6 +171,8 @@ __all__ = [
     'WSLDLoss',
     'adl_loss',
     'af_dcd_loss',
+    'apd_loss',
+    'attention_change_loss',
     'attention_map_loss',
     'bckd_loss',
     'cckd_loss',
@@ -163,10 +185,12 @@ __all__ = [
     'fbkd_loss',
     'fgd_loss',
     'gdkd_loss',
+    'ifvd_loss',
     'intra_loss',
     'kd_loss',
     'ld_loss',
     'lwf_loss',
+    'masked_loss',
     'mgd_loss',
     'mimic_loss',
     'nkd_loss',
@@ -181,9 +205,11 @@ __all__ = [
     'query_mask_loss',
     'query_point_loss',
     'relation_loss',
+    'review_loss',
     'rkd_loss',
     'roi_box_loss',
     'rotated_ld_loss',
+    'sad_loss',
     'unbiased_cross_entropy',
     'unbiased_kd_loss',
     'wsld_loss',

@@ -13,6 +13,9 @@ from kd_dense import losses
 from kd_dense.losses import (
     ADLLoss,
     AfDCDLoss,
+    APDLoss,
+    ATLoss,
+    AttentionChangeLoss,
     AttentionMapLoss,
     BCKDLoss,
     CCKDLoss,
@@ -20,17 +23,21 @@ from kd_dense.losses import (
     CrossImageLoss,
     CrossKDLoss,
     CWDLoss,
+    DeFeatLoss,
     DistillLoss,
     DISTLoss,
     DKDLoss,
     ERDLoss,
     FBKDLoss,
     FGDLoss,
+    FGFILoss,
     FitNetsLoss,
+    FRSLoss,
     FTLoss,
     GDKDLoss,
     HolisticLoss,
     ICKDLoss,
+    IFVDLoss,
     IntRALoss,
     KDLoss,
     LDImitationLoss,
@@ -52,14 +59,17 @@ from kd_dense.losses import (
     QueryMaskLoss,
     QueryPointLoss,
     RelationLoss,
+    ReviewKDLoss,
     RKDLoss,
     RoIBoxLoss,
     RotatedLDLoss,
+    SADLoss,
     SPLoss,
     UnbiasedKDLoss,
     VkDLoss,
     WSLDLoss,
 )
+from kd_dense.losses.features.masked import Anchors
 from kd_dense.losses.queries import matching
 from kd_dense.losses.queries.features import rate_queries
 from tests.losses.ld_head import SHAPES, make_maps, make_targets
@@ -230,6 +240,12 @@ def cases():
                                       normaliser=normaliser, third_denominator=third)  # fmt: skip
     for norm in ('l2', 'softmax'):
         yield AttentionMapLoss, dict(norm=norm)
+    for kind in (ATLoss, AttentionChangeLoss):
+        yield kind, {}
+    for detach in (True, False):
+        yield SADLoss, dict(detach=detach)
+    yield IFVDLoss, dict(num_classes=3)
+    yield APDLoss, dict(num_classes=3, channels=4)
     for box_scale in ('batch', 'image'):
         yield FGDLoss, dict(channels=4, box_scale=box_scale)
     for kind in (PKDLoss, VkDLoss, NFDLoss, FTLoss, CosineLoss):
@@ -238,6 +254,7 @@ def cases():
     for distance, reduction in (('smooth_l1', 'image'), ('squared', 'root')):
         yield MimicLoss, dict(norm='batch', distance=distance, reduction=reduction)
     yield FBKDLoss, dict(teacher_channels=[4])
+    yield ReviewKDLoss, dict(student_channels=[4], teacher_channels=[4], width=4)
     for over, values in (('positions', 'unit'), ('channels', 'places'), ('images', 'classes')):
         for rows in ('none', 'l1', 'l2'):
             yield RelationLoss, dict(over=over, values=values, rows=rows, pool=2)
@@ -253,6 +270,8 @@ def cases():
         # Pooled, all tokens of the teacher are larger here, and gradients cancel: not by 1 / 0.07.
         cut = dict(groups=groups, pool=pool, window=(2, 2), temperature=1.0)
         yield AfDCDLoss, dict(channels=4, mask_ratio=0.0, **cut)
+    for kind in (DeFeatLoss, FGFILoss, FRSLoss):
+        yield kind, {}
     for kind in (DKDLoss, NKDLoss, WSLDLoss, LwFLoss, UnbiasedKDLoss):
         yield kind, dict(standardise=False)
     for standardise in (True, False):
@@ -360,6 +379,17 @@ def prepare(kind, options, device, dtype=torch.float32):
     if kind is FGDLoss:
         boxes = [x.to(device, dtype) for x in (BOXES, NO_BOXES, BOXES[:1])]
         needs.update(boxes=boxes, batch_shape=BATCH, image_shapes=[BATCH, (40, 30), (20, 48)])
+    if kind in (DeFeatLoss, FGFILoss, FRSLoss):
+        boxes = [x.to(device, dtype) for x in (BOXES, NO_BOXES, BOXES[:1])]
+        base = torch.tensor([[-8.0, -8.0, 8.0, 8.0]]).to(device, dtype)
+        beside = dict(
+            boxes=boxes,
+            batch_shape=BATCH,
+            anchors=Anchors([base], [(8, 8)]),
+            head_outputs=[[x] for x in maps(2, 5, 6)],
+        )
+        needs.update({name: beside[name] for name in loss.needs})
+        outputs = [[x] for x in outputs]
     if kind is RoIBoxLoss or options == dict(temperature=2.0):
         rows = torch.randn(2, 8, 12, generator=generator).to(device, dtype)
         outputs = rows[0].clone().requires_grad_(), rows[1]
@@ -372,8 +402,9 @@ def prepare(kind, options, device, dtype=torch.float32):
     if 'segmentation' in loss.needs and 'segmentation' not in needs:
         needs['segmentation'] = torch.randint(4, (3, 20, 24), generator=generator).to(device)
     student, teacher = outputs
-    if kind is FBKDLoss:
-        student, teacher = [student], [teacher]
+    if kind in (FBKDLoss, ReviewKDLoss, AttentionChangeLoss):
+        count = 2 if kind is AttentionChangeLoss else 1
+        student, teacher = [student] * count, [teacher] * count
 
     @mock.patch.object(matching, 'solve', in_order)
     def call():

@@ -43,6 +43,17 @@ SEGMENTERS: dict[str, dict[str, Any]] = {
         angles=dict(tap=FEATURES, loss=dict(type='RKDLoss')),
         set=dict(tap=FEATURES, loss=dict(type='NSTLoss')),
     ),
+    'attention': dict(
+        transfer=dict(tap=FEATURES, loss=dict(type='ATLoss', weight=1000.0)),
+        later=dict(
+            tap=dict(student='backbone.layer3', teacher=FEATURES), loss=dict(type='SADLoss')
+        ),
+        moves=dict(tap='backbone[2:]', loss=dict(type='AttentionChangeLoss')),
+    ),
+    'prototypes': dict(
+        variation=dict(tap=FEATURES, loss=dict(type='IFVDLoss')),
+        perspectives=dict(tap=FEATURES, loss=dict(type='APDLoss')),
+    ),
     # Without a mask, which is another one in each process.
     'generation': dict(
         generated=dict(tap=FEATURES, loss=dict(type='MGDLoss', weight=1e-3, mask_ratio=0.0)),
@@ -61,6 +72,12 @@ DETECTORS: dict[str, dict[str, Any]] = {
         classes=dict(tap='bbox_head.retina_cls', loss=toy.CWD),
     ),
     'fgd': dict(fgd=dict(tap='neck', loss=dict(type='FGDLoss'))),
+    'review': dict(review=dict(tap='neck', loss=dict(type='ReviewKDLoss', width=8))),
+    'masked': dict(
+        frs=dict(tap='neck', loss=dict(type='FRSLoss')),
+        defeat=dict(tap='neck', loss=dict(type='DeFeatLoss')),
+        fgfi=dict(tap='neck', loss=dict(type='FGFILoss')),
+    ),
     'ld': dict(
         ld=dict(tap='bbox_head', loss=dict(type='LDLoss', kd_vlr_weight=1.0)),
         imitation=dict(tap='neck', loss=dict(type='LDImitationLoss', region='finegrained')),

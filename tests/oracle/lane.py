@@ -75,9 +75,6 @@ LEFT_OUT: dict[tuple[str, str], str] = {
 NOT_YET: dict[tuple[str, str], str] = {
     ('cirkd.npz', 'StudentSegContrast'): 'queues of pixels and of regions',
     ('cirkd.npz', 'StudentSegChannelContrast'): 'a queue of channels',
-    ('cirkd_baselines.npz', 'CriterionDoubleSimKD'): 'relations of layers and of channels',
-    ('reviewkd.npz', 'ReviewKD + hcl'): 'fusion of the levels of a pyramid',
-    ('torchdistiller_kd_ifv.npz', 'CriterionIFV'): 'variation within a class',
 }
 
 
