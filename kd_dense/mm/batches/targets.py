@@ -28,7 +28,7 @@ class Step(NamedTuple):
     student: Any
     inputs: Any
     data_samples: Any
-    student_taps: Taps
+    student_taps: Any
     teacher_taps: Taps | Mapping[str, Sequence[Tensor]]
     teacher: Any
     on_rois: Mapping[str, Tensor] = MappingProxyType({})
@@ -37,6 +37,20 @@ class Step(NamedTuple):
     def labelled(self) -> Sequence[Any]:
         """A sample for each image whose maps are compared with its labels."""
         return labelled_samples(self.data_samples)
+
+    def student_maps(
+        self, tap: str, alias: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
+    ) -> list[Tensor]:
+        """The maps of a tap of the student.
+
+        Args:
+            tap: The tap.
+            alias: Gives what stands for maps as they were recorded, whose gradients are measured.
+        """
+        if not isinstance(self.student_taps, Taps):  # of pictures with and without labels
+            return [*self.student_taps.maps(tap, alias)]
+        maps = self.student_taps[tap]
+        return maps if alias is None else [*alias(maps)]
 
 
 class Need(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from kd_dense.mm.distil.first_steps import FirstSteps
 from kd_dense.mm.distil.fitting import build_terms
 from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
 from kd_dense.mm.distil.term import Term
+from kd_dense.mm.distil.unlabelled import Pictures, Unlabelled, sort_pictures, views
 from kd_dense.mm.finite import FiniteCheck
 from kd_dense.mm.models.inherit import check_inherit, inherit_parts
 from kd_dense.mm.models.probe import Probe
@@ -44,6 +45,7 @@ FIELDS = (
     'weights',
     'data_preprocessor',
     'checks',
+    'unlabelled',
 )
 
 
@@ -57,6 +59,7 @@ def Distilled(  # noqa: N802  (a type in configs)
     weights: Weights = 'auto',
     data_preprocessor: Mapping[str, Any] | None = None,
     checks: bool = True,
+    unlabelled: bool = False,
     **unknown: Any,
 ) -> nn.Module:
     """Build a student that learns from a teacher.
@@ -79,6 +82,9 @@ def Distilled(  # noqa: N802  (a type in configs)
         checks: Whether the first iterations are watched, and warnings given where the teacher
             has little to teach or a term is off scale. See
             [`kd_dense.mm.distil.first_steps.FirstSteps`][].
+        unlabelled: Whether pictures may come that have no labels, of a
+            [`kd_dense.mm.data.unlabelled.Unlabelled`][] data set: the terms that need none learn
+            from them. See ``docs/unlabelled.md``.
 
     Returns:
         The student.
@@ -147,6 +153,7 @@ def Distilled(  # noqa: N802  (a type in configs)
         guest.by_loss = found.by_loss
         check_inherit(model, guest.model, inherit)
         guest.check_taps(found.teacher)
+        rest = Unlabelled(model, [*distillation.values()], found) if unlabelled else None
     student_taps = Taps(
         chain(*(term.student_taps for term in distillation.values())),
         seams=[term.student_tap for term in distillation.values() if term.shares],
@@ -162,7 +169,9 @@ def Distilled(  # noqa: N802  (a type in configs)
 
     model.__class__ = distilled(type(model))  # type: ignore[arg-type]
     model.kd = nn.ModuleDict(distillation)
-    model.kd_plan = _Plan(guest, student_taps, found, preprocess, tuple(inherit), checks)
+    model.kd_plan = _Plan(
+        guest, student_taps, found, preprocess, tuple(inherit), checks, rest
+    )
     return cast(nn.Module, model)
 
 
@@ -177,6 +186,7 @@ class _Plan:
         preprocess: Repreprocess,
         inherit: tuple[str, ...],
         checks: bool,
+        unlabelled: Unlabelled | None,
     ) -> None:
         self.teacher = teacher
         self.student_taps = student_taps
@@ -188,6 +198,7 @@ class _Plan:
         self.finite = FiniteCheck()
         self.meter = ShareMeter()
         self.first_steps = FirstSteps() if checks else None
+        self.unlabelled = unlabelled
 
 
 class _Distilling:
@@ -210,21 +221,28 @@ class _Distilling:
     def loss(self, inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Any:
         """The student's own losses, and one more for each term."""
         plan = self.kd_plan
+        own_loss = partial(super().loss, *args, **kwargs) if args or kwargs else super().loss  # type: ignore[misc]
+        pictures = sort_pictures(plan.unlabelled, inputs, data_samples)
         factors = _factors(self.kd)
         active = [term for name, term in self.kd.items() if factors[name]]
         if active:
             # The teacher goes first: what it needs is free again before the student's graph
             # grows.
-            _run_teacher(self, active, inputs, data_samples)
+            _run_teacher(self, active, pictures)
             plan.student_taps.start(self, [*chain(*(term.student_taps for term in active))])
         try:
-            losses = super().loss(inputs, data_samples, *args, **kwargs)  # type: ignore[misc]
+            if pictures.mixed:
+                losses = plan.unlabelled.loss(self, own_loss, pictures, plan.student_taps, active)
+            else:
+                losses = own_loss(inputs, data_samples)
             plan.student_taps.stop()
-            losses.update(_distil(self, losses, factors, inputs, data_samples))
+            losses.update(_distil(self, losses, factors, pictures))
         finally:
             plan.student_taps.stop()
             plan.student_taps.clear()
             plan.teacher_taps.clear()
+            if plan.unlabelled is not None:
+                plan.unlabelled.clear()
         return losses
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -270,12 +288,14 @@ def _factors(kd: Any) -> dict[str, float]:
 
 
 @torch.compiler.disable
-def _run_teacher(model: Any, active: Sequence[Term], inputs: Tensor, samples: Any) -> None:
+def _run_teacher(model: Any, active: Sequence[Term], pictures: Pictures) -> None:
     plan = model.kd_plan
     calls = {tap: plan.teacher_calls[tap] for term in active for tap in term.teacher_taps}
-    plan.teacher.run(plan.teacher_taps, calls, plan.preprocess, inputs, samples)
-    if plan.first_steps is not None:
-        plan.first_steps.before(model, plan.teacher, plan.preprocess, inputs, samples)
+    batch = pictures.inputs, pictures.samples
+    plan.teacher.run(plan.teacher_taps, calls, plan.preprocess, *batch)
+    if plan.first_steps is not None and pictures.real:
+        batch = pictures.with_labels
+        plan.first_steps.before(model, plan.teacher, plan.preprocess, *batch)
 
 
 def _ran(term: Term, plan: _Plan) -> bool:
@@ -285,11 +305,7 @@ def _ran(term: Term, plan: _Plan) -> bool:
 
 @torch.compiler.disable
 def _distil(
-    model: Any,
-    task: Mapping[str, Any],
-    factors: Mapping[str, float],
-    inputs: Tensor,
-    samples: Any,
+    model: Any, task: Mapping[str, Any], factors: Mapping[str, float], pictures: Pictures
 ) -> dict[str, Tensor]:
     plan = model.kd_plan
     plan.teacher.wait(plan.teacher_taps)
@@ -297,22 +313,33 @@ def _distil(
     ours: dict[str, Sequence[Tensor]] = {}
     theirs: dict[str, Sequence[Tensor]] = {}
     active = {name: term for name, term in model.kd.items() if factors[name] and _ran(term, plan)}
-    wanted = chain(*(term.needs for term in active.values()))
-    step = Step(model, inputs, samples, plan.student_taps, plan.teacher_taps, plan.teacher.model)
-    shared = [term.rois for term in active.values() if term.rois is not None]
-    step = with_teacher_on_rois(plan.teacher, shared, step)
+    step = Step(
+        model,
+        pictures.inputs,
+        pictures.samples,
+        plan.student_taps,
+        plan.teacher_taps,
+        plan.teacher.model,
+    )
     plan.meter.start()
-    found = gather(wanted, step)
+    steps: dict[str, tuple[Step, Any]] = {}
+    for view, terms in views(plan.unlabelled, step, pictures, active):
+        shared = [term.rois for term in terms.values() if term.rois is not None]
+        one = with_teacher_on_rois(plan.teacher, shared, view)
+        found = gather(chain(*(term.needs for term in terms.values())), one)
+        steps |= dict.fromkeys(terms, (one, found))
     for name, term in model.kd.items():
-        if name not in active:
-            losses.update(term.idle(any_tensor(inputs)))
+        if name not in steps:
+            losses.update(term.idle(any_tensor(pictures.inputs)))
             continue
-        student, teacher = term.maps(step)
-        needs = term.needed(step, found)
+        one, found = steps[name]
+        student, teacher = term.maps(one)
+        needs = term.needed(one, found)
         if term.shares:
-            losses.update(term.shared(step, factors[name], needs, plan.meter))
+            added = term.shared(one, factors[name], needs, plan.meter)
         else:
-            losses.update(term(student, teacher, factors[name], needs))
+            added = term(student, teacher, factors[name], needs)
+        losses.update(pictures.weighed(term, added))
         ours[term.student_tap], theirs[term.teacher_tap] = student, teacher
     plan.finite.check(losses, theirs, ours)
     if plan.first_steps is not None:

@@ -1,0 +1,500 @@
+"""A step on pictures of which some have no labels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, distributed, nn
+
+from kd_dense.mm.batches.made_up import IMAGES, add_labels, blank_batch, layout
+from kd_dense.mm.batches.targets import Step
+from kd_dense.mm.data.unlabelled import hide_labels, is_unlabelled
+from kd_dense.mm.distil.rehearsal import alone
+from kd_dense.mm.distil.term import Term
+from kd_dense.mm.models.probe import Probe, forward, needs_features_only, replicate
+from kd_dense.taps import TapError, Taps, tensors_in
+
+__all__ = ['Pictures', 'Unlabelled', 'skips', 'sort_pictures', 'views']
+
+Alias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+# What a loss may need of a batch that has no labels.
+FREE = frozenset({'batch_shape', 'image_shapes', 'head_outputs', 'head_boxes', 'decoders'})
+
+
+class Pictures(NamedTuple):
+    """A batch, those with labels first.
+
+    Attributes:
+        inputs: Images ``(N, C, H, W)``.
+        samples: A sample for each.
+        first: On how many of them, from the first on, the student computes its own loss.
+        counts: How many have labels: 1 for what they are worth on average over the processes.
+        real: Whether these have labels; one that has none stands in where other processes
+            have some, and would wait for this one.
+        mixed: Whether there are pictures without labels, in any process.
+    """
+
+    inputs: Any
+    samples: Any
+    first: int
+    counts: float = 1.0
+    real: bool = True
+    mixed: bool = False
+
+    @property
+    def with_labels(self) -> tuple[Any, Any]:
+        """Inputs and samples of those with labels."""
+        if not self.mixed:
+            return self.inputs, self.samples
+        return self.inputs[: self.first], self.samples[: self.first]
+
+    def weighed(self, term: Term, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of a term, worth what this process adds to those of the whole batch.
+
+        A loss that is a mean over the pictures with labels of this process counts by how many
+        these are.
+        """
+        if not self.mixed or not skips(term):
+            return losses
+        factor = 0.0 if not self.real else self.counts if term.loss.divides_by_images else 1.0
+        if factor == 1.0:
+            return losses
+        return {k: factor * v if k.startswith('loss') else v for k, v in losses.items()}
+
+
+def skips(term: Term) -> bool:
+    """Whether a term has nothing to do on a picture without labels."""
+    return term.rois is not None or term.loss.of_queries or not FREE.issuperset(term.needs)
+
+
+@torch.compiler.disable
+def sort_pictures(unlabelled: Unlabelled | None, inputs: Any, samples: Any) -> Pictures:
+    """The pictures of a batch, those with labels first.
+
+    Args:
+        unlabelled: How those without are taught, if they may come.
+        inputs: The images.
+        samples: Their samples.
+
+    Raises:
+        ValueError: If they come and may not.
+    """
+    plain = not isinstance(samples, (list, tuple))
+    if unlabelled is not None and not plain:
+        return unlabelled.sorted(inputs, samples)
+    if not plain and any(map(is_unlabelled, samples)):
+        raise ValueError(
+            'a picture without labels has come, of a kd_dense.Unlabelled data set: say '
+            "unlabelled=True in the model, dict(type='kd_dense.Distilled', ...)"
+        )
+    return Pictures(inputs, samples, 0 if plain else len(samples))
+
+
+def views(
+    unlabelled: Unlabelled | None, step: Step, pictures: Pictures, terms: Mapping[str, Term]
+) -> list[tuple[Step, dict[str, Term]]]:
+    """What is known of the pictures that terms look at, and these terms.
+
+    Args:
+        unlabelled: How pictures without labels are taught, if they may come.
+        step: What both models have recorded.
+        pictures: The batch.
+        terms: Those that are on. One that needs labels is left out where there are none.
+    """
+    if unlabelled is None or not pictures.mixed:
+        return [(step, {**terms})]
+    free = {name: term for name, term in terms.items() if not skips(term)}
+    others = {name: term for name, term in terms.items() if name not in free}
+    whole, labelled = unlabelled.steps(step, pictures)
+    return [(whole, free), *([(labelled, others)] if pictures.first else [])]
+
+
+class Unlabelled:
+    """How a student is taught on a batch of which some pictures have no labels.
+
+    Its own loss is computed on those that have labels, and on no others. Backbone and neck run
+    once, on all pictures together, and so do batch norms in them. The head runs on those
+    with labels, in the student's loss, and, where a term looks at what it yields, once more on the
+    others. What taps record of both is put together.
+
+    Args:
+        student: The student, before it is distilled.
+        terms: Its terms.
+        found: What their taps yield.
+
+    Raises:
+        ValueError: If the student, or a term, cannot be taught so.
+    """
+
+    def __init__(self, student: Any, terms: Sequence[Term], found: Probe) -> None:
+        if layout(student) != 'images':
+            raise ValueError(
+                f'unlabelled=True is for students that are trained on images; '
+                f'{type(student).__name__} is trained on {layout(student)}'
+            )
+        _say_who_skips(terms)
+        self._calls = {tap: one.calls for tap, one in found.student.items()}
+        self._by_loss = found.student_by_loss
+        self._rest = Taps(chain(*(t.student_taps for t in terms if not skips(t))))
+        self._group: Any = None
+        _rehearse(student, terms, found, self._rest)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Unlabelled:
+        other = object.__new__(type(self))
+        other.__dict__ = {**vars(self), '_rest': copy.deepcopy(self._rest), '_group': None}
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), '_group': None}
+
+    def sorted(self, inputs: Any, samples: Sequence[Any]) -> Pictures:
+        """The pictures of a batch, those with labels first."""
+        labelled = [not is_unlabelled(sample) for sample in samples]
+        counts = self._everywhere(sum(labelled), len(labelled))
+        if all(with_labels == every for with_labels, every in counts):
+            return Pictures(inputs, samples, len(labelled))
+        own, first = counts[self._rank()], sum(labelled)
+        if not all(labelled[:first]):  # the loaders that keep a ratio have them in order
+            order = sorted(range(len(labelled)), key=lambda i: not labelled[i])
+            inputs = inputs[torch.tensor(order, device=inputs.device)]
+            samples = [samples[i] for i in order]
+        mean = sum(one for one, _ in counts) / len(counts)
+        stands_in = mean > 0 and first == 0
+        return Pictures(
+            inputs,
+            samples,
+            first or int(stands_in),
+            own[0] / mean if mean else 0.0,
+            real=not stands_in,
+            mixed=True,
+        )
+
+    def _rank(self) -> int:
+        return distributed.get_rank() if self._several() else 0
+
+    def _several(self) -> bool:
+        return distributed.is_available() and distributed.is_initialized()
+
+    def _everywhere(self, labelled: int, every: int) -> list[tuple[int, int]]:
+        """How many pictures have labels, and how many there are, in each process.
+
+        Host to host, so that no device is waited for.
+        """
+        if not self._several() or distributed.get_world_size() == 1:
+            return [(labelled, every)] * (self._rank() + 1)
+        if self._group is None:
+            self._group = distributed.new_group(backend='gloo')
+        found = [torch.zeros(2, dtype=torch.long) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(found, torch.tensor([labelled, every]), group=self._group)
+        return [(int(a), int(b)) for a, b in found]
+
+    @torch.compiler.disable(recursive=False)
+    def loss(
+        self,
+        student: Any,
+        own_loss: Callable[..., dict[str, Any]],
+        pictures: Pictures,
+        taps: Taps,
+        active: Sequence[Term],
+    ) -> dict[str, Any]:
+        """The student's own losses, and what taps record on all pictures.
+
+        Args:
+            student: The student.
+            own_loss: Computes its own loss.
+            pictures: The batch.
+            taps: They record already.
+            active: The terms that are on.
+        """
+        inputs, samples, first = pictures.inputs, pictures.samples, pictures.first
+        losses: dict[str, Any] = {}
+        wanted = [tap for term in active if not skips(term) for tap in term.student_taps]
+        with _features(student, inputs) as features:
+            if not active:  # nothing looks at the others
+                features.whole = inputs[:first]
+            if first:
+                losses = own_loss(features.part(0, first), samples[:first])
+            taps.stop()
+            if not pictures.real:
+                losses = _in_touch(losses)
+            names = [tap for tap in dict.fromkeys(wanted) if not _is_whole(taps, tap, inputs)]
+            self._rest.clear()
+            # Norms over all processes wait for those that have nothing more to do.
+            alone = first == len(samples)
+            if names and not (alone and not _synchronised(student)):
+                at = 0 if alone else first
+                batch, rest = features.part(at, len(samples)), samples[at:]
+                if alone:
+                    batch, rest = features.part(0, 1), samples[:1]
+                self._run(student, own_loss, batch, rest, names)
+                if alone:
+                    maps = [x for name in names for x in self._rest[name]]
+                    losses['loss_kd_rest'] = 0 * torch.stack([x.float().sum() for x in maps]).sum()
+                    self._rest.clear()
+        if not pictures.real or not first:
+            several = self._several() and distributed.get_world_size() > 1
+            if several or not active:
+                losses['loss_kd_rest'] = _touch(student)
+        return losses
+
+    def _run(
+        self,
+        student: Any,
+        own_loss: Callable[..., Any],
+        inputs: Tensor,
+        samples: Sequence[Any],
+        names: Sequence[str],
+    ) -> None:
+        """Run the student as far as to the last of some taps."""
+        if self._by_loss:
+            with self._rest.on(student, names):
+                own_loss(inputs, copy.deepcopy(samples))
+            return
+        calls = {name: self._calls.get(name, 1) for name in names}
+        with self._rest.on(student, names, stop_after=calls):
+            forward(student, inputs, samples, names)
+
+    def steps(self, step: Step, pictures: Pictures) -> tuple[Step, Step]:
+        """What is known of all pictures, and of those with labels.
+
+        Args:
+            step: What both models have recorded.
+            pictures: The batch.
+        """
+        total, first = len(pictures.samples), pictures.first
+        joined = Joined([step.student_taps, self._rest], total)
+        labelled = step._replace(
+            inputs=step.inputs[:first],
+            data_samples=pictures.samples[:first],
+            student_taps=Rows(step.student_taps, total, first),
+            teacher_taps=Rows(step.teacher_taps, total, first),
+        )
+        return step._replace(student_taps=joined), labelled
+
+    def clear(self) -> None:
+        """Drop what was recorded."""
+        self._rest.clear()
+
+
+class Joined:
+    """What taps have recorded of a batch that the student saw in one part or in two."""
+
+    def __init__(self, taps: Sequence[Any], total: int) -> None:
+        self._taps, self._total = taps, total
+
+    def maps(self, name: str, alias: Alias | None = None) -> list[Tensor]:
+        """The maps of all pictures.
+
+        Args:
+            name: The tap.
+            alias: Gives what stands for maps as they were recorded.
+        """
+        parts = [[*taps[name]] for taps in self._taps if taps.calls(name)]
+        if not parts:
+            raise TapError(f'tap {name!r} did not run')
+        if alias is not None:
+            parts = [[*alias(part)] for part in parts]
+        if len(parts[0][0]) == self._total:
+            return parts[0]
+        if len({len(part) for part in parts}) > 1 or any(
+            sum(len(x) for x in maps) != self._total for maps in zip(*parts, strict=True)
+        ):
+            shapes = ' and '.join(str([tuple(x.shape) for x in part]) for part in parts)
+            raise TapError(
+                f'tap {name!r}: the maps of {self._total} pictures cannot be put together of '
+                f'{shapes}: tap backbone or neck for pictures without labels'
+            )
+        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+
+    def __getitem__(self, name: str) -> list[Tensor]:
+        return self.maps(name)
+
+    def calls(self, name: str) -> int:
+        """How often the place of a tap ran."""
+        return max(taps.calls(name) for taps in self._taps)
+
+
+class Rows:
+    """What taps have recorded of the first pictures of a batch."""
+
+    def __init__(self, taps: Any, total: int, first: int) -> None:
+        self._taps, self._total, self._first = taps, total, first
+
+    def maps(self, name: str, alias: Alias | None = None) -> list[Tensor]:
+        """The maps of these pictures; see [`Joined.maps`][]."""
+        maps: Sequence[Tensor] = self._taps[name]
+        if alias is not None:
+            maps = alias(maps)
+        return [x[: self._first] if len(x) == self._total else x for x in maps]
+
+    def __getitem__(self, name: str) -> list[Tensor]:
+        return self.maps(name)
+
+    def __getattr__(self, name: str) -> Any:  # calls, given and returned: of the loss
+        return getattr(self._taps, name)
+
+
+class _Features:
+    """Stands for ``extract_feat()``: that runs once, on all pictures, for those asked for."""
+
+    def __init__(self, extract: Callable[[Any], Any], inputs: Any) -> None:
+        self._extract, self.whole = extract, inputs
+        self._found: Any = None
+        self._part: tuple[Any, slice] = (None, slice(0))
+
+    def part(self, first: int, last: int) -> Any:
+        """Some of the pictures, whose features are asked for next."""
+        whole = (first, last) == (0, len(self.whole))
+        part = self.whole if whole else self.whole[first:last]
+        self._part = part, slice(first, last)
+        return part
+
+    def __call__(self, inputs: Any) -> Any:
+        part, rows = self._part
+        if inputs is not part:
+            return self._extract(inputs)
+        if self._found is None:
+            self._found = self._extract(self.whole)
+            for x in tensors_in(self._found):
+                if len(x) != len(self.whole):
+                    raise ValueError(
+                        f'the features of {len(self.whole)} pictures have shape '
+                        f'{tuple(x.shape)}: those without labels cannot be told from the '
+                        'others; train this student without unlabelled=True'
+                    )
+        return _rows(self._found, rows)
+
+
+@contextmanager
+def _features(student: Any, inputs: Any) -> Iterator[_Features]:
+    """Let ``extract_feat()`` run on all pictures where it is called for some."""
+    has = hasattr(student, 'extract_feat')
+    features = _Features(student.extract_feat if has else _none, inputs)
+    before = vars(student).get('extract_feat')
+    if has:
+        student.__dict__['extract_feat'] = features
+    try:
+        yield features
+    finally:
+        if before is not None:
+            student.__dict__['extract_feat'] = before
+        elif has:
+            del student.__dict__['extract_feat']
+
+
+def _none(inputs: Any) -> Any:
+    raise AssertionError('a student without extract_feat')
+
+
+def _rows(found: Any, rows: slice) -> Any:
+    """The same of some pictures alone."""
+    if isinstance(found, Tensor):
+        return found[rows]
+    if isinstance(found, Mapping):
+        return type(found)({key: _rows(value, rows) for key, value in found.items()})  # type: ignore[call-arg]
+    if isinstance(found, tuple) and hasattr(found, '_fields'):
+        return type(found)(*(_rows(one, rows) for one in found))
+    if isinstance(found, (list, tuple)):
+        return type(found)(_rows(one, rows) for one in found)
+    return found
+
+
+def _is_whole(taps: Taps, name: str, inputs: Tensor) -> bool:
+    """Whether a tap has recorded all pictures."""
+    return bool(taps.calls(name)) and len(taps[name][0]) == len(inputs)
+
+
+def _in_touch(losses: Mapping[str, Any]) -> dict[str, Any]:
+    """The same losses, worth nothing."""
+    return {
+        name: [0 * x for x in value] if isinstance(value, (list, tuple)) else 0 * value
+        for name, value in losses.items()
+    }
+
+
+def _touch(student: nn.Module) -> Tensor:
+    """Zero, in touch with all that is trained: DDP waits for the gradient of each parameter."""
+    return torch.stack(
+        [0 * p.sum().float() for p in student.parameters() if p.requires_grad]
+    ).sum()
+
+
+def _synchronised(student: nn.Module) -> bool:
+    return any(isinstance(module, nn.SyncBatchNorm) for module in student.modules())
+
+
+def _say_who_skips(terms: Sequence[Term]) -> None:
+    """Log which terms learn nothing on pictures without labels.
+
+    Raises:
+        ValueError: If all do.
+    """
+    off = [term for term in terms if skips(term)]
+    for term in off:
+        needs = [need for need in term.needs if need not in FREE]
+        why = f'its loss needs {", ".join(needs)}'
+        if term.rois is not None:
+            why = 'it compares regions that are sampled by labels'
+        elif not needs:
+            why = 'it compares queries'
+        print_log(f'term {term.name!r} skips pictures without labels: {why}', logger='current')
+    if len(off) == len(terms):
+        raise ValueError(
+            f'unlabelled=True, and each term needs labels ({", ".join(t.name for t in off)}): '
+            'nothing is learnt from pictures without them; add a term that needs none, as '
+            "CWDLoss on the neck or the logits (in short --distill auto, or preset=['...', 'cwd'])"
+        )
+
+
+def _rehearse(student: Any, terms: Sequence[Term], found: Probe, taps: Taps) -> None:
+    """Run a copy of the student on blank pictures without labels, in training mode.
+
+    Raises:
+        ValueError: If it cannot run so, or its maps cannot be told apart by pictures.
+    """
+    names = [*taps.names]
+    if any(parameter.is_meta for parameter in student.parameters()):
+        return
+    replica: Any = replicate(student, 'cpu')
+    replica.train()
+    for module in replica.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.eval()
+    inputs, samples = blank_batch(student, found.size, 'cpu')
+    add_labels(student, samples, found.size)
+    for sample in samples:
+        hide_labels(sample)
+    who = next(t.name for t in terms if not skips(t))
+    try:
+        with torch.device('cpu'), alone(), taps.on(replica):
+            forward(replica, inputs, samples, names, found.student_by_loss)
+        maps = {name: taps[name] for name in names}
+    except Exception as error:  # whatever a head raises
+        raise ValueError(
+            f'unlabelled=True: the student {type(student).__name__} does not run on pictures '
+            f'without labels as far as term {who!r} needs ({type(error).__name__}: {error}): tap '
+            'backbone or neck instead'
+        ) from error
+    finally:
+        taps.clear()
+    for name, found_maps in maps.items():
+        for x in found_maps:
+            if len(x) != IMAGES:
+                raise ValueError(
+                    f'unlabelled=True: tap {name!r} yields a map of shape {tuple(x.shape)} for '
+                    f'{IMAGES} pictures, whose rows cannot be told apart by pictures: tap '
+                    'another module'
+                )
+    if not needs_features_only(names) and not hasattr(student, 'extract_feat'):
+        print_log(
+            f'{type(student).__name__} has no extract_feat(): it runs twice in a step, on '
+            'pictures with labels and on those without',
+            logger='current',
+        )
