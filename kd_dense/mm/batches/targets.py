@@ -22,14 +22,16 @@ __all__ = ['NEEDS', 'Need', 'Step', 'gather']
 class Step(NamedTuple):
     """All that is known once the student's own loss has been computed.
 
-    ``on_rois`` are the teacher's maps on the student's RoIs, by the name of their term.
+    What taps have recorded are [`Taps`][kd_dense.taps.Taps], or something like them that puts
+    together what was recorded of several parts of the batch, or stands for it. ``on_rois`` are
+    the teacher's maps on the student's RoIs, by the name of their term.
     """
 
     student: Any
     inputs: Any
     data_samples: Any
     student_taps: Any
-    teacher_taps: Taps | Mapping[str, Sequence[Tensor]]
+    teacher_taps: Any
     teacher: Any
     on_rois: Mapping[str, Tensor] = MappingProxyType({})
 

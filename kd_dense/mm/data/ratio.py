@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -72,7 +73,8 @@ class RatioSampler(Sampler[int]):
     def batches(self) -> int:
         """How many batches of this process an epoch has."""
         kind = 0 if self.in_a_batch[0] else 1
-        return -(-len(self.indices[kind]) // (self.in_a_batch[kind] * self.world_size))
+        at_once: int = self.in_a_batch[kind] * self.world_size
+        return math.ceil(len(self.indices[kind]) / at_once)
 
     def __len__(self) -> int:
         return self.batches * sum(self.in_a_batch)

@@ -32,9 +32,9 @@ class Unlabelled(Dataset[dict[str, Any]]):
     """Pictures whose labels, if they have any, are not used; alone, or beside a labelled set.
 
     They go through the pipeline of the labelled set, as it is, or one of their own. Their samples
-    are whole, with no box and with label maps of ignored pixels alone, so that all that follows can
-    take them; and they are marked: a ``kd_dense.Distilled`` with ``unlabelled=True`` computes
-    no loss of the student's own on them.
+    are whole, with no box and with label maps of ignored pixels alone, so that all that follows
+    can take them; and they are marked: a ``kd_dense.Distilled`` with ``unlabelled=True``
+    computes no loss of the student's own on them.
 
     Args:
         pictures: A folder, whose subfolders are looked through as well; a text file with a path on
@@ -124,10 +124,8 @@ class Unlabelled(Dataset[dict[str, Any]]):
         first = self.counts[0]
         if index < first:
             return dict(self.labelled[index])
-        if self.pictures is not None:
-            found = self.pictures[index - first]
-        else:
-            found = self._read(index)
+        whole = self.pictures is None
+        found = self._read(index) if whole else self.pictures[index - first]
         samples = found.get('data_samples') if isinstance(found, Mapping) else None
         for sample in _every(samples):
             hide_labels(sample, self.ignored)
@@ -171,8 +169,8 @@ def list_pictures(source: str | os.PathLike[str] | Iterable[str]) -> list[str]:
             found = [str(path.parent / line) for line in lines if line]
         elif path.is_file():
             raise ValueError(
-                f'unlabelled: {shown} is one file: expected a folder, or a list of paths that ends '
-                f'in {" or ".join(LISTS)}'
+                f'unlabelled: {shown} is one file: expected a folder, or a list of paths that '
+                f'ends in {" or ".join(LISTS)}'
             )
         else:
             raise FileNotFoundError(

@@ -169,9 +169,7 @@ def Distilled(  # noqa: N802  (a type in configs)
 
     model.__class__ = distilled(type(model))  # type: ignore[arg-type]
     model.kd = nn.ModuleDict(distillation)
-    model.kd_plan = _Plan(
-        guest, student_taps, found, preprocess, tuple(inherit), checks, rest
-    )
+    model.kd_plan = _Plan(guest, student_taps, found, preprocess, tuple(inherit), checks, rest)
     return cast(nn.Module, model)
 
 
@@ -231,12 +229,15 @@ class _Distilling:
             _run_teacher(self, active, pictures)
             plan.student_taps.start(self, [*chain(*(term.student_taps for term in active))])
         try:
-            if pictures.mixed:
+            if plan.unlabelled is not None and pictures.mixed:
                 losses = plan.unlabelled.loss(self, own_loss, pictures, plan.student_taps, active)
             else:
                 losses = own_loss(inputs, data_samples)
             plan.student_taps.stop()
-            losses.update(_distil(self, losses, factors, pictures))
+            added = _distil(self, losses, factors, pictures)
+            if plan.unlabelled is not None:
+                added = plan.unlabelled.in_touch(added)
+            losses.update(added)
         finally:
             plan.student_taps.stop()
             plan.student_taps.clear()

@@ -144,15 +144,21 @@ class Unlabelled:
         self._by_loss = found.student_by_loss
         self._rest = Taps(chain(*(t.student_taps for t in terms if not skips(t))))
         self._group: Any = None
+        self._zero: Tensor | None = None
         _rehearse(student, terms, found, self._rest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unlabelled:
         other = object.__new__(type(self))
-        other.__dict__ = {**vars(self), '_rest': copy.deepcopy(self._rest), '_group': None}
+        other.__dict__ = {
+            **vars(self),
+            '_rest': copy.deepcopy(self._rest),
+            '_group': None,
+            '_zero': None,
+        }
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), '_group': None}
+        return {**vars(self), '_group': None, '_zero': None}
 
     def sorted(self, inputs: Any, samples: Sequence[Any]) -> Pictures:
         """The pictures of a batch, those with labels first."""
@@ -177,7 +183,7 @@ class Unlabelled:
         )
 
     def _rank(self) -> int:
-        return distributed.get_rank() if self._several() else 0
+        return int(distributed.get_rank()) if self._several() else 0
 
     def _several(self) -> bool:
         return distributed.is_available() and distributed.is_initialized()
@@ -236,13 +242,21 @@ class Unlabelled:
                 self._run(student, own_loss, batch, rest, names)
                 if alone:
                     maps = [x for name in names for x in self._rest[name]]
-                    losses['loss_kd_rest'] = 0 * torch.stack([x.float().sum() for x in maps]).sum()
+                    self._zero = _zero(maps)
                     self._rest.clear()
-        if not pictures.real or not first:
-            several = self._several() and distributed.get_world_size() > 1
-            if several or not active:
-                losses['loss_kd_rest'] = _touch(student)
+        several = self._several() and distributed.get_world_size() > 1
+        if not first and (several or not active):
+            # DDP waits for the gradient of each parameter, and a loss has to have one.
+            self._zero = _zero([p for p in student.parameters() if p.requires_grad])
         return losses
+
+    def in_touch(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of terms, in touch with what has to get a gradient, if one of zeros."""
+        zero, self._zero = self._zero, None
+        if zero is None:
+            return losses
+        name = next(name for name in losses if name.startswith('loss'))
+        return {**losses, name: losses[name] + zero}
 
     def _run(
         self,
@@ -318,7 +332,7 @@ class Joined:
 
     def calls(self, name: str) -> int:
         """How often the place of a tap ran."""
-        return max(taps.calls(name) for taps in self._taps)
+        return max(int(taps.calls(name)) for taps in self._taps)
 
 
 class Rows:
@@ -419,11 +433,9 @@ def _in_touch(losses: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _touch(student: nn.Module) -> Tensor:
-    """Zero, in touch with all that is trained: DDP waits for the gradient of each parameter."""
-    return torch.stack(
-        [0 * p.sum().float() for p in student.parameters() if p.requires_grad]
-    ).sum()
+def _zero(tensors: Sequence[Tensor]) -> Tensor:
+    """Zero, in touch with these."""
+    return 0 * torch.stack([x.float().sum() for x in tensors]).sum()
 
 
 def _synchronised(student: nn.Module) -> bool:
