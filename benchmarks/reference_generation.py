@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from benchmarks.case import Case, Pair, forward_backward, make_maps
 from kd_dense.losses import af_dcd_loss, mgd_loss
-from kd_dense.losses.generation.mgd import Generator, draw_mask
+from kd_dense.losses.features.generation.mgd import Generator, draw_mask
 
 __all__ = ['cases', 'plain_contrast', 'plain_mgd']
 
@@ -30,7 +30,7 @@ def plain_mgd(student: Tensor, teacher: Tensor, generator: Generator, mask: Tens
 
 
 def plain_contrast(student: Tensor, teacher: Tensor, groups: int) -> Tensor:
-    """What ``kd_dense.losses.generation.af_dcd.contrast`` gives where all sides divide."""
+    """What ``contrast`` of ``generation/af_dcd.py`` gives where all sides divide."""
     student, teacher = (F.max_pool2d(x, POOL) for x in (student, teacher))
     images, channels, height, width = student.shape
     positions = WINDOW * WINDOW

@@ -22,7 +22,7 @@ __all__ = ['cases', 'plain_intra']
 
 
 def plain_masks(segmentation: Tensor, size: torch.Size, num_classes: int, kernel: int) -> Tensor:
-    """What ``kd_dense.losses.intrakd_regions.region_masks`` gives, as ``(N, K, H, W)``."""
+    """What ``kd_dense.losses.intrakd.regions.region_masks`` gives, as ``(N, K, H, W)``."""
     square = np.ones((kernel, kernel), dtype=np.uint8)
     images = []
     for labels in segmentation.cpu().numpy():

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from benchmarks.case import Case, Pair
 from kd_dense.losses import HeadTargets, ld_loss, rotated_ld_loss
-from kd_dense.losses.ld_imitation import general_instances
-from kd_dense.losses.ld_regions import fine_grained_region, inside_region, vlr_region
+from kd_dense.losses.ld.imitation import general_instances
+from kd_dense.losses.ld.regions import fine_grained_region, inside_region, vlr_region
 
 __all__ = [
     'cases',
@@ -71,7 +71,7 @@ def nearest(anchors: Tensor, boxes: Tensor, sizes: Sequence[int], count: int | N
 
 
 def plain_vlr(targets: HeadTargets, topk: int = 9, nearby: bool = False) -> Tensor:
-    """What ``vlr_region``, or ``nearby_region``, of ``kd_dense.losses.ld_regions`` gives."""
+    """What ``vlr_region``, or ``nearby_region``, of ``kd_dense.losses.ld.regions`` gives."""
     everything = torch.cat(targets.priors)
     regions = []
     for image, boxes in enumerate(targets.boxes):
@@ -106,7 +106,7 @@ def plain_vlr(targets: HeadTargets, topk: int = 9, nearby: bool = False) -> Tens
 
 
 def plain_fine_grained(targets: HeadTargets) -> Tensor:
-    """What ``kd_dense.losses.ld_regions.fine_grained_region`` gives."""
+    """What ``kd_dense.losses.ld.regions.fine_grained_region`` gives."""
     anchors = torch.cat(targets.priors)
     valid = torch.cat(targets.valid, 1)
     region = torch.zeros_like(valid)
@@ -118,7 +118,7 @@ def plain_fine_grained(targets: HeadTargets) -> Tensor:
 
 
 def plain_inside(targets: HeadTargets) -> Tensor:
-    """What ``kd_dense.losses.ld_regions.inside_region`` gives."""
+    """What ``kd_dense.losses.ld.regions.inside_region`` gives."""
     anchors = torch.cat(targets.priors)
     points = (anchors[:, :2] + anchors[:, 2:]) / 2
     found = []
@@ -158,7 +158,7 @@ def plain_nms(boxes: Tensor, scores: Tensor, max_iou: float, count: int) -> Tens
 def plain_general_instances(
     student: Sequence[Tensor], teacher: Sequence[Tensor], targets: HeadTargets
 ) -> Tensor:
-    """What ``kd_dense.losses.ld_imitation.general_instances`` gives, all levels together."""
+    """What ``kd_dense.losses.ld.imitation.general_instances`` gives, all levels together."""
     levels = len(targets.priors)
     found = []
     for level, (priors, stride) in enumerate(zip(targets.priors, targets.strides, strict=True)):

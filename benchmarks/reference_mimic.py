@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from benchmarks.case import Case, Pair, forward_backward, make_maps
 from kd_dense.losses import CosineLoss, FitNetsLoss, PKDLoss, VkDLoss, fbkd_loss
-from kd_dense.losses.mimic.fbkd import Connectors, Relation
+from kd_dense.losses.features.mimic.fbkd import Connectors, Relation
 
 __all__ = ['cases', 'plain_context', 'plain_cosine', 'plain_fbkd', 'plain_pkd', 'plain_vkd']
 

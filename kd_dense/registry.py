@@ -1,7 +1,7 @@
 """The registries of the scope ``kd_dense``; mmengine imports this file on ``kd_dense.X``."""
 
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
@@ -33,10 +33,12 @@ TRANSFORMS = Registry(
     locations=['kd_dense.mm.stack.apolloscape'],
 )
 
-# A new method is a new file in losses/, and nothing else has to name it.
-for _file in iter_modules(losses.__path__):
-    _module = import_module(f'{losses.__name__}.{_file.name}')
-    for _name in _module.__all__:
-        if _name.endswith('Loss') and _name != 'DistillLoss':
-            MODELS.register_module(module=getattr(_module, _name))
+# A new method is a new file in losses/ or its folders, and nothing else has to name it.
+for _file in walk_packages(losses.__path__, f'{losses.__name__}.'):
+    _module = import_module(_file.name)
+    for _name in getattr(_module, '__all__', ()):
+        _loss = getattr(_module, _name)
+        _here = getattr(_loss, '__module__', None) == _file.name
+        if _here and _name.endswith('Loss') and _name != 'DistillLoss':
+            MODELS.register_module(module=_loss)
 MODELS.register_module(module=adapters.Adapter)

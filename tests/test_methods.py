@@ -6,15 +6,16 @@ import pytest
 
 from tests.miniature import ROOT
 
-# Where each family has a file, and what lies there beside them. Its losses may be a folder.
+# Where each family has a file, and what lies there beside them.
 PLACES = {
     'kd_dense/losses/{}.py': {
         '__init__',
         'base',
-        'attention',  # a term of IntRA-KD, and no method of its own
+        'features/__init__',
+        'features/attention',  # a term of IntRA-KD, and no method of its own
     },
-    'kd_dense/mm/presets/methods/{}.py': {'__init__'},
-    'kd_dense/mm/pictures/methods/{}.py': {'__init__'},
+    'kd_dense/mm/presets/methods/{}.py': {'__init__', 'features/__init__'},
+    'kd_dense/mm/pictures/methods/{}.py': {'__init__', 'features/__init__'},
     'docs/methods/{}.md': {'README'},
     'configs/{}/README.md': set(),
 }
@@ -23,19 +24,25 @@ ALSO = ('tests/losses/test_{}.py',)
 
 
 def named(place):
-    """The families that have a file in a place; ``losses/ld_regions.py`` is another one of LD."""
+    """The families that have a file in a place."""
+    beside = {place.split('{}')[0] + name for name in (*PLACES[place], 'features')}
     found = set()
     for form in forms(place):
         before, after = form.split('{}')
         paths = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(form.format('*'))]
-        found |= {path.removeprefix(before).removesuffix(after) for path in paths}
-    found -= PLACES[place]
-    return {name for name in found if not any(name.startswith(f'{other}_') for other in found)}
+        stems = {path.removesuffix(after) for path in paths}
+        found |= {stem.removeprefix(before) for stem in stems - beside}
+    return found
 
 
 def forms(place):
-    folder = place.replace('.py', '/__init__.py')
-    return [place, folder] if place.startswith('kd_dense/losses/') else [place]
+    """A family of the package may lie in ``features/``, and its losses may be a folder."""
+    found = [place]
+    if place.startswith('kd_dense/'):
+        found += [place.replace('{}', 'features/{}')]
+    if place.startswith('kd_dense/losses/'):
+        found += [form.replace('.py', '/__init__.py') for form in found]
+    return found
 
 
 FAMILIES = sorted(set().union(*map(named, PLACES)))
@@ -62,11 +69,15 @@ def test_a_family_is_in_all_places(family):
     )
 
 
-def test_the_losses_of_a_family_may_be_a_folder():
+def test_a_family_may_lie_in_features_and_its_losses_may_be_a_folder():
     assert forms('kd_dense/losses/{}.py') == [
         'kd_dense/losses/{}.py',
+        'kd_dense/losses/features/{}.py',
         'kd_dense/losses/{}/__init__.py',
+        'kd_dense/losses/features/{}/__init__.py',
     ]
+    for place in list(PLACES)[:3]:
+        assert {'mimic', 'ld', 'cwd'} <= named(place)
     assert forms('docs/methods/{}.md') == ['docs/methods/{}.md']
 
 

@@ -39,6 +39,11 @@ class Data(NamedTuple):
     inherit: tuple[str, ...] = ()
     weights: Path | None = None
 
+    @property
+    def taught(self) -> int:
+        """How long the teacher is trained: 0 where its weights are there."""
+        return self.iterations['teacher'] if self.weights is None else 0
+
 
 def _real(name: str, task: str, short: int, plateau: int, teacher: int, *inherit: str) -> Data:
     return Data(
@@ -77,9 +82,9 @@ SETS: dict[str, Data] = {
         HEADS,
     ),
     'camvid': _real('camvid', 'segmentation', 600, 2400, 1600),
-    'cards': _real('cards', 'detection', 600, 1600, 1600, *HEADS),
-    'bccd': _real('bccd', 'detection', 600, 1600, 1200, *HEADS),
-    'neudet': _real('neudet', 'detection', 600, 1600, 1600, *HEADS),
+    'cards': _real('cards', 'detection', 600, 1600, 3200, *HEADS),
+    'bccd': _real('bccd', 'detection', 600, 1600, 2400, *HEADS),
+    'neudet': _real('neudet', 'detection', 600, 1600, 2400, *HEADS),
 }
 
 

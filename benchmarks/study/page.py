@@ -12,6 +12,8 @@ from scipy.stats import t
 __all__ = ['page', 'paired']
 
 Line = Mapping[str, Any]
+Kind = tuple[str, str, str, int]  # method, weights, equals, iterations of the teacher
+ALONE: Kind = ('alone', '-', '', 0)
 HEAD = """# Does it make a better student?
 
 Every run of the study, none left out; [study.jsonl](study.jsonl) has them line by line, with the
@@ -37,56 +39,63 @@ def page(lines: Sequence[Line]) -> str:
     parts = [HEAD]
     for name, task in dict.fromkeys((x['set'], x['task']) for x in lines):
         own = [x for x in lines if (x['set'], x['task']) == (name, task)]
-        teachers = [x for x in own if x['method'] == 'teacher']
+        teachers = {x['iterations']: x for x in own if x['method'] == 'teacher'}
         parts.append(f'## {name}, {task}\n')
         parts += [
-            f'Teacher `{x["teacher"]}`: val {x["val"]:.1f}, test {x["test"]:.1f}. '
-            f'Student `{x["student"]}`.\n'
-            for x in teachers
+            f'Teacher `{x["teacher"]}`{_trained(x["iterations"])}: val {x["val"]:.1f}, '
+            f'test {x["test"]:.1f}. Student `{x["student"]}`.\n'
+            for x in teachers.values()
         ]
-        best = teachers[0]['test'] if teachers else math.nan
         students = [x for x in own if x['method'] != 'teacher']
         parts += [
-            _table([x for x in students if x['schedule'] == schedule], schedule, best)
+            _table([x for x in students if x['schedule'] == schedule], schedule, teachers)
             for schedule in dict.fromkeys(x['schedule'] for x in students)
         ]
     return '\n'.join(parts)
 
 
-def _table(lines: Sequence[Line], schedule: str, teacher: float) -> str:
-    alone = {x['seed']: x for x in lines if _kind(x) == ('alone', '-', '')}
+def _trained(iterations: int) -> str:
+    return f', {iterations:,} iterations' if iterations else ''
+
+
+def _table(lines: Sequence[Line], schedule: str, teachers: Mapping[int, Line]) -> str:
+    alone = {x['seed']: x for x in lines if _kind(x) == ALONE}
+    newest = max(teachers, default=0)
     rows = []
     for kind in sorted({_kind(x) for x in lines}, key=_order):
         runs = {x['seed']: x for x in lines if _kind(x) == kind}
+        taught = kind[-1] or newest
+        teacher = teachers[taught]['test'] if taught in teachers else math.nan
         scores = [x['test'] for x in runs.values()]
         differences = [x['test'] - alone[s]['test'] for s, x in runs.items() if s in alone]
         rows.append(
-            f'| {_spelt(kind)} | {len(runs)} | {runs[min(runs)]["iterations"]:,} '
+            f'| {_spelt(kind, newest)} | {len(runs)} | {runs[min(runs)]["iterations"]:,} '
             f'| {mean(x["cpu_s"] for x in runs.values()):.0f} '
             f'| {mean(x["val"] for x in runs.values()):.1f} | {mean(scores):.1f}{_spread(scores)} '
-            + ('| | ' if kind == ('alone', '-', '') else _gain(differences, alone, teacher))
+            + ('| | ' if kind == ALONE else _gain(differences, alone, teacher))
             + f'| {next((v for x in runs.values() if (v := x.get("verdict"))), "")} |'
         )
     head = '| student | seeds | iterations | CPU s | val | test | gain | gap | check |\n'
     return f'### {schedule}\n\n{head}|-|-|-|-|-|-|-|-|-|\n' + '\n'.join(rows) + '\n'
 
 
-def _kind(x: Line) -> tuple[str, str, str]:
-    return x['method'], x['weights'], x['equals']
+def _kind(x: Line) -> Kind:
+    return x['method'], x['weights'], x['equals'], x['teacher_iterations'] or 0
 
 
-def _order(kind: tuple[str, str, str]) -> tuple[Any, ...]:
-    method, weights, equals = kind
+def _order(kind: Kind) -> tuple[Any, ...]:
+    method, weights, equals, taught = kind
     places = ['alone', 'inherit']
     about = equals.partition(' ')[0] or method
-    return (places.index(about) if about in places else 2, about, bool(equals), weights)
+    return (places.index(about) if about in places else 2, about, bool(equals), weights, taught)
 
 
-def _spelt(kind: tuple[str, str, str]) -> str:
-    method, weights, equals = kind
+def _spelt(kind: Kind, newest: int) -> str:
+    method, weights, equals, taught = kind
     if equals:
         return f'alone, as {equals}'
-    return method if weights in ('-', 'published') else f'{method}, {weights}'
+    own = method if weights in ('-', 'published') else f'{method}, {weights}'
+    return own if taught in (0, newest) else f'{own} (teacher of {taught:,} iterations)'
 
 
 def _spread(scores: Sequence[float]) -> str:

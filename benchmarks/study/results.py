@@ -11,7 +11,18 @@ from benchmarks.study.cells import SETS, Cell
 __all__ = ['Results']
 
 # What tells one run from another one.
-KEY = ('set', 'task', 'method', 'weights', 'schedule', 'control', 'equals', 'seed', 'iterations')
+KEY = (
+    'set',
+    'task',
+    'method',
+    'weights',
+    'schedule',
+    'control',
+    'equals',
+    'seed',
+    'iterations',
+    'teacher_iterations',
+)
 
 
 class Results:
@@ -29,9 +40,10 @@ class Results:
     def find(self, cell: Cell) -> dict[str, Any] | None:
         """The line of a run, if it has one."""
         wanted = {**cell.spec(), 'task': cell.data.task, 'set': cell.set.partition('-')[0]}
-        if cell.teacher and cell.data.weights is not None:
-            wanted['iterations'] = 0  # tested, not trained
-        found = (x for x in self.lines if all(x[key] == wanted[key] for key in KEY))
+        if cell.teacher:
+            wanted['iterations'] = cell.data.taught
+        wanted['teacher_iterations'] = cell.data.taught if cell.distils else None
+        found = (x for x in self.lines if all(x.get(key) == wanted[key] for key in KEY))
         return next(found, None)
 
     def add(self, line: dict[str, Any]) -> None:
@@ -50,5 +62,6 @@ class Results:
             method=method,
             weights=weights,
             control='none',
+            teacher_iterations=None if method == 'alone' else SETS[name].taught,
         )
-        return [x['cpu_s'] for x in self.lines if all(x[k] == v for k, v in wanted.items())]
+        return [x['cpu_s'] for x in self.lines if all(x.get(k) == v for k, v in wanted.items())]

@@ -80,6 +80,7 @@ def run(cell: Cell) -> None:
         'equals': cell.equals,
         'seed': cell.seed,
         'iterations': iterations,
+        'teacher_iterations': cell.data.taught if cell.distils else None,
         'cpu_s': round(watch.cpu, 1),
         'val': val,
         'test': score(cell, runner.test()),

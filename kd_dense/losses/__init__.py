@@ -1,15 +1,32 @@
-"""Distillation losses, a file for each method or family. They need torch and nothing else."""
+"""Distillation losses, a file or folder for each method or family. They need torch alone."""
 
-from kd_dense.losses.attention import AttentionMapLoss, attention_map_loss
 from kd_dense.losses.base import DistillLoss
 from kd_dense.losses.cwd import CWDLoss, cwd_loss
 from kd_dense.losses.erd import ERDLoss, erd_loss
+from kd_dense.losses.features.attention import AttentionMapLoss, attention_map_loss
+from kd_dense.losses.features.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
+from kd_dense.losses.features.mimic import (
+    CosineLoss,
+    FBKDLoss,
+    FitNetsLoss,
+    FTLoss,
+    MimicLoss,
+    NFDLoss,
+    PKDLoss,
+    VkDLoss,
+    fbkd_loss,
+    mimic_loss,
+)
 from kd_dense.losses.fgd import FGDLoss, fgd_loss
-from kd_dense.losses.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
 from kd_dense.losses.intrakd import IntRALoss, intra_loss
-from kd_dense.losses.ld import HeadTargets, LDLoss, ld_loss
-from kd_dense.losses.ld_imitation import LDImitationLoss
-from kd_dense.losses.ld_rotated import RotatedLDLoss, rotated_ld_loss
+from kd_dense.losses.ld import (
+    HeadTargets,
+    LDImitationLoss,
+    LDLoss,
+    RotatedLDLoss,
+    ld_loss,
+    rotated_ld_loss,
+)
 from kd_dense.losses.logits import (
     DISTLoss,
     DKDLoss,
@@ -28,18 +45,6 @@ from kd_dense.losses.logits import (
     unbiased_cross_entropy,
     unbiased_kd_loss,
     wsld_loss,
-)
-from kd_dense.losses.mimic import (
-    CosineLoss,
-    FBKDLoss,
-    FitNetsLoss,
-    FTLoss,
-    MimicLoss,
-    NFDLoss,
-    PKDLoss,
-    VkDLoss,
-    fbkd_loss,
-    mimic_loss,
 )
 from kd_dense.losses.predictions import (
     ADLLoss,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kd_dense.functional import check_published_batch, check_temperature, published_sum
 from kd_dense.losses.base import DistillLoss, check_weight
-from kd_dense.losses.ld import mean_kl
+from kd_dense.losses.ld.ld import mean_kl
 from kd_dense.losses.predictions.boxes import (
     HeadBoxes,
     decode_distances,
@@ -75,8 +75,8 @@ def erd_loss(
     $$
 
     with the logits s and t, the likelihood $p_i = \max_{k < K} \mathrm{sigmoid}(s_{i,k})$ without
-    gradient, and $\ell_i$ as in [`kd_dense.losses.ld.ld_loss`][]: the divergence of the softened
-    distributions times $T^2 / (n + 1)$, summed over the sides.
+    gradient, and $\ell_i$ as in [`kd_dense.losses.ld.ld.ld_loss`][]: the divergence of the
+    softened distributions times $T^2 / (n + 1)$, summed over the sides.
 
     Args:
         student: What the head yields, L levels: L maps of class logits

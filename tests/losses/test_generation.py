@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from kd_dense.losses import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
-from kd_dense.losses.generation.af_dcd import contrast
-from kd_dense.losses.generation.mgd import Generator, draw_mask
+from kd_dense.losses.features.generation.af_dcd import contrast
+from kd_dense.losses.features.generation.mgd import Generator, draw_mask
 from tests.losses.contract import LossContract
 
 

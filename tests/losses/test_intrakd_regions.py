@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kd_dense.functional import divergence
-from kd_dense.losses.intrakd_regions import region_masks, region_moments
+from kd_dense.losses.intrakd.regions import region_masks, region_moments
 
 
 def slow_masks(label, size, num_classes, regions, kernel, ignore_index=255):

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from kd_dense.losses import LDLoss, ld, ld_loss
-from kd_dense.losses.ld_regions import vlr_region
+from kd_dense.losses.ld.regions import vlr_region
 from tests.losses.ld_head import (
     BINS,
     BOXES,

@@ -4,8 +4,8 @@ from torch.nn import functional as F
 
 from kd_dense.functional import divergence
 from kd_dense.losses import LDImitationLoss
-from kd_dense.losses.ld_imitation import general_instances, imitation_loss
-from kd_dense.losses.ld_regions import fine_grained_region, inside_region
+from kd_dense.losses.ld.imitation import general_instances, imitation_loss
+from kd_dense.losses.ld.regions import fine_grained_region, inside_region
 from tests.losses.ld_head import (
     BINS,
     BOXES,

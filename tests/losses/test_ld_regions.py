@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_dense.functional import divergence
-from kd_dense.losses.ld_regions import (
+from kd_dense.losses.ld.regions import (
     box_iou,
     box_overlaps,
     fine_grained_region,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kd_dense.losses import LDLoss, RotatedLDLoss, ld, ld_loss, rotated_ld_loss
-from kd_dense.losses.ld_imitation import general_instances
-from kd_dense.losses.ld_regions import nearby_region
+from kd_dense.losses.ld.imitation import general_instances
+from kd_dense.losses.ld.regions import nearby_region
 from tests.losses.ld_head import (
     BINS,
     BOXES,

@@ -19,7 +19,7 @@ from kd_dense.losses import (
     fbkd_loss,
     mimic_loss,
 )
-from kd_dense.losses.mimic.fbkd import PARTS, Connectors, Relation
+from kd_dense.losses.features.mimic.fbkd import PARTS, Connectors, Relation
 from tests.losses.contract import LossContract
 from tests.mm.processes import in_two_processes
 

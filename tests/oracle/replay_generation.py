@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from kd_dense.losses import af_dcd_loss, mgd_loss
-from kd_dense.losses.generation.mgd import Generator
+from kd_dense.losses.features.generation.mgd import Generator
 from tests.oracle.replay_mimic import Tensors, is_input, replay
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kd_dense.losses.intrakd import intra_loss, region_affinities
-from kd_dense.losses.intrakd_regions import region_masks, region_moments
+from kd_dense.losses.intrakd.intrakd import intra_loss, region_affinities
+from kd_dense.losses.intrakd.regions import region_masks, region_moments
 
 if TYPE_CHECKING:
     from tests.oracle.lane import Case

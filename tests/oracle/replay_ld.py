@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from kd_dense.losses import HeadTargets, LDImitationLoss, ld_loss
-from kd_dense.losses.ld import mean_kl
-from kd_dense.losses.ld_imitation import general_instances, imitation_loss
-from kd_dense.losses.ld_regions import (
+from kd_dense.losses.ld.imitation import general_instances, imitation_loss
+from kd_dense.losses.ld.ld import mean_kl
+from kd_dense.losses.ld.regions import (
     box_overlaps,
     fine_grained_region,
     inside_region,

@@ -21,7 +21,7 @@ from kd_dense.losses import (
     pgd_box_loss,
     pgd_class_loss,
 )
-from kd_dense.losses.ld import largest_score
+from kd_dense.losses.ld.ld import largest_score
 from kd_dense.losses.predictions.boxes import (
     Decoded,
     HeadBoxes,

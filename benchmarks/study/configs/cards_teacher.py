@@ -13,7 +13,6 @@ model = dict(
     ),
     neck=dict(in_channels=[32, 96, 320], start_level=0),
 )
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
-param_scheduler = [dict(type='OneCycleLR', eta_max=1e-3, total_steps=1600, by_epoch=False)]
-train_cfg = dict(max_iters=1600, val_interval=1600)
-default_hooks = dict(checkpoint=dict(interval=1600))
+param_scheduler = [dict(type='OneCycleLR', eta_max=2e-3, total_steps=3200, by_epoch=False)]
+train_cfg = dict(max_iters=3200, val_interval=3200)
+default_hooks = dict(checkpoint=dict(interval=3200))

@@ -13,7 +13,6 @@ model = dict(
     ),
     neck=dict(in_channels=[32, 96, 320], start_level=0),
 )
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
-param_scheduler = [dict(type='OneCycleLR', eta_max=1e-3, total_steps=800, by_epoch=False)]
-train_cfg = dict(max_iters=800, val_interval=800)
-default_hooks = dict(checkpoint=dict(interval=800))
+param_scheduler = [dict(type='OneCycleLR', eta_max=2e-3, total_steps=2400, by_epoch=False)]
+train_cfg = dict(max_iters=2400, val_interval=2400)
+default_hooks = dict(checkpoint=dict(interval=2400))

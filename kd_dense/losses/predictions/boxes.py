@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.functional import at_least_float32
-from kd_dense.losses.ld_regions import centers
+from kd_dense.losses.ld.regions import centers
 
 __all__ = [
     'Decoded',

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from kd_dense.functional import in_blocks
-from kd_dense.losses.ld_regions import centers, inside_region, pad_boxes
+from kd_dense.losses.ld.regions import centers, inside_region, pad_boxes
 from kd_dense.losses.predictions.boxes import HeadBoxes, overlap, rows_of_priors
 
 __all__ = ['KeyRegions', 'key_regions']

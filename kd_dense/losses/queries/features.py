@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from kd_dense.functional import at_least_float32
 from kd_dense.losses.base import DistillLoss, check_same_shape
-from kd_dense.losses.ld_regions import box_iou, pad_boxes
+from kd_dense.losses.ld.regions import box_iou, pad_boxes
 from kd_dense.losses.queries.boxes import corners
 
 __all__ = [

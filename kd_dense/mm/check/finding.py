@@ -91,7 +91,7 @@ class Subject:
 
     @property
     def teacher(self) -> Any:
-        """The [`kd_dense.mm.teachers.openmmlab.Teacher`][] of the model."""
+        """The [`kd_dense.mm.teachers.guest.Teacher`][] of the model."""
         return self.model.kd_plan.teacher
 
     def on_device(self) -> Any:

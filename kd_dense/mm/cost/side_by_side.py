@@ -23,7 +23,7 @@ from kd_dense.mm.cost.steps import Batch, Trained, build_to_try
 from kd_dense.mm.cost.terms import crossing_alone, recorded, term_alone
 from kd_dense.mm.distil.crossing import CrossTerm
 from kd_dense.mm.distil.distilled import bare
-from kd_dense.mm.teachers.openmmlab import Teacher
+from kd_dense.mm.teachers.guest import Teacher
 from kd_dense.taps import Taps
 
 __all__ = ['GOAL', 'Case', 'Guest', 'SideBySide']

@@ -29,7 +29,7 @@ from kd_dense.mm.models.probe import Probe
 from kd_dense.mm.presets.choose import Weights, choose_preset
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.mm.stack.install import score_in_threads
-from kd_dense.mm.teachers.openmmlab import Teacher
+from kd_dense.mm.teachers.guest import Teacher
 from kd_dense.registry import MODELS
 from kd_dense.shares import ShareMeter
 from kd_dense.taps import Taps, near_names
@@ -70,7 +70,7 @@ def Distilled(  # noqa: N802  (a type in configs)
 
     Args:
         student: Config of an OpenMMLab model, or a model.
-        teacher: See [`kd_dense.mm.teachers.openmmlab.Teacher`][].
+        teacher: See [`kd_dense.mm.teachers.guest.Teacher`][].
         terms: Name and fields of each [`kd_dense.mm.distil.term.Term`][].
         inherit: Parts of the student, as ``'neck'``, that start from the teacher's weights.
         preset: Name of a method, as ``'cwd'``, or names, as ``['fgd', 'cwd']``, whose settings for

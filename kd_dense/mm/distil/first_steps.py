@@ -16,7 +16,7 @@ from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.distil.rehearsal import alone
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.randomness import kept_random_state
-from kd_dense.mm.teachers.openmmlab import Teacher
+from kd_dense.mm.teachers.guest import Teacher
 
 __all__ = ['DROWNS', 'ITERATIONS', 'VANISHES', 'FirstSteps', 'split_losses']
 

@@ -12,7 +12,7 @@ from kd_dense.mm.batches.rois import RoIs, read_rois
 from kd_dense.mm.batches.targets import Step
 from kd_dense.mm.models.box_heads import BoxHead, box_head_yield, check_box_heads
 from kd_dense.mm.models.probe import Probe, Yield
-from kd_dense.mm.teachers.openmmlab import Teacher
+from kd_dense.mm.teachers.guest import Teacher
 from kd_dense.taps import TapError, Taps
 
 __all__ = ['SharedRoIs', 'by_box_heads', 'told_by_box_head', 'with_teacher_on_rois']

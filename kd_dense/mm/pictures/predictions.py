@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from kd_dense.losses.ld_regions import box_iou
+from kd_dense.losses.ld.regions import box_iou
 from kd_dense.mm.pictures.canvas import (
     COLORS,
     MARK,

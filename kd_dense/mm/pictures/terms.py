@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from typing import Any
 
 import matplotlib
@@ -20,8 +20,9 @@ __all__ = ['draw_term', 'pictures_of']
 # A loss that derives from one of these has its pictures.
 PICTURES: dict[type, Known] = {
     loss: pictures
-    for file in iter_modules(methods.__path__)
-    for loss, pictures in import_module(f'{methods.__name__}.{file.name}').PICTURES.items()
+    for _, path, folder in walk_packages(methods.__path__, f'{methods.__name__}.')
+    if not folder
+    for loss, pictures in import_module(path).PICTURES.items()
 }
 
 

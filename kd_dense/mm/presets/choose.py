@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from types import ModuleType
 from typing import Any, Literal
 
@@ -29,10 +29,11 @@ FIRST = ('cwd', 'skd', 'fgd', 'ld', 'intrakd')
 
 
 def _files() -> dict[str, ModuleType]:
-    """The files in methods/, by name."""
-    names = {file.name for file in iter_modules(methods.__path__)}
-    ordered = (*FIRST, *sorted(names - {*FIRST}))
-    return {name: import_module(f'{methods.__name__}.{name}') for name in ordered}
+    """The files in methods/ and its folders, by name."""
+    found = walk_packages(methods.__path__, f'{methods.__name__}.')
+    paths = {path.rpartition('.')[2]: path for _, path, folder in found if not folder}
+    ordered = (*FIRST, *sorted(paths.keys() - {*FIRST}))
+    return {name: import_module(paths[name]) for name in ordered}
 
 
 _FILES = _files()

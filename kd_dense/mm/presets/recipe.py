@@ -30,7 +30,7 @@ def recipe(
     Args:
         base: Name (``'mmdet::...'``) or path of a config: that of the student; or, where
             ``teacher`` is None, a recipe that names the preset.
-        teacher: What [`kd_dense.mm.teachers.openmmlab.Teacher`][] takes. Its path is one from the
+        teacher: What [`kd_dense.mm.teachers.guest.Teacher`][] takes. Its path is one from the
             folder that the training is started in.
         names: The presets.
         chosen: What [`kd_dense.mm.presets.choose.choose_preset`][] returned for them.

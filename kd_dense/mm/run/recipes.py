@@ -16,7 +16,7 @@ from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.mm.presets.choose import Weights, choose_preset
 from kd_dense.mm.presets.recipe import recipe
 from kd_dense.mm.run.unlabelled import add_unlabelled
-from kd_dense.mm.teachers.openmmlab import Teacher
+from kd_dense.mm.teachers.guest import Teacher
 
 __all__ = ['DEFAULT', 'add_teacher', 'read_recipe', 'set_work_dir', 'teacher_spec', 'write_recipe']
 

@@ -24,6 +24,7 @@ def line(cell, test=50.0, cpu_s=10.0, iterations=None):
         'student': cell.data.student.as_posix(),
         'teacher': cell.data.teacher.as_posix(),
         'iterations': cell.iterations if iterations is None else iterations,
+        'teacher_iterations': cell.data.taught if cell.distils else None,
         'cpu_s': cpu_s,
         'val': test,
         'test': test,
@@ -89,6 +90,20 @@ class TestResults:
         found.add(line(teacher, iterations=0))
         assert found.find(teacher)
 
+    def test_what_another_teacher_taught_is_told_apart(self, tmp_path):
+        found = Results(tmp_path / 'study.jsonl')
+        cell = Cell('cards', 'auto', '-', 'plateau', 0, 1600)
+        found.add(line(teacher_of('cards'), 40.0, iterations=800))
+        found.add({**line(cell, 38.0), 'teacher_iterations': 800})
+        assert not found.find(cell)
+        assert not found.seconds('cards', 'plateau', 'auto', '-')
+        found.add(line(teacher_of('cards'), 60.0))
+        found.add(line(cell, 45.0))
+        found.add(line(Cell('cards', 'alone', '-', 'plateau', 0, 1600), 30.0))
+        rows = [x for x in page(found.lines).splitlines() if x.startswith('| auto')]
+        assert [x.split(' |')[0] for x in rows] == ['| auto (teacher of 800 iterations)', '| auto']
+        assert ['80 %' in rows[0], '50 %' in rows[1]] == [True, True]
+
 
 class TestQueue:
     def test_notes_what_ended_while_it_was_away(self, tmp_path, monkeypatch):
@@ -104,7 +119,7 @@ class TestQueue:
 class TestPage:
     def test_says_gain_interval_and_gap(self, results):
         text = page(results.lines)
-        assert 'Teacher `benchmarks/study/configs/camvid_teacher.py`: val 60.0, test 60.0' in text
+        assert 'camvid_teacher.py`, 1,600 iterations: val 60.0, test 60.0' in text
         row = next(x for x in text.splitlines() if x.startswith('| cwd'))
         # the differences are 3, 3.5 and 2.5: their spread is 0.5, and 4.303 * 0.5 / sqrt(3) is 1.2
         assert (

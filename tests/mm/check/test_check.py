@@ -15,7 +15,7 @@ from kd_dense.mm.check.check import CHECKS, Check, check
 from kd_dense.mm.check.finding import ERROR, OK, WARNING
 from kd_dense.mm.files.checkpoint import read_checkpoint
 from kd_dense.mm.randomness import get_random_state
-from kd_dense.mm.teachers import openmmlab as teacher
+from kd_dense.mm.teachers import guest as teacher
 from tests.mm.check.checking import QUICKSTART, TEACHER, of, run
 
 

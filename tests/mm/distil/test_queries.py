@@ -9,7 +9,7 @@ from mmdet.structures import DetDataSample
 from kd_dense.mm.batches import decoders
 from kd_dense.mm.batches.made_up import Labels, random_batch
 from kd_dense.mm.batches.queries import as_queries
-from kd_dense.mm.teachers.openmmlab import Teacher
+from kd_dense.mm.teachers.guest import Teacher
 from kd_dense.taps import Taps
 from tests.mm import toy, toy_queries
 from tests.mm.presets.building import untrained

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
-from kd_dense.mm.teachers.openmmlab import Teacher
+from kd_dense.mm.teachers.guest import Teacher
 from tests.mm import methods, toy
 
 

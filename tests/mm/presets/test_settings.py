@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kd_dense.losses import CWDLoss, FGDLoss
-from kd_dense.losses.ld import mean_kl
+from kd_dense.losses.ld.ld import mean_kl
 from kd_dense.mm.presets.choose import METHODS, SUMS
 from kd_dense.mm.presets.roles import IMAGE, LOGITS, Map
 from kd_dense.mm.presets.settings import COCO, P3_TO_P7, scaled

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from kd_dense.mm.teachers.openmmlab import Teacher
+from kd_dense.mm.teachers.guest import Teacher
 from tests.mm import toy
 
 LOGITS, BACKBONE = 'decode_head.conv_seg', 'backbone'
@@ -266,7 +266,7 @@ def streams(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'Stream', lambda device: side)
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: main)
     monkeypatch.setattr(torch.cuda, 'stream', stream)
-    monkeypatch.setattr('kd_dense.mm.teachers.openmmlab._has_streams', lambda x: True)
+    monkeypatch.setattr('kd_dense.mm.teachers.guest._has_streams', lambda x: True)
     monkeypatch.setattr(
         torch.Tensor, 'record_stream', lambda x, s: log.append(f'{len(x.shape)}d for {s.name}')
     )

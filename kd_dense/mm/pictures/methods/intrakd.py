@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kd_dense.losses import AttentionMapLoss, IntRALoss
-from kd_dense.losses.attention import attention_maps
-from kd_dense.losses.intrakd import region_affinities
-from kd_dense.losses.intrakd_regions import region_masks, region_moments
+from kd_dense.losses.features.attention import attention_maps
+from kd_dense.losses.intrakd.intrakd import region_affinities
+from kd_dense.losses.intrakd.regions import region_masks, region_moments
 from kd_dense.mm.pictures.canvas import (
     begin,
     draw_matrix,

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from kd_dense.losses import LDImitationLoss, LDLoss, RotatedLDLoss
-from kd_dense.losses.ld import (
+from kd_dense.losses.ld.ld import (
     check_maps,
     largest_score,
     mean_kl,
     prior_divergence,
     valuable_priors,
 )
-from kd_dense.losses.ld_regions import centers
-from kd_dense.losses.ld_rotated import region_around
+from kd_dense.losses.ld.regions import centers
+from kd_dense.losses.ld.rotated import region_around
 from kd_dense.mm.pictures.canvas import (
     MARK,
     NOTHING,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.losses import ADLLoss, BCKDLoss, CrossKDLoss, PGDBoxLoss, PGDClassLoss
-from kd_dense.losses.ld import largest_score
+from kd_dense.losses.ld.ld import largest_score
 from kd_dense.losses.predictions.adl import adl_rows
 from kd_dense.losses.predictions.bckd import bckd_rows
 from kd_dense.losses.predictions.crosskd import crosskd_rows

@@ -22,7 +22,7 @@ from kd_dense.functional import (
     soft_kl,
 )
 from kd_dense.losses.base import DistillLoss, check_weight
-from kd_dense.losses.ld_regions import DIoU, inside_region, vlr_region
+from kd_dense.losses.ld.regions import DIoU, inside_region, vlr_region
 
 __all__ = ['HeadTargets', 'LDLoss', 'ld_loss']
 
@@ -132,7 +132,7 @@ def ld_loss(
 
     and ``kd_vlr``, the same mean over the VLR; $s_i$ is the largest class score of the
     student, a constant for the gradient, and $v_i$ the weight of the region (see
-    [`kd_dense.losses.ld_regions.vlr_region`][]). ``main`` and ``vlr`` are sums over the
+    [`kd_dense.losses.ld.regions.vlr_region`][]). ``main`` and ``vlr`` are sums over the
     images (see ``published_batch``); ``kd`` is multiplied by the head's label weights.
 
     Settings of the authors' code, where they differ from the defaults (``diou='code'``

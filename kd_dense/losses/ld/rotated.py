@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kd_dense.functional import at_least_float32, check_choice, check_temperature
 from kd_dense.losses.base import DistillLoss, check_weight
-from kd_dense.losses.ld import HeadTargets, check_maps, level_means, prior_divergence
-from kd_dense.losses.ld_regions import nearby_region
+from kd_dense.losses.ld.ld import HeadTargets, check_maps, level_means, prior_divergence
+from kd_dense.losses.ld.regions import nearby_region
 
 __all__ = ['RotatedLDLoss', 'region_around', 'rotated_ld_loss']
 
@@ -39,7 +39,7 @@ def rotated_ld_loss(
     (x, y, width, height and angle). With $\ell_i$, the ``mean_kl`` of such a distribution at
     temperature T, summed over the five of anchor i, $k_i$, that of the class logits at the
     temperature of ``kd``, and $v_i$, the weight of the anchor
-    ([`kd_dense.losses.ld_regions.nearby_region`][]), the parts are
+    ([`kd_dense.losses.ld.regions.nearby_region`][]), the parts are
 
     $$
     \mathrm{ld} = w_\mathrm{ld} \sum_{\mathrm{levels}}
@@ -49,8 +49,8 @@ def rotated_ld_loss(
         \underset{i:\ v_i > 0}{\mathrm{mean}}\ v_i k_i
     $$
 
-    Where [`kd_dense.losses.ld.ld_loss`][] has a main region and one around it, this has one that
-    covers both, and means in place of sums.
+    Where [`kd_dense.losses.ld.ld.ld_loss`][] has a main region and one around it, this has one
+    that covers both, and means in place of sums.
 
     Args:
         student: What the head yields, L levels: L maps of class logits

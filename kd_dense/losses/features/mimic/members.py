@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kd_dense.losses.mimic.mimic import Distance, MimicLoss, Reduction
+from kd_dense.losses.features.mimic.mimic import Distance, MimicLoss, Reduction
 
 __all__ = ['CosineLoss', 'FTLoss', 'FitNetsLoss', 'NFDLoss', 'PKDLoss', 'VkDLoss']
 
@@ -22,7 +22,8 @@ class FitNetsLoss(MimicLoss):
 
     Args:
         weight: Factor on the result.
-        distance: See [`mimic_loss`][kd_dense.losses.mimic.mimic.mimic_loss], as the others.
+        distance: See [`mimic_loss`][kd_dense.losses.features.mimic.mimic.mimic_loss], as the
+            others.
         reduction: ``'image'`` is the sum over the map, as some divide by N alone.
         pooled: Sides of the grids.
 

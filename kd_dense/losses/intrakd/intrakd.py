@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kd_dense.functional import check_choice
 from kd_dense.losses.base import DistillLoss, check_same_size
-from kd_dense.losses.intrakd_regions import (
+from kd_dense.losses.intrakd.regions import (
     Pixels,
     Regions,
     ThirdDenominator,

@@ -17,8 +17,8 @@ from kd_dense.losses import (
     PKDLoss,
     VkDLoss,
 )
-from kd_dense.losses.mimic.fbkd import attention
-from kd_dense.losses.mimic.mimic import DISTANCES, normed
+from kd_dense.losses.features.mimic.fbkd import attention
+from kd_dense.losses.features.mimic.mimic import DISTANCES, normed
 from kd_dense.mm.pictures.canvas import begin, begin_row, frame, level_name, outline, paint, panel
 from kd_dense.mm.pictures.general import Known, LossPictures
 from kd_dense.mm.pictures.observe import Compared

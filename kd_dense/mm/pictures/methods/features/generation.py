@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.losses import AfDCDLoss, MGDLoss
-from kd_dense.losses.generation.mgd import draw_mask, generate
+from kd_dense.losses.features.generation.mgd import draw_mask, generate
 from kd_dense.mm.pictures.canvas import (
     NOTHING,
     begin,

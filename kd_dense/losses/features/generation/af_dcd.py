@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from kd_dense.functional import check_temperature, in_blocks, without_autocast
 from kd_dense.losses.base import DistillLoss, check_weight
-from kd_dense.losses.generation.mgd import (
+from kd_dense.losses.features.generation.mgd import (
     Generator,
     check_mask_ratio,
     draw_mask,
@@ -35,7 +35,7 @@ def af_dcd_loss(
 ) -> dict[str, Tensor]:
     r"""Generate the teacher's features, and tell apart what was generated.
 
-    With $g = g(m \odot s)$ of [`mgd_loss`][kd_dense.losses.generation.mgd.mgd_loss],
+    With $g = g(m \odot s)$ of [`mgd_loss`][kd_dense.losses.features.generation.mgd.mgd_loss],
 
     $$
     \text{features} = \frac{1}{N} \sum_{n, c, p} (g_{n, c, p} - t_{n, c, p})^2
@@ -58,7 +58,7 @@ def af_dcd_loss(
     Args:
         student: Features, ``(N, C, H, W)``, any float dtype.
         teacher: Same shape. No gradient flows into it.
-        generator: See [`mgd_loss`][kd_dense.losses.generation.mgd.mgd_loss].
+        generator: See [`mgd_loss`][kd_dense.losses.features.generation.mgd.mgd_loss].
         mask: Likewise.
         temperature: $T > 0$.
         groups: How many groups; where they do not divide the channels, the next smaller number
@@ -162,7 +162,7 @@ class AfDCDLoss(DistillLoss):
         features: Factor on the part of that name.
         contrast: Likewise.
         mask_ratio: Share of the positions that is masked.
-        deep: See [`kd_dense.losses.generation.mgd.Generator`][].
+        deep: See [`kd_dense.losses.features.generation.mgd.Generator`][].
         temperature: See [`af_dcd_loss`][], as the other arguments.
 
     Raises:

@@ -81,10 +81,10 @@ def mgd_loss(student: Tensor, teacher: Tensor, generator: nn.Module, mask: Tenso
     Args:
         student: Features, ``(N, C, H, W)``, any float dtype.
         teacher: Same shape. No gradient flows into it.
-        generator: $g$, as a [`kd_dense.losses.generation.mgd.Generator`][], in the dtype of the
-            maps (float32 for maps of half precision). It is trained.
-        mask: $m$, which [`kd_dense.losses.generation.mgd.draw_mask`][] draws: ``(N, 1, H, W)``
-            or ``(N, C, 1, 1)``.
+        generator: $g$, as a [`Generator`][kd_dense.losses.features.generation.mgd.Generator], in
+            the dtype of the maps (float32 for maps of half precision). It is trained.
+        mask: $m$, which [`draw_mask`][kd_dense.losses.features.generation.mgd.draw_mask] draws:
+            ``(N, 1, H, W)`` or ``(N, C, 1, 1)``.
 
     Returns:
         Scalar, at least float32.

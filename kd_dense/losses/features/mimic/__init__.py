@@ -1,7 +1,7 @@
 """Mimicry: two maps are compared position by position, as they are or normalised first."""
 
-from kd_dense.losses.mimic.fbkd import FBKDLoss, fbkd_loss
-from kd_dense.losses.mimic.members import (
+from kd_dense.losses.features.mimic.fbkd import FBKDLoss, fbkd_loss
+from kd_dense.losses.features.mimic.members import (
     CosineLoss,
     FitNetsLoss,
     FTLoss,
@@ -9,7 +9,7 @@ from kd_dense.losses.mimic.members import (
     PKDLoss,
     VkDLoss,
 )
-from kd_dense.losses.mimic.mimic import MimicLoss, mimic_loss
+from kd_dense.losses.features.mimic.mimic import MimicLoss, mimic_loss
 
 __all__ = [
     'CosineLoss',

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kd_dense.functional import at_least_float32, check_choice, in_blocks, mean_over_ranks
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
-from kd_dense.losses.ld import HeadTargets, by_prior, check_maps, level_means
-from kd_dense.losses.ld_regions import (
+from kd_dense.losses.ld.ld import HeadTargets, by_prior, check_maps, level_means
+from kd_dense.losses.ld.regions import (
     centers,
     fine_grained_region,
     inside_region,
@@ -114,7 +114,7 @@ def general_instances(
 
     Args:
         student: Class logits of all levels, then box distributions: see
-            [`kd_dense.losses.ld.ld_loss`][].
+            [`kd_dense.losses.ld.ld.ld_loss`][].
         teacher: Same shapes.
         head_targets: What the student's head computed for its own loss.
         mix_images: Keep 10 of each level of the batch, not of each image.

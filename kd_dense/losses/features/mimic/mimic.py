@@ -196,7 +196,7 @@ class MimicLoss(DistillLoss):
     """Module form of [`mimic_loss`][], times ``weight``: any comparison of its table.
 
     Those of published methods have names of their own, as
-    [`PKDLoss`][kd_dense.losses.mimic.members.PKDLoss].
+    [`PKDLoss`][kd_dense.losses.features.mimic.members.PKDLoss].
 
     Args:
         weight: Factor on the result.

@@ -21,7 +21,7 @@ from kd_dense.functional import (
     without_autocast,
 )
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
-from kd_dense.losses.mimic.mimic import root_over_ranks
+from kd_dense.losses.features.mimic.mimic import root_over_ranks
 
 __all__ = ['Connectors', 'FBKDLoss', 'Relation', 'attention', 'fbkd_loss']
 

@@ -1,0 +1,1 @@
+"""The pictures of the families that compare feature maps."""

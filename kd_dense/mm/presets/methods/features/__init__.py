@@ -1,0 +1,1 @@
+"""The settings of the families that compare feature maps."""
