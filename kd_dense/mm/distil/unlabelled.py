@@ -25,7 +25,9 @@ __all__ = ['Pictures', 'Unlabelled', 'skips', 'sort_pictures', 'views']
 Alias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 # What a loss may need of a batch that has no labels.
-FREE = frozenset({'batch_shape', 'image_shapes', 'head_outputs', 'head_boxes', 'decoders'})
+FREE = frozenset({'batch_shape', 'image_shapes', 'head_outputs', 'head_boxes'})
+# Decoders yield layers, whose rows are not pictures.
+OF_QUERIES = frozenset({'decoders', 'taught_queries'})
 
 
 class Pictures(NamedTuple):
@@ -71,7 +73,7 @@ class Pictures(NamedTuple):
 
 def skips(term: Term) -> bool:
     """Whether a term has nothing to do on a picture without labels."""
-    return term.rois is not None or term.loss.of_queries or not FREE.issuperset(term.needs)
+    return term.rois is not None or not FREE.issuperset(term.needs)
 
 
 @torch.compiler.disable
@@ -227,6 +229,7 @@ class Unlabelled:
                 features.whole = inputs[:first]
             if first:
                 losses = own_loss(features.part(0, first), samples[:first])
+                features.apart = features.found is None  # it has run in another way
             taps.stop()
             if not pictures.real:
                 losses = _in_touch(losses)
@@ -360,7 +363,8 @@ class _Features:
 
     def __init__(self, extract: Callable[[Any], Any], inputs: Any) -> None:
         self._extract, self.whole = extract, inputs
-        self._found: Any = None
+        self.apart = False  # whether each part has to run for itself
+        self.found: Any = None
         self._part: tuple[Any, slice] = (None, slice(0))
 
     def part(self, first: int, last: int) -> Any:
@@ -372,18 +376,18 @@ class _Features:
 
     def __call__(self, inputs: Any) -> Any:
         part, rows = self._part
-        if inputs is not part:
+        if inputs is not part or self.apart:
             return self._extract(inputs)
-        if self._found is None:
-            self._found = self._extract(self.whole)
-            for x in tensors_in(self._found):
+        if self.found is None:
+            self.found = self._extract(self.whole)
+            for x in tensors_in(self.found):
                 if len(x) != len(self.whole):
                     raise ValueError(
                         f'the features of {len(self.whole)} pictures have shape '
                         f'{tuple(x.shape)}: those without labels cannot be told from the '
                         'others; train this student without unlabelled=True'
                     )
-        return _rows(self._found, rows)
+        return _rows(self.found, rows)
 
 
 @contextmanager
@@ -446,16 +450,19 @@ def _say_who_skips(terms: Sequence[Term]) -> None:
     """Log which terms learn nothing on pictures without labels.
 
     Raises:
-        ValueError: If all do.
+        ValueError: If all do, or one compares queries.
     """
+    for term in terms:
+        if term.loss.of_queries or OF_QUERIES.intersection(term.needs):
+            raise ValueError(
+                f'unlabelled=True, and term {term.name!r} compares queries of decoders, which '
+                'are not taught on pictures without labels: leave it out, or tap backbone or neck'
+            )
     off = [term for term in terms if skips(term)]
     for term in off:
-        needs = [need for need in term.needs if need not in FREE]
-        why = f'its loss needs {", ".join(needs)}'
+        why = f'its loss needs {", ".join(n for n in term.needs if n not in FREE)}'
         if term.rois is not None:
             why = 'it compares regions that are sampled by labels'
-        elif not needs:
-            why = 'it compares queries'
         print_log(f'term {term.name!r} skips pictures without labels: {why}', logger='current')
     if len(off) == len(terms):
         raise ValueError(

@@ -6,7 +6,6 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.registry import DATASETS, DefaultScope
 
 from kd_dense.mm.data.unlabelled import (
