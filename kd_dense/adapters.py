@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_dense.functional import at_least_float32, without_autocast
+from kd_dense.functional import at_least_float32, standardised, without_autocast
 
-__all__ = ['Adapter', 'OrthogonalConv', 'map_size', 'resize', 'tokens_to_map']
+__all__ = ['Adapter', 'BatchNorm', 'OrthogonalConv', 'map_size', 'resize', 'tokens_to_map']
 
 # How many tokens models put in front of those of an image: for the class, for its distillation,
 # four registers.
@@ -139,6 +139,29 @@ class OrthogonalConv(nn.Module):
             weight = self.orthogonal().to(x.dtype)
         convolved: Tensor = F.conv2d(x, weight[:, :, None, None])
         return convolved
+
+
+class BatchNorm(nn.Module):
+    """Batch norm by the batches of all processes, whether in training or not.
+
+    It keeps no running statistics: what is compared in training alone needs none.
+
+    Args:
+        channels: Channels of the maps.
+
+    Examples:
+        >>> BatchNorm(2)(torch.tensor([[[[1.0, 3.0]], [[5.0, 5.0]]]])).tolist()[0][1]
+        [[0.0, 0.0]]
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = standardised(x, (0, 2, 3), 1e-5, unbiased=False, eps_on='variance')
+        return normed * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 class Adapter(nn.Module):

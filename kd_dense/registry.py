@@ -18,7 +18,11 @@ DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='kd_dense',
-    locations=['kd_dense.mm.stack.apolloscape', 'kd_dense.mm.data.unlabelled'],
+    locations=[
+        'kd_dense.mm.stack.apolloscape',
+        'kd_dense.mm.batches.views',
+        'kd_dense.mm.data.unlabelled',
+    ],
 )
 DATA_SAMPLERS = Registry(
     'data sampler',

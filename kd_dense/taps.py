@@ -77,6 +77,7 @@ class Taps:
         self._places: dict[str, _Place] = {}
         self._found: dict[str, list[_Place]] = {}  # by path, which may have wildcards
         self._on: list[_Place] = []
+        self._held: dict[str, list[Tensor]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Taps, (self.names, self.seams)  # a copy starts without records
@@ -157,6 +158,11 @@ class Taps:
         """Drop what was recorded, and with it the graph that it holds."""
         for place in self._places.values():
             place.calls.clear()
+        self._held = {}
+
+    def hold(self, maps: Mapping[str, list[Tensor]]) -> None:
+        """Have maps by tap as if they had just been recorded."""
+        self._held = {**maps}
 
     def places(self, name: str) -> list[str]:
         """The paths of the modules or methods that a tap was last found to stand for."""
@@ -199,6 +205,8 @@ class Taps:
             TapError: If the place did not run, yielded no tensor, has fewer maps than the
                 index asks for, or a later layer has overwritten a map in place.
         """
+        if name in self._held:
+            return self._held[name]
         path, index = self._parsed[name]
         calls = self._calls(name)
         if not calls:

@@ -11,12 +11,13 @@ from benchmarks.zoo.models import BOXES, SEGMENTER_SIZES
 from benchmarks.zoo.records import METHODS, NO_MODEL, PLAIN
 
 LOGITS = ('kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld')
-FEATURES = ('fitnets', 'pkd', 'vkd', 'cosine', 'mgd')
+FEATURES = ('fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'nst')
 DENSE = ('bckd', 'adl', 'crosskd', 'pgd')
 HEADS = ('fbkd', 'roi_dkd', 'roi_dist', 'detrdistill', 'kddetr')
+SEGMENTERS = ('af_dcd', 'dsd', 'ickd', 'cross_image', 'detrdistill')
 APPLY = {
     'mmdet': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, *DENSE, *HEADS),
-    'mmseg': (PLAIN, 'cwd', 'skd', 'intrakd', *LOGITS, *FEATURES, 'af_dcd', 'detrdistill'),
+    'mmseg': (PLAIN, 'cwd', 'skd', 'intrakd', *LOGITS, *FEATURES, *SEGMENTERS),
     'kd_dense': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, *DENSE),
 }
 
@@ -44,11 +45,13 @@ kd_dense runs NMS, soft-NMS, RoIAlign and deformable convolutions in PyTorch.
   student, a step of the optimizer and a prediction after it run, and the teacher is bit for bit
   what it was. Some models do not predict here without a method either (trackers, whose packages
   are missing); there the prediction is left out.
-- CWD, MGD and the methods that mimic features (fitnets, pkd, vkd, cosine) apply to all models; FGD
-  to detectors whose neck yields two or more maps of one width; SKD, IntRA-KD and the methods on
+- CWD, MGD, the methods that mimic features (fitnets, pkd, vkd, cosine) and those that relate
+  images or channels (sp, pkt, nst) apply to all models, rkd to three images or more; FGD to
+  detectors whose neck yields two or more maps of one width; SKD, IntRA-KD and the methods on
   class logits (kd, dist, dkd, gdkd, nkd, wsld) to segmenters that yield a map of logits for each
-  class; dist also to dense heads that it has settings for; Af-DCD to segmenters, FBKD to detectors
-  with region proposals and a neck, DKD and DIST on shared regions (roi_dkd, roi_dist) to those
+  class; dist also to dense heads that it has settings for; Af-DCD, ickd and cross_image to
+  segmenters, dsd to those with logits, FBKD to detectors with region
+  proposals and a neck, DKD and DIST on shared regions (roi_dkd, roi_dist) to those
   whose box heads can be asked about any regions, LD to heads with box distributions; BCKD, ADL,
   CrossKD and PGD to dense heads whose assignment, boxes or towers they can read, DETRDistill to
   decoders with queries, KD-DETR to those of DAB-DETR and DINO.

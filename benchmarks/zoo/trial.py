@@ -114,17 +114,17 @@ def logits(model: nn.Module) -> list[str]:
 
 def applicable(model: nn.Module, taps: Taps) -> list[str]:
     """The methods that a model has what they need for."""
-    found = ['cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd']
+    found = ['cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'nst']
     widths = [[x.shape[1] for x in _maps(taps, name)] for name in necks(model)]
     if any(len(one) > 1 and len({*one}) == 1 for one in widths) and not logits(model):
         found.append('fgd')
     classes = {m.out_channels for m in model.modules() if hasattr(m, 'conv_seg')}
     if any(x.shape[1] in classes for name in logits(model) for x in _maps(taps, name)):
-        found += ['skd', 'intrakd', 'kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld']
+        found += ['skd', 'intrakd', 'dsd', 'kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld']
     if any(isinstance(getattr(m, 'reg_max', None), int) for m in model.modules()):
         found.append('ld')
     if hasattr(model, 'decode_head'):
-        found.append('af_dcd')
+        found += ['af_dcd', 'ickd', 'cross_image']
     if _assigns(model):
         found += ['bckd', 'adl']
         found += ['crosskd'] * _has_towers(model)

@@ -8,9 +8,16 @@ from kd_dense.functional.checks import (
     published_sum,
     without_autocast,
 )
-from kd_dense.functional.divergence import in_blocks, soft_kl, two_class_logits
+from kd_dense.functional.divergence import (
+    for_cache,
+    in_blocks,
+    soft_kl,
+    soft_kl_total,
+    two_class_logits,
+)
 from kd_dense.functional.labels import labels_at
 from kd_dense.functional.ranks import (
+    gather_over_ranks,
     mean_and_std,
     mean_over_ranks,
     standardised,
@@ -22,12 +29,15 @@ __all__ = [
     'check_choice',
     'check_published_batch',
     'check_temperature',
+    'for_cache',
+    'gather_over_ranks',
     'in_blocks',
     'labels_at',
     'mean_and_std',
     'mean_over_ranks',
     'published_sum',
     'soft_kl',
+    'soft_kl_total',
     'standardised',
     'sum_over_ranks',
     'two_class_logits',

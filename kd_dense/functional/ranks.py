@@ -11,7 +11,13 @@ from torch.autograd.function import once_differentiable
 
 from kd_dense.functional.checks import at_least_float32, check_choice
 
-__all__ = ['mean_and_std', 'mean_over_ranks', 'standardised', 'sum_over_ranks']
+__all__ = [
+    'gather_over_ranks',
+    'mean_and_std',
+    'mean_over_ranks',
+    'standardised',
+    'sum_over_ranks',
+]
 
 EpsOn = Literal['std', 'variance']
 
@@ -76,6 +82,46 @@ class _SumOverRanks(torch.autograd.Function):
         total = upstream.contiguous().clone()
         distributed.all_reduce(total)
         return total
+
+
+def gather_over_ranks(x: Tensor) -> Tensor:
+    """Put the batches of all processes behind each other.
+
+    Gradients flow to all of them. After DDP has averaged those of the parameters, they are what
+    one process finds that holds the whole batch: of a loss of the gathered batch, which is the
+    same in all processes, and of a mean over the processes of losses that each take its own rows
+    of it.
+
+    Args:
+        x: ``(N, ...)``, of the same shape and dtype on all processes.
+
+    Returns:
+        ``(W N, ...)`` with W processes, in their order; ``x`` itself in a single process.
+
+    Examples:
+        >>> gather_over_ranks(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
+    if not _several_processes():
+        return x
+    gathered: Tensor = _GatherOverRanks.apply(x)
+    return gathered
+
+
+class _GatherOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.images = len(x)
+        parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        total = upstream.contiguous().clone()
+        distributed.all_reduce(total)
+        return total.narrow(0, distributed.get_rank() * ctx.images, ctx.images)
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ import ast
 import math
 import re
 import socket
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mmengine.hub import get_config
 from mmengine.runner import Runner
 
 import kd_dense.mm  # noqa: F401  (before any config is read)
-from kd_dense.mm.presets import methods
+from kd_dense.mm.presets import choose
 from kd_dense.mm.presets.choose import METHODS
 from kd_dense.taps import Taps
 from tests.configs.models import both
@@ -88,7 +87,7 @@ def test_there_are_recipes():
 
 @every_recipe
 def test_is_named_as_agreed(recipe):
-    file = import_module(f'{methods.__name__}.{recipe.parent.name}')
+    file = choose._files()[recipe.parent.name]
     names = '|'.join(name.replace('_', '-') for name in file.METHODS)
     word = '[a-z0-9]+(-[a-z0-9]+)*'
     pattern = rf'({names})(-[a-z0-9]+)*_{word}_from_{word}_\d+(x|k|e)_{word}'

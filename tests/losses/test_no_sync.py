@@ -15,19 +15,25 @@ from kd_dense.losses import (
     AfDCDLoss,
     AttentionMapLoss,
     BCKDLoss,
+    CCKDLoss,
     CosineLoss,
+    CrossImageLoss,
     CrossKDLoss,
     CWDLoss,
+    DeFeatLoss,
     DistillLoss,
     DISTLoss,
     DKDLoss,
     ERDLoss,
     FBKDLoss,
     FGDLoss,
+    FGFILoss,
     FitNetsLoss,
+    FRSLoss,
     FTLoss,
     GDKDLoss,
     HolisticLoss,
+    ICKDLoss,
     IntRALoss,
     KDLoss,
     LDImitationLoss,
@@ -37,21 +43,28 @@ from kd_dense.losses import (
     MimicLoss,
     NFDLoss,
     NKDLoss,
+    NSTLoss,
     PairWiseLoss,
     PGDBoxLoss,
     PGDClassLoss,
     PixelWiseLoss,
     PKDLoss,
+    PKTLoss,
     QueryBoxLoss,
     QueryFeatureLoss,
     QueryMaskLoss,
     QueryPointLoss,
+    RelationLoss,
+    ReviewKDLoss,
+    RKDLoss,
     RoIBoxLoss,
     RotatedLDLoss,
+    SPLoss,
     UnbiasedKDLoss,
     VkDLoss,
     WSLDLoss,
 )
+from kd_dense.losses.features.masked import Anchors
 from kd_dense.losses.queries import matching
 from kd_dense.losses.queries.features import rate_queries
 from tests.losses.ld_head import SHAPES, make_maps, make_targets
@@ -230,6 +243,15 @@ def cases():
     for distance, reduction in (('smooth_l1', 'image'), ('squared', 'root')):
         yield MimicLoss, dict(norm='batch', distance=distance, reduction=reduction)
     yield FBKDLoss, dict(teacher_channels=[4])
+    yield ReviewKDLoss, dict(student_channels=[4], teacher_channels=[4], width=4)
+    for over, values in (('positions', 'unit'), ('channels', 'places'), ('images', 'classes')):
+        for rows in ('none', 'l1', 'l2'):
+            yield RelationLoss, dict(over=over, values=values, rows=rows, pool=2)
+    yield ICKDLoss, dict(windows=(2, 2))
+    for kind in (SPLoss, RKDLoss, PKTLoss, CrossImageLoss, NSTLoss):
+        yield kind, dict(pool=1)
+    for kernel in ('gaussian', 'bilinear'):
+        yield CCKDLoss, dict(kernel=kernel)
     # A mask is drawn, but masks nothing: other devices draw other ones.
     for mask_over in ('positions', 'channels'):
         yield MGDLoss, dict(channels=4, mask_ratio=0.0, mask_over=mask_over)
@@ -237,6 +259,8 @@ def cases():
         # Pooled, all tokens of the teacher are larger here, and gradients cancel: not by 1 / 0.07.
         cut = dict(groups=groups, pool=pool, window=(2, 2), temperature=1.0)
         yield AfDCDLoss, dict(channels=4, mask_ratio=0.0, **cut)
+    for kind in (DeFeatLoss, FGFILoss, FRSLoss):
+        yield kind, {}
     for kind in (DKDLoss, NKDLoss, WSLDLoss, LwFLoss, UnbiasedKDLoss):
         yield kind, dict(standardise=False)
     for standardise in (True, False):
@@ -344,6 +368,17 @@ def prepare(kind, options, device, dtype=torch.float32):
     if kind is FGDLoss:
         boxes = [x.to(device, dtype) for x in (BOXES, NO_BOXES, BOXES[:1])]
         needs.update(boxes=boxes, batch_shape=BATCH, image_shapes=[BATCH, (40, 30), (20, 48)])
+    if kind in (DeFeatLoss, FGFILoss, FRSLoss):
+        boxes = [x.to(device, dtype) for x in (BOXES, NO_BOXES, BOXES[:1])]
+        base = torch.tensor([[-8.0, -8.0, 8.0, 8.0]]).to(device, dtype)
+        beside = dict(
+            boxes=boxes,
+            batch_shape=BATCH,
+            anchors=Anchors([base], [(8, 8)]),
+            head_outputs=[[x] for x in maps(2, 5, 6)],
+        )
+        needs.update({name: beside[name] for name in loss.needs})
+        outputs = [[x] for x in outputs]
     if kind is RoIBoxLoss or options == dict(temperature=2.0):
         rows = torch.randn(2, 8, 12, generator=generator).to(device, dtype)
         outputs = rows[0].clone().requires_grad_(), rows[1]
@@ -356,7 +391,7 @@ def prepare(kind, options, device, dtype=torch.float32):
     if 'segmentation' in loss.needs and 'segmentation' not in needs:
         needs['segmentation'] = torch.randint(4, (3, 20, 24), generator=generator).to(device)
     student, teacher = outputs
-    if kind is FBKDLoss:
+    if kind in (FBKDLoss, ReviewKDLoss):
         student, teacher = [student], [teacher]
 
     @mock.patch.object(matching, 'solve', in_order)

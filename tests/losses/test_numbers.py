@@ -15,6 +15,7 @@ from kd_dense import losses
 from kd_dense.adapters import Adapter, resize
 from kd_dense.critic import Critic, critic_loss, gradient_penalty
 from kd_dense.losses import Decoders, DistillLoss, HeadTargets, HolisticLoss, TaughtQueries
+from kd_dense.losses.features.masked import Anchors
 from kd_dense.losses.predictions.boxes import (
     Decoded,
     HeadBoxes,
@@ -70,6 +71,18 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'FTLoss': [dict()],
     'CosineLoss': [dict()],
     'FBKDLoss': [dict()],
+    'RelationLoss': [
+        dict(over='positions', values='unit', rows='none', reduction='mean'),
+        dict(values='places', rows='none', pool=2, temperature=4.0),
+        dict(over='images', values='classes', rows='none', temperature=4.0),
+    ],
+    'ICKDLoss': [dict(), dict(pool=2)],
+    'SPLoss': [dict(), dict(rows='l1')],
+    'RKDLoss': [dict(), dict(over_norm=False)],
+    'PKTLoss': [dict()],
+    'CCKDLoss': [dict(), dict(kernel='bilinear')],
+    'CrossImageLoss': [dict(), dict(pool=2)],
+    'NSTLoss': [dict()],
     'MGDLoss': [dict(), dict(mask_over='channels')],
     'AfDCDLoss': [dict(pool=2, window=(2, 2)), dict(deep=True)],
     'KDLoss': [dict(), dict(sigmoid=True, valid_only=False), dict(per='map')],
@@ -80,6 +93,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'WSLDLoss': [dict()],
     'LwFLoss': [dict()],
     'UnbiasedKDLoss': [dict()],
+    'FRSLoss': [dict()],
+    'DeFeatLoss': [dict()],
+    'FGFILoss': [dict()],
+    'ReviewKDLoss': [dict(width=2)],
     'RoIBoxLoss': [dict(), dict(beta=0.0)],
     'ERDLoss': [dict(), dict(without_strides=True), dict(candidates=1, sigmas=0.5)],
     'QueryBoxLoss': [dict(), dict(sigmoid=False), dict(unmatched='code')],
@@ -137,19 +154,33 @@ FUNCTIONS = dict(
     erd_loss='ERDLoss',
     unbiased_cross_entropy='UnbiasedKDLoss',  # what stands beside it; of plain operators
     mimic_loss='MimicLoss',
+    relation_loss='RelationLoss',
+    rkd_loss='RKDLoss',
+    pkt_loss='PKTLoss',
+    cckd_loss='CCKDLoss',
+    cross_image_loss='CrossImageLoss',
+    nst_loss='NSTLoss',
     fbkd_loss='FBKDLoss',
+    review_loss='ReviewKDLoss',
+    masked_loss='DeFeatLoss',
     mgd_loss='MGDLoss',
     af_dcd_loss='AfDCDLoss',
 )
 # With layers of their own, which they put between the two maps; NKD, which has a label beside the
-# teacher; DIST, whose correlations of what is almost constant depend on an epsilon; and queries,
-# whose boxes are clamped in the teacher alone, and whose masks overlap most where they are sharp.
-NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss', 'DISTLoss',
-                  'QueryBoxLoss', 'QueryMaskLoss', 'QueryPointLoss'}  # fmt: skip
+# teacher; DIST and PKT, whose correlations of what is almost constant depend on an epsilon; and
+# queries, whose boxes are clamped in the teacher alone, and whose masks overlap most where they
+# are sharp.
+NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'ReviewKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss',
+                  'DISTLoss', 'PKTLoss', 'QueryBoxLoss', 'QueryMaskLoss',
+                  'QueryPointLoss'}  # fmt: skip
 
 
 # They compare the maps of heads with distributions of boxes.
 OF_HEADS = {'LDLoss', 'ERDLoss', 'BCKDLoss', 'ADLLoss', 'CrossKDLoss', 'RotatedLDLoss'}
+
+# They compare the maps of a neck, beside what heads yield.
+OF_PYRAMIDS = {'LDImitationLoss', 'PGDClassLoss', 'PGDBoxLoss', 'FRSLoss', 'DeFeatLoss',
+               'FGFILoss'}  # fmt: skip
 
 
 class Scene(NamedTuple):
@@ -242,6 +273,7 @@ def build(name: str, options: dict[str, Any], scene: Scene) -> DistillLoss:
     takes = inspect.signature(kind).parameters
     given = dict(
         channels=scene.channels,
+        student_channels=[scene.channels],
         teacher_channels=[scene.channels],
         num_classes=CLASSES,
         temperature=scene.temperature,
@@ -264,7 +296,14 @@ def shapes(name: str, scene: Scene) -> list[tuple[int, ...]]:
         return [logits, logits, *[(scene.images, 3, *scene.size)] * 2]
     if name in ('QueryBoxLoss', 'QueryPointLoss'):  # as well
         return [(scene.images, 4, size) for size in (scene.channels, scene.channels, 4, 4)]
-    if name in ('LDImitationLoss', 'PGDClassLoss', 'PGDBoxLoss'):
+    if name in (
+        'LDImitationLoss',
+        'PGDClassLoss',
+        'PGDBoxLoss',
+        'FRSLoss',
+        'DeFeatLoss',
+        'FGFILoss',
+    ):
         return [(scene.images, scene.channels, *s) for s in (scene.size, (1, 1))]
     if name == 'RoIBoxLoss':
         return [(scene.images, 4 * CLASSES)]
@@ -335,6 +374,9 @@ def extras(loss: DistillLoss, scene: Scene) -> dict[str, Any]:
         found['head_boxes'] = head_boxes(scene)
     if 'head_outputs' in loss.needs:
         found['head_outputs'] = maps('LDLoss', scene)
+    if 'anchors' in loss.needs:
+        base = torch.tensor([[-8.0, -8.0, 8.0, 8.0]])
+        found['anchors'] = Anchors([base, 2 * base], [(s, s) for s in STRIDES])
     if 'taught_queries' in loss.needs:
         found['taught_queries'] = taught_queries(scene)
     return {name: found[name] for name in loss.needs if name in found}

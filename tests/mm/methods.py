@@ -36,6 +36,13 @@ SEGMENTERS: dict[str, dict[str, Any]] = {
         direction=dict(tap=FEATURES, loss=dict(type='CosineLoss')),
         focus=dict(tap='backbone', loss=dict(type='FBKDLoss')),
     ),
+    'relations': dict(
+        class_relations=dict(tap=LOGITS, loss=dict(type='ICKDLoss')),
+        like=dict(tap=FEATURES, loss=dict(type='CrossImageLoss', temperature=0.5)),
+        images=dict(tap=FEATURES, loss=dict(type='SPLoss', weight=100.0)),
+        angles=dict(tap=FEATURES, loss=dict(type='RKDLoss')),
+        set=dict(tap=FEATURES, loss=dict(type='NSTLoss')),
+    ),
     # Without a mask, which is another one in each process.
     'generation': dict(
         generated=dict(tap=FEATURES, loss=dict(type='MGDLoss', weight=1e-3, mask_ratio=0.0)),
@@ -54,6 +61,12 @@ DETECTORS: dict[str, dict[str, Any]] = {
         classes=dict(tap='bbox_head.retina_cls', loss=toy.CWD),
     ),
     'fgd': dict(fgd=dict(tap='neck', loss=dict(type='FGDLoss'))),
+    'review': dict(review=dict(tap='neck', loss=dict(type='ReviewKDLoss', width=8))),
+    'masked': dict(
+        frs=dict(tap='neck', loss=dict(type='FRSLoss')),
+        defeat=dict(tap='neck', loss=dict(type='DeFeatLoss')),
+        fgfi=dict(tap='neck', loss=dict(type='FGFILoss')),
+    ),
     'ld': dict(
         ld=dict(tap='bbox_head', loss=dict(type='LDLoss', kd_vlr_weight=1.0)),
         imitation=dict(tap='neck', loss=dict(type='LDImitationLoss', region='finegrained')),

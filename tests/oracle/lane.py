@@ -40,6 +40,10 @@ LEFT_OUT: dict[tuple[str, str], str] = {
     ('mmrazor_losses.npz', 'ABLoss'): 'made for the layers of classifiers, before their ReLU',
     ('mmrazor_losses.npz', 'OFDLoss'): 'made for the layers of classifiers, before their ReLU',
     ('mmrazor_losses.npz', 'CRDLoss'): 'contrasts the images of a whole data set of classes',
+    ('relations.npz', 'Correlation (CC)'): 'its value depends on the order of the images',
+    ('aicsd.npz', 'Distiller, term lo'): (
+        'written for 21 classes, and no divergence: a softmax over the height, without a logarithm'
+    ),
     ('incremental_seg.npz', 'IcarlLoss'): 'no distillation of probabilities that sum to 1',
     ('incremental_seg.npz', 'features_distillation (PLOP, local)'): (
         'tied to the schedule of tasks of incremental training'
@@ -69,13 +73,9 @@ LEFT_OUT: dict[tuple[str, str], str] = {
 }
 # Methods that are not in the package yet.
 NOT_YET: dict[tuple[str, str], str] = {
-    ('mmrazor_losses.npz', 'DistanceWiseRKD'): 'relations of images',
-    ('mmrazor_losses.npz', 'AngleWiseRKD'): 'relations of images',
-    ('cirkd_baselines.npz', 'CriterionStructuralKD'): (
-        'pair-wise distillation with another epsilon and a gradient through the norm'
-    ),
+    ('cirkd.npz', 'StudentSegContrast'): 'queues of pixels and of regions',
+    ('cirkd.npz', 'StudentSegChannelContrast'): 'a queue of channels',
     ('cirkd_baselines.npz', 'CriterionDoubleSimKD'): 'relations of layers and of channels',
-    ('reviewkd.npz', 'ReviewKD + hcl'): 'fusion of the levels of a pyramid',
     ('torchdistiller_kd_ifv.npz', 'CriterionIFV'): 'variation within a class',
 }
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kd_dense.losses.features.masked import Anchors
 from kd_dense.losses.queries.features import TaughtQueries, rate_queries
 from kd_dense.mm.batches import decoders, head_boxes, head_targets
 from kd_dense.mm.batches.boxes import upright
@@ -22,18 +23,20 @@ __all__ = ['NEEDS', 'Need', 'Step', 'gather']
 class Step(NamedTuple):
     """All that is known once the student's own loss has been computed.
 
-    What taps have recorded are [`Taps`][kd_dense.taps.Taps], or something like them that puts
-    together what was recorded of several parts of the batch, or stands for it. ``on_rois`` are
-    the teacher's maps on the student's RoIs, by the name of their term.
+    ``teacher`` is the teacher of some of the terms, and ``teacher_taps`` what it has yielded.
+    ``on_rois`` are the teacher's maps on the student's RoIs, by the name of their term. ``rows``
+    is set where the step is that of the first pictures of a batch, as (how many, of how many):
+    those that have labels.
     """
 
     student: Any
     inputs: Any
     data_samples: Any
-    student_taps: Any
-    teacher_taps: Any
-    teacher: Any
+    student_taps: Any  # Taps, or what puts together what they have recorded of parts of a batch
+    teacher_taps: Any = MappingProxyType({})
+    teacher: Any = None
     on_rois: Mapping[str, Tensor] = MappingProxyType({})
+    rows: tuple[int, int] | None = None
 
     @property
     def labelled(self) -> Sequence[Any]:
@@ -65,6 +68,7 @@ class Need(NamedTuple):
         teacher_taps: What must be recorded in the teacher alone.
         check: Called with student and teacher when the model is built; raises where they can
             never provide it.
+        one_teacher: Whether it is read off the teacher itself, beyond its maps.
     """
 
     read: Callable[[Step], Any]
@@ -72,6 +76,7 @@ class Need(NamedTuple):
     loss_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     check: Callable[[Any, Any], None] | None = None
+    one_teacher: bool = False
 
 
 def _refuse(need: str, part: str) -> Callable[[Any, Any], None]:
@@ -127,6 +132,39 @@ def _head_targets(step: Step) -> Any:
     return head_targets.read(head, calls[0], maps, step.labelled)
 
 
+def _rpn_outputs(step: Step) -> tuple[Any, Any]:
+    return step.student_taps['rpn_head'], step.teacher_taps['rpn_head']
+
+
+def _check_rpn(student: Any, teacher: Any) -> None:
+    for whose, model in (('student', student), ('teacher', teacher)):
+        if not hasattr(model, 'rpn_head'):
+            raise ValueError(
+                f'a loss needs the region proposals of both models, and the {whose} '
+                f'{type(model).__name__} has no rpn_head'
+            )
+
+
+def _anchors(step: Step) -> Anchors:
+    generator, device = _anchor_generator(step.student), any_tensor(step.inputs).device
+    base = [x.to(device, non_blocking=True) for x in generator.base_anchors]
+    return Anchors(base, generator.strides)
+
+
+def _check_anchors(student: Any, teacher: Any) -> None:
+    generator = _anchor_generator(student)
+    if not hasattr(generator, 'base_anchors') or generator.base_anchors[0].shape[1] != 4:
+        raise ValueError(
+            f'a loss needs the upright anchor boxes of the student, and {type(student).__name__} '
+            'has none: take a loss that needs boxes alone, as DeFeatLoss'
+        )
+
+
+def _anchor_generator(model: Any) -> Any:
+    head = getattr(model, 'rpn_head', None) or getattr(model, 'bbox_head', None)
+    return getattr(head, 'prior_generator', None)
+
+
 def _taught_queries(step: Step) -> TaughtQueries:
     states, *_ = step.teacher_taps['forward_decoder']
     predicted = as_queries(step.teacher_taps['bbox_head'])
@@ -175,18 +213,26 @@ NEEDS = {
         lambda step: (step.student_taps['bbox_head'], step.teacher_taps['bbox_head']),
         taps=('bbox_head',),
     ),
+    'rpn_outputs': Need(  # all maps of the head of region proposals, of both
+        _rpn_outputs, taps=('rpn_head',), check=_check_rpn
+    ),
+    'anchors': Need(_anchors, check=_check_anchors),  # Anchors of the student's dense head
     'head_boxes': Need(  # kd_dense.losses.HeadBoxes
-        lambda step: head_boxes.read(step.student, step.teacher), check=head_boxes.check
+        lambda step: head_boxes.read(step.student, step.teacher),
+        check=head_boxes.check,
+        one_teacher=True,
     ),
     'taught_queries': Need(  # kd_dense.losses.TaughtQueries, the best of the teacher's
         _taught_queries,
         teacher_taps=('forward_decoder', 'bbox_head'),
         check=_check_decoder,
+        one_teacher=True,
     ),
     'decoders': Need(  # kd_dense.losses.Decoders, to be run on other queries
         lambda s: decoders.read(s.student, s.teacher, s.student_taps, s.teacher_taps),
         taps=decoders.TAPS,
         check=decoders.check,
+        one_teacher=True,
     ),
 }
 

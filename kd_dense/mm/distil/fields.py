@@ -24,7 +24,9 @@ __all__ = [
     'build_shares',
     'check_kinds',
     'factor_now',
+    'share_now',
     'tap_names',
+    'teacher_names',
 ]
 
 WHOLE = 'whole'  # in the place of a part: the loss with all its parts
@@ -53,6 +55,31 @@ def tap_names(name: str, tap: str | Mapping[str, str]) -> tuple[str, str]:
             f'got {names!r}'
         )
     return names['student'], names['teacher']
+
+
+def teacher_names(name: str, teacher: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names of the teachers of a term; none, where it names none.
+
+    Args:
+        name: The name of the term.
+        teacher: Its field.
+
+    Raises:
+        ValueError: If that is no name, nor a list of different names.
+    """
+    if teacher is None:
+        return ()
+    names = (teacher,) if isinstance(teacher, str) else teacher
+    if (
+        not isinstance(names, Sequence)
+        or not names
+        or not all(isinstance(one, str) for one in names)
+        or len(set(names)) < len(names)
+    ):
+        raise ValueError(
+            f"term {name!r}: expected teacher='NAME', or a list of names, each once, got {names!r}"
+        )
+    return tuple(names)
 
 
 def build_schedule(name: str, config: Mapping[str, Any]) -> Schedule:
@@ -116,6 +143,25 @@ def factor_now(name: str, schedule: Schedule) -> float:
             )
         now, end = now * epochs / end, epochs
     return schedule.factor(now, end)
+
+
+def share_now(every: int) -> float:
+    """What terms count for in this iteration, whose teacher runs in each `every`-th alone.
+
+    Over all iterations that is 1.
+
+    Raises:
+        RuntimeError: If nobody says which iteration it is.
+    """
+    if every == 1:
+        return 1.0
+    now = MessageHub.get_current_instance().get_info('iter', None)
+    if now is None:
+        raise RuntimeError(
+            f"teacher: every={every} needs to know the iteration: train with mmengine's Runner, "
+            "or keep 'iter' in its MessageHub"
+        )
+    return 0.0 if now % every else float(every)
 
 
 def build_shares(name: str, share: float | Mapping[str, float] | None) -> nn.ModuleDict:

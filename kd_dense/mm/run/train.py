@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -15,12 +15,20 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
 
-from kd_dense.mm.configs import RequestError, check_mixed_precision, has_hook, type_name, type_of
+from kd_dense.mm.configs import (
+    RequestError,
+    check_mixed_precision,
+    distils,
+    has_hook,
+    type_name,
+    type_of,
+)
 from kd_dense.mm.hooks.checkpoint import is_complete, newest_checkpoint, what_remains
 from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.mm.hooks.random_state import RandomStateHook
 from kd_dense.mm.hooks.resume import ResumeHook
 from kd_dense.mm.run.processes import build_runner
+from kd_dense.mm.teachers.several import teachers_of
 
 __all__ = ['train']
 
@@ -63,6 +71,7 @@ def train(
     find_start(config, resume)
     add_hooks(config)
     use_safe_checkpoints(config)
+    fix_views(config)
 
     runner = build_runner(config, model)
     for hook in (ResumeHook(), *hooks):
@@ -145,6 +154,24 @@ def add_hooks(config: Config) -> None:
         if not has_hook(config, kind):
             hooks = config.get('custom_hooks') or []
             config.custom_hooks = [*hooks, dict(type=f'kd_dense.{kind.__name__}')]
+
+
+def fix_views(config: Config) -> None:
+    """Give the training set the views whose teacher's maps are to be kept, if any are."""
+    teachers = teachers_of(config.model.get('teacher')).values() if distils(config) else ()
+    caches = [one.get('cache') for one in teachers if isinstance(one, Mapping)]
+    views = {cache['views'] for cache in caches if cache and 'views' in cache}
+    if not views:
+        return
+    if len(views) > 1:
+        raise RequestError(
+            f'the caches of the teachers have {sorted(views)} views of each picture: give all of '
+            'them the same number, because the student sees the same views'
+        )
+    loader = config.train_dataloader
+    if type_name(loader.dataset) != 'FixedViews':
+        fixed = dict(type='kd_dense.FixedViews', views=views.pop(), dataset=loader.dataset)
+        config.train_dataloader = {**loader, 'dataset': fixed}
 
 
 def use_safe_checkpoints(config: Config) -> None:

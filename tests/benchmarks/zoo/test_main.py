@@ -19,13 +19,13 @@ DETECTOR, FLAT, LACKS, SEGMENTER, OURS = FAMILIES = (
     'mmseg/erfnet',
     'kd_dense/fcos-distribution',
 )
-FEATURES = ('plain', 'cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd')
+FEATURES = ('plain', 'cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'nst')
 LOGITS = ('kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld')
 EXPECTED = {
     DETECTOR: (*FEATURES, 'fgd'),
     FLAT: FEATURES,
     LACKS: ('plain',),
-    SEGMENTER: (*FEATURES, 'skd', 'intrakd', *LOGITS, 'af_dcd'),
+    SEGMENTER: (*FEATURES, 'skd', 'intrakd', *LOGITS, 'dsd', 'af_dcd', 'ickd', 'cross_image'),
     OURS: (*FEATURES, 'fgd', 'ld', 'dist', 'bckd', 'adl', 'crosskd', 'pgd'),
 }
 

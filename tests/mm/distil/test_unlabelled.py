@@ -10,7 +10,7 @@ from mmengine.model import MMDistributedDataParallel
 from kd_dense.losses import HolisticLoss
 from kd_dense.mm.data.unlabelled import Unlabelled as Pictures
 from kd_dense.mm.data.unlabelled import hide_labels
-from kd_dense.mm.distil import unlabelled
+from kd_dense.mm.distil.unlabelled import parts, step
 from kd_dense.mm.hooks.random_state import RandomStateHook
 from kd_dense.taps import TapError
 from tests.mm import methods, toy, toy_rois
@@ -302,7 +302,7 @@ class TestRefused:
         def fails(*args):
             raise RuntimeError('labels, please')
 
-        monkeypatch.setattr(unlabelled, 'forward', fails)
+        monkeypatch.setattr(step, 'forward', fails)
         with pytest.raises(ValueError, match=r"as far as term 'features' needs .*labels, please"):
             segmenter()
 
@@ -339,7 +339,7 @@ def test_maps_that_cannot_be_put_together():
 
     one, other = Recorded(x=[torch.zeros(2, 3)]), Recorded(x=[torch.zeros(3, 3)])
     with pytest.raises(TapError, match=r"tap 'x': the maps of 4 pictures cannot be put together"):
-        unlabelled.Joined([one, other], 4)['x']
+        parts.Joined([one, other], 4)['x']
 
 
 # --- two processes -----------------------------------------------------------------------------
@@ -372,7 +372,7 @@ def in_both(rank):
         for name, hidden in SPLITS.items()
         for kind in ('seg', 'det')
     }
-    unlabelled._synchronised = lambda student: True  # as if there were a SyncBN
+    step._synchronised = lambda student: True  # as if there were a SyncBN
     found['synchronised', 'seg'] = added(rank, 2, SPLITS['none on one'], 'seg')
     return found
 

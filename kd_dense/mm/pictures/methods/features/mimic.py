@@ -24,7 +24,7 @@ from kd_dense.mm.pictures.general import Known, LossPictures
 from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.views import View
 
-__all__ = ['PICTURES', 'draw_focus', 'draw_mimic']
+__all__ = ['PICTURES', 'draw_focus', 'draw_mimic', 'mimic_shares']
 
 NORMS = {
     'none': 'the features as they are',
@@ -42,7 +42,7 @@ def draw_mimic(view: View, compared: Compared) -> Any:
         view: The picture.
         compared: What the term compares there.
     """
-    levels, shares = len(compared.student), _mimic_shares(compared)
+    levels, shares = len(compared.student), mimic_shares(compared)
     norm = compared.loss(0).norm
     columns = 4 if norm == 'none' else 6
     figure = begin(
@@ -89,7 +89,8 @@ def _normed(compared: Compared, index: int) -> tuple[Tensor, Tensor]:
     return ours, theirs
 
 
-def _mimic_shares(compared: Compared) -> list[Tensor]:
+def mimic_shares(compared: Compared) -> list[Tensor]:
+    """What each position adds to the loss, on each level."""
     maps = []
     for index, x in enumerate(compared.student):
         loss = compared.loss(index)
@@ -107,7 +108,7 @@ def _by_settings(compared: Compared) -> LossPictures:
         what = 'the loss, without its coarse grids'
     if loss.reduction == 'root':
         what = 'what the loss is the root of'
-    return LossPictures(draw_mimic, _mimic_shares, what)
+    return LossPictures(draw_mimic, mimic_shares, what)
 
 
 def draw_focus(view: View, compared: Compared) -> Any:

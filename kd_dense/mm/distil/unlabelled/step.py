@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -17,15 +16,16 @@ from kd_dense.mm.batches.targets import Step
 from kd_dense.mm.data.unlabelled import hide_labels, is_unlabelled
 from kd_dense.mm.distil.rehearsal import alone
 from kd_dense.mm.distil.term import Term
+from kd_dense.mm.distil.unlabelled.parts import Joined, Rows, shared_features
 from kd_dense.mm.models.probe import Probe, forward, needs_features_only, replicate
-from kd_dense.taps import TapError, Taps, tensors_in
+from kd_dense.taps import Taps
 
 __all__ = ['Pictures', 'Unlabelled', 'skips', 'sort_pictures', 'views']
 
-Alias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
-
 # What a loss may need of a batch that has no labels.
-FREE = frozenset({'batch_shape', 'image_shapes', 'head_outputs', 'head_boxes'})
+FREE = frozenset(
+    {'batch_shape', 'image_shapes', 'head_outputs', 'head_boxes', 'rpn_outputs', 'anchors'}
+)
 # Decoders yield layers, whose rows are not pictures.
 OF_QUERIES = frozenset({'decoders', 'taught_queries'})
 
@@ -129,25 +129,27 @@ class Unlabelled:
     Args:
         student: The student, before it is distilled.
         terms: Its terms.
-        found: What their taps yield.
+        found: By the name of each teacher what their taps yield.
 
     Raises:
         ValueError: If the student, or a term, cannot be taught so.
     """
 
-    def __init__(self, student: Any, terms: Sequence[Term], found: Probe) -> None:
+    def __init__(self, student: Any, terms: Sequence[Term], found: Mapping[str, Probe]) -> None:
         if layout(student) != 'images':
             raise ValueError(
                 f'unlabelled=True is for students that are trained on images; '
                 f'{type(student).__name__} is trained on {layout(student)}'
             )
         _say_who_skips(terms)
-        self._calls = {tap: one.calls for tap, one in found.student.items()}
-        self._by_loss = found.student_by_loss
+        probes = [*found.values()]
+        self._calls = {tap: one.calls for probe in probes for tap, one in probe.student.items()}
+        self._by_loss = any(probe.student_by_loss for probe in probes)
         self._rest = Taps(chain(*(t.student_taps for t in terms if not skips(t))))
         self._group: Any = None
         self._zero: Tensor | None = None
-        _rehearse(student, terms, found, self._rest)
+        size = max(probe.size for probe in probes)
+        _rehearse(student, terms, size, self._by_loss, self._rest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unlabelled:
         other = object.__new__(type(self))
@@ -224,7 +226,7 @@ class Unlabelled:
         inputs, samples, first = pictures.inputs, pictures.samples, pictures.first
         losses: dict[str, Any] = {}
         wanted = [tap for term in active if not skips(term) for tap in term.student_taps]
-        with _features(student, inputs) as features:
+        with shared_features(student, inputs) as features:
             if not active:  # nothing looks at the others
                 features.whole = inputs[:first]
             if first:
@@ -290,138 +292,14 @@ class Unlabelled:
         labelled = step._replace(
             inputs=step.inputs[:first],
             data_samples=pictures.samples[:first],
-            student_taps=Rows(step.student_taps, total, first),
-            teacher_taps=Rows(step.teacher_taps, total, first),
+            student_taps=Rows(step.student_taps, first, total),
+            rows=(first, total),
         )
         return step._replace(student_taps=joined), labelled
 
     def clear(self) -> None:
         """Drop what was recorded."""
         self._rest.clear()
-
-
-class Joined:
-    """What taps have recorded of a batch that the student saw in one part or in two."""
-
-    def __init__(self, taps: Sequence[Any], total: int) -> None:
-        self._taps, self._total = taps, total
-
-    def maps(self, name: str, alias: Alias | None = None) -> list[Tensor]:
-        """The maps of all pictures.
-
-        Args:
-            name: The tap.
-            alias: Gives what stands for maps as they were recorded.
-        """
-        parts = [[*taps[name]] for taps in self._taps if taps.calls(name)]
-        if not parts:
-            raise TapError(f'tap {name!r} did not run')
-        if alias is not None:
-            parts = [[*alias(part)] for part in parts]
-        if len(parts[0][0]) == self._total:
-            return parts[0]
-        if len({len(part) for part in parts}) > 1 or any(
-            sum(len(x) for x in maps) != self._total for maps in zip(*parts, strict=True)
-        ):
-            shapes = ' and '.join(str([tuple(x.shape) for x in part]) for part in parts)
-            raise TapError(
-                f'tap {name!r}: the maps of {self._total} pictures cannot be put together of '
-                f'{shapes}: tap backbone or neck for pictures without labels'
-            )
-        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
-
-    def __getitem__(self, name: str) -> list[Tensor]:
-        return self.maps(name)
-
-    def calls(self, name: str) -> int:
-        """How often the place of a tap ran."""
-        return max(int(taps.calls(name)) for taps in self._taps)
-
-
-class Rows:
-    """What taps have recorded of the first pictures of a batch."""
-
-    def __init__(self, taps: Any, total: int, first: int) -> None:
-        self._taps, self._total, self._first = taps, total, first
-
-    def maps(self, name: str, alias: Alias | None = None) -> list[Tensor]:
-        """The maps of these pictures; see [`Joined.maps`][]."""
-        maps: Sequence[Tensor] = self._taps[name]
-        if alias is not None:
-            maps = alias(maps)
-        return [x[: self._first] if len(x) == self._total else x for x in maps]
-
-    def __getitem__(self, name: str) -> list[Tensor]:
-        return self.maps(name)
-
-    def __getattr__(self, name: str) -> Any:  # calls, given and returned: of the loss
-        return getattr(self._taps, name)
-
-
-class _Features:
-    """Stands for ``extract_feat()``: that runs once, on all pictures, for those asked for."""
-
-    def __init__(self, extract: Callable[[Any], Any], inputs: Any) -> None:
-        self._extract, self.whole = extract, inputs
-        self.apart = False  # whether each part has to run for itself
-        self.found: Any = None
-        self._part: tuple[Any, slice] = (None, slice(0))
-
-    def part(self, first: int, last: int) -> Any:
-        """Some of the pictures, whose features are asked for next."""
-        whole = (first, last) == (0, len(self.whole))
-        part = self.whole if whole else self.whole[first:last]
-        self._part = part, slice(first, last)
-        return part
-
-    def __call__(self, inputs: Any) -> Any:
-        part, rows = self._part
-        if inputs is not part or self.apart:
-            return self._extract(inputs)
-        if self.found is None:
-            self.found = self._extract(self.whole)
-            for x in tensors_in(self.found):
-                if len(x) != len(self.whole):
-                    raise ValueError(
-                        f'the features of {len(self.whole)} pictures have shape '
-                        f'{tuple(x.shape)}: those without labels cannot be told from the '
-                        'others; train this student without unlabelled=True'
-                    )
-        return _rows(self.found, rows)
-
-
-@contextmanager
-def _features(student: Any, inputs: Any) -> Iterator[_Features]:
-    """Let ``extract_feat()`` run on all pictures where it is called for some."""
-    has = hasattr(student, 'extract_feat')
-    features = _Features(student.extract_feat if has else _none, inputs)
-    before = vars(student).get('extract_feat')
-    if has:
-        student.__dict__['extract_feat'] = features
-    try:
-        yield features
-    finally:
-        if before is not None:
-            student.__dict__['extract_feat'] = before
-        elif has:
-            del student.__dict__['extract_feat']
-
-
-def _none(inputs: Any) -> Any:
-    raise AssertionError('a student without extract_feat')
-
-
-def _rows(found: Any, rows: slice) -> Any:
-    """The same of some pictures alone."""
-    if isinstance(found, Tensor):
-        return found[rows]
-    if isinstance(found, Mapping):
-        return type(found)({key: _rows(value, rows) for key, value in found.items()})  # type: ignore[call-arg]
-    if isinstance(found, tuple) and hasattr(found, '_fields'):
-        return type(found)(*(_rows(one, rows) for one in found))
-    if isinstance(found, (list, tuple)):
-        return type(found)(_rows(one, rows) for one in found)
-    return found
 
 
 def _is_whole(taps: Taps, name: str, inputs: Tensor) -> bool:
@@ -472,7 +350,9 @@ def _say_who_skips(terms: Sequence[Term]) -> None:
         )
 
 
-def _rehearse(student: Any, terms: Sequence[Term], found: Probe, taps: Taps) -> None:
+def _rehearse(
+    student: Any, terms: Sequence[Term], size: tuple[int, int], by_loss: bool, taps: Taps
+) -> None:
     """Run a copy of the student on blank pictures without labels, in training mode.
 
     Raises:
@@ -486,14 +366,14 @@ def _rehearse(student: Any, terms: Sequence[Term], found: Probe, taps: Taps) -> 
     for module in replica.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.eval()
-    inputs, samples = blank_batch(student, found.size, 'cpu')
-    add_labels(student, samples, found.size)
+    inputs, samples = blank_batch(student, size, 'cpu')
+    add_labels(student, samples, size)
     for sample in samples:
         hide_labels(sample)
     who = next(t.name for t in terms if not skips(t))
     try:
         with torch.device('cpu'), alone(), taps.on(replica):
-            forward(replica, inputs, samples, names, found.student_by_loss)
+            forward(replica, inputs, samples, names, by_loss)
         maps = {name: taps[name] for name in names}
     except Exception as error:  # whatever a head raises
         raise ValueError(

@@ -1,0 +1,98 @@
+"""Relations: of channels, of positions, and of the images of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kd_dense.mm.presets.settings import Method, Preset, Sums
+
+__all__ = ['METHODS', 'SUMS']
+
+BOTTLENECK = 'decode_head.bottleneck'
+BY_ROLE = 'weight of the authors for classification; tap by role'
+
+
+def _on(tap: str, name: str, **loss: Any) -> dict[str, Any]:
+    return {name: {'tap': tap, 'loss': loss}}
+
+
+def _anywhere(name: str, source: str = BY_ROLE, **loss: Any) -> tuple[Preset, ...]:
+    """On the last map of any backbone."""
+    terms = _on('backbone[-1]', name, **loss)
+    return (Preset(models='models with a backbone', terms=terms, inherit=(), source=source),)
+
+
+ICKD: dict[str, Any] = _on('backbone[-1]', 'ickd', type='ICKDLoss', weight=2.5, windows=(4, 4))
+ICKD['ickd']['adapter'] = {'type': 'Adapter', 'norm': True}
+LIKE_CIRKD = 'authors: DeepLabV3 and PSPNet on Cityscapes, one of their terms'
+CROSS: dict[str, Any] = dict(type='CrossImageLoss', weight=1.0, temperature=0.1)
+
+METHODS = {
+    'ickd': Method(
+        'which channels are active together, behind a layer with a norm',
+        (
+            Preset(
+                models='segmenters',
+                part='decode_head',
+                terms=ICKD,
+                inherit=(),
+                source='weight of the authors for classification, windows of theirs for VOC; tap '
+                'by role',
+            ),
+        ),
+    ),
+    'dsd': Method(
+        'which classes are likely at the same places',
+        (
+            Preset(
+                models='segmenters with class logits',
+                terms=_on(
+                    'logits', 'dsd', type='RelationLoss', weight=10.0, over='channels',
+                    rows='none', reduction='mean', values='places', temperature=4.0, pool=2,
+                ),
+                inherit=(),
+                source='weight of runs of the CIRKD repository on Cityscapes, one of two terms',
+            ),
+        ),
+    ),
+    'cross_image': Method(
+        'where in each image of the batch a position finds its like',
+        (
+            Preset(
+                models='segmenters with a bottleneck',
+                part=BOTTLENECK,
+                terms=_on(BOTTLENECK, 'cross_image', **CROSS),
+                inherit=(),
+                source=LIKE_CIRKD,
+            ),
+            Preset(
+                models='other segmenters',
+                part='decode_head',
+                terms=_on('backbone[-1]', 'cross_image', **CROSS),
+                inherit=(),
+                source=f"{LIKE_CIRKD}; on the backbone's last map",
+            ),
+        ),
+    ),
+    'sp': Method(
+        'which images of a batch are alike', _anywhere('sp', type='SPLoss', weight=3000.0)
+    ),
+    'rkd': Method(
+        'distances and angles of the images of a batch',
+        _anywhere('rkd', type='RKDLoss', distance_weight=25.0, angle_weight=50.0),
+    ),
+    'pkt': Method(
+        'how likely an image of a batch takes another one for its like',
+        _anywhere('pkt', type='PKTLoss', weight=30000.0),
+    ),
+    'nst': Method(
+        'the channels as one set, none paired with another',
+        _anywhere(
+            'nst', 'weight of RepDistiller for classification; tap by role', type='NSTLoss',
+            weight=50.0,
+        ),
+    ),
+}  # fmt: skip
+
+# Published on one map each.
+SUMS: dict[str, Sums] = {}
