@@ -15,6 +15,7 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import set_random_seed
 
+from kd_dense.mm.check.cache import check_kept_maps
 from kd_dense.mm.check.cost import check_cost
 from kd_dense.mm.check.data import check_data
 from kd_dense.mm.check.finding import ERROR, Finding, Progress, Subject
@@ -57,6 +58,7 @@ CHECKS = [
     Check('terms', check_terms, needs=('model', 'batches')),
     Check('gradients', check_gradients, needs=('model', 'reached')),
     Check('cost', check_cost, needs=('model', 'batches')),
+    Check('cache', check_kept_maps, needs=('model', 'batches')),
     Check('verdict', check_verdict, needs=('model',)),
 ]
 

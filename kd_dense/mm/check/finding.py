@@ -62,6 +62,8 @@ class Subject:
         unloaded: What the teachers are called that have not got their weights.
         student_is_trained: Whether the student starts with weights of its own.
         reached: The set of the names of parameters that get a gradient.
+        caches: By the name of a teacher its [`kd_dense.mm.teachers.cached.MapCache`][], which is
+            not used here.
         has_task: Whether the student's own losses have a gradient.
     """
 
@@ -80,6 +82,7 @@ class Subject:
     unloaded: set[str] = field(default_factory=set)
     student_is_trained: bool = False
     reached: Any = None
+    caches: dict[str, Any] = field(default_factory=dict)
     has_task: bool = True
 
     def say(self, status: str, message: str, remedy: str = '', **figures: Any) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kd_dense.mm.batches.targets import NEEDS
 from kd_dense.mm.distil.crossing import CrossTerm
 from kd_dense.mm.distil.term import Term
 
-__all__ = ['check_cache']
+__all__ = ['check_cache', 'maps_alone']
 
 
 def check_cache(student: Any, terms: Mapping[str, Term], by_loss: bool) -> None:
@@ -37,6 +37,11 @@ def check_cache(student: Any, terms: Mapping[str, Term], by_loss: bool) -> None:
     for name, term in terms.items():
         if reason := _reason(term):
             raise ValueError(f'teacher: cache: term {name!r} {reason}: {remedy}')
+
+
+def maps_alone(terms: Iterable[Term], by_loss: bool) -> bool:
+    """Whether terms use nothing of the teacher but maps; arguments as of [`check_cache`][]."""
+    return not (by_loss or any(map(_reason, terms)))
 
 
 def _reason(term: Term) -> str:

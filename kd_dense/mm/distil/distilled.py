@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from kd_dense.mm.batches.boxes import is_rotated
 from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.batches.targets import Step, gather
-from kd_dense.mm.distil.cacheable import check_cache
 from kd_dense.mm.distil.fields import share_now
 from kd_dense.mm.distil.first_steps import FirstSteps
 from kd_dense.mm.distil.fitting import build_terms
@@ -156,14 +155,10 @@ def Distilled(  # noqa: N802  (a type in configs)
                 f'weights={weights!r} belongs to a preset; a term says it itself, as share=1.0'
             )
         distillation, found = build_terms(model, models, {} if terms is None else terms)
-        guests = {
-            name: None if one is None else Guest(one, found[name], model)
-            for name, one in teachers.items()
-        }
+        guests = {}
         for name, one in teachers.items():
-            if one is not None and one.cache is not None:
-                learning = {k: t for k, t in distillation.items() if name in t.teachers}
-                check_cache(model, learning, found[name].by_loss)
+            learning = {k: term for k, term in distillation.items() if name in term.teachers}
+            guests[name] = None if one is None else Guest(one, found[name], model, learning)
         source = inherited_from(guests, inherit)
         if source is not None:
             check_inherit(model, source.model, inherit)

@@ -104,21 +104,19 @@ def _own_loss(
     student: nn.Module, guest: Guest, inputs: Tensor, data_samples: Sequence[Any]
 ) -> Tensor | None:
     """What a teacher's own loss is on a batch; None, where it is not compared."""
-    teacher = guest.teacher
     # Losses are not made for half precision; the others have their own time and place.
-    if teacher.precision != 'fp32' or teacher.compile or teacher.stream or teacher.cache:
+    model = guest.teacher.exact
+    if model is None or guest.teacher.cache is not None or not _comparable(student, model):
         return None
-    if not _comparable(student, teacher.model):
-        return None
-    buffers = [(buffer, buffer.clone()) for buffer in teacher.model.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with torch.no_grad(), kept_random_state(), alone():
             samples = copy.deepcopy(data_samples)
             batch = guest.preprocess(inputs, samples)
-            parameter = next(teacher.model.parameters(), None)
+            parameter = next(model.parameters(), None)
             if parameter is not None:  # FSDP may have cast the student's
                 batch = batch.to(parameter.dtype)
-            return split_losses(teacher.model.loss(batch, samples))[0]
+            return split_losses(model.loss(batch, samples))[0]
     except Exception as error:  # whatever a model raises whose loss is not made for this
         print_log(
             "the teacher's own loss cannot be computed, and is not compared with the "

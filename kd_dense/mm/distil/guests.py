@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kd_dense.mm.batches.channels import input_channels
 from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.batches.targets import Step
+from kd_dense.mm.distil.cacheable import check_cache, maps_alone
 from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.models.probe import Probe
@@ -38,14 +39,20 @@ class Guest:
         teacher: The teacher.
         found: What its taps yield.
         student: The student, whose batches it is given as it would have preprocessed them.
+        terms: The terms by name that learn from it.
 
     Raises:
         ValueError: If it cannot be given them, or cannot run as its options say.
     """
 
-    def __init__(self, teacher: Teacher, found: Probe, student: Any) -> None:
+    def __init__(
+        self, teacher: Teacher, found: Probe, student: Any, terms: Mapping[str, Term]
+    ) -> None:
         teacher.by_loss = found.by_loss
         teacher.check_taps(found.teacher)
+        teacher.only_maps_are_used(maps_alone(terms.values(), found.by_loss))
+        if teacher.cache is not None:
+            check_cache(student, terms, found.by_loss)
         self.teacher = teacher
         self.taps = Taps(found.teacher)
         self.calls = {tap: one.calls for tap, one in found.teacher.items()}

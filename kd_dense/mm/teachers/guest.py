@@ -17,6 +17,7 @@ from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
 from kd_dense.mm.models.box_heads import BoxHead, run_box_head
 from kd_dense.mm.models.probe import forward
 from kd_dense.mm.teachers.cached import MapCache
+from kd_dense.mm.teachers.cheaper import Trial, can_be_cheaper
 from kd_dense.mm.teachers.fuse import fuse_norms
 from kd_dense.mm.teachers.openmmlab import build_teacher
 from kd_dense.taps import Taps, near_names
@@ -48,8 +49,10 @@ class Teacher:
             folds its batch norms into the convolutions in front of them;
             ``channels_last=True`` for its memory layout; ``compile=True`` for a compiled
             backbone and such other parts as no tap lies within; ``stream=True`` for a CUDA
-            stream of its own, beside the student's forward pass (without effect on a CPU). A
-            model that was built elsewhere is used as it comes.
+            stream of its own, beside the student's forward pass (without effect on a CPU).
+            Where none of these is said, a GPU tries out what is cheaper: see
+            [`kd_dense.mm.teachers.cheaper.Trial`][]. A model that was built elsewhere is used as
+            it comes.
 
             And how seldom: ``cache=dict(views=..., folder=...)`` keeps its maps, see
             [`kd_dense.mm.teachers.cached.MapCache`][]; with ``every=2`` it runs in every second
@@ -72,6 +75,7 @@ class Teacher:
         self.fuse = self.channels_last = self.compile = self.stream = False
         self.by_loss = False  # whether its taps run only while it computes its own loss
         self._loaded = self._prepared = False
+        self._trial: Trial | None = None
         self._side: torch.cuda.Stream | None = None
         if isinstance(spec, nn.Module):
             self.model, self.name = spec, type(spec).__name__
@@ -91,6 +95,8 @@ class Teacher:
         fields.pop('_scope_', None)
         for name in fields.keys() - set(FIELDS):
             raise ValueError(f'teacher: unknown field {name!r}, {near_names(name, FIELDS)}')
+        if not fields.keys() & {'precision', 'cache', *SWITCHES}:
+            self._trial = Trial()
         self.precision = fields.pop('precision', 'fp32')
         if not isinstance(self.precision, str) or self.precision not in PRECISIONS:
             raise ValueError(
@@ -148,11 +154,27 @@ class Teacher:
             ValueError: If it cannot.
         """
         names = list(names)
-        if self.compile and not self._whole_parts(names):
+        if self.compile and not self.can_compile(names):
             raise ValueError(
                 'teacher: compile=True compiles its backbone and other parts as wholes, and taps '
                 f"lie within them: {names}; tap whole parts, as 'neck', or leave compile out"
             )
+
+    def can_compile(self, names: Iterable[str]) -> bool:
+        """Whether its backbone is a whole that no tap lies within."""
+        return bool(self._whole_parts(names))
+
+    @property
+    def exact(self) -> Any:
+        """The model as it was loaded; None where it has been converted."""
+        if self._trial is not None and self._trial.plain is not None:
+            return self._trial.plain
+        converted = self.precision != 'fp32' or self.compile or self.stream
+        return None if converted else self.model
+
+    def only_maps_are_used(self, so: bool) -> None:
+        """Say whether the terms use no more than its maps; nothing cheaper is tried otherwise."""
+        self._trial = self._trial if so else None
 
     def _whole_parts(self, names: Iterable[str]) -> list[nn.Module]:
         """The children that no tap lies within; none, if the backbone is not among them."""
@@ -190,20 +212,24 @@ class Teacher:
         if self.model.training:
             self.model.eval()
 
-        def record() -> None:
-            with taps.on(self.model, calls, stop_after=calls):
+        def record(model: nn.Module = self.model) -> None:
+            with taps.on(model, calls, stop_after=calls):
                 batch = preprocess(inputs, data_samples)
                 if isinstance(batch, Mapping):
-                    batch = {name: self._cast(images) for name, images in batch.items()}
+                    batch = {name: self._cast(one, model) for name, one in batch.items()}
                 else:
-                    batch = self._cast(batch)
-                forward(self.model, batch, data_samples, calls, self.by_loss)
+                    batch = self._cast(batch, model)
+                forward(model, batch, data_samples, calls, self.by_loss)
 
+        if self._trial is not None and can_be_cheaper(images):
+            if not self._trial.run(self, taps, calls, images, record):
+                self._trial = None
+            return
         if not self._prepared and self.fuse:
             with without_autocast(images):  # whose rounding is larger than what is looked for
                 self._fuse(taps, calls, record)
         if not self._prepared:
-            self._prepare(taps.names, images)
+            self.prepare(taps.names, images)
         plain = self.precision == 'fp32'
         with self._beside(inputs), nullcontext() if plain else without_autocast(images):
             record()
@@ -247,16 +273,16 @@ class Teacher:
         with context, taps.on(self.model, stop_after={}):
             run_box_head(self.model.get_submodule(head.roi_head), maps, rois, head.stage)
 
-    def _cast(self, images: Tensor) -> Tensor:
-        """Give the images the type and the memory layout of the teacher's weights."""
-        parameter = next(self.model.parameters(), None)
+    def _cast(self, images: Tensor, model: nn.Module) -> Tensor:
+        """Give the images the type and the memory layout of a model's weights."""
+        parameter = next(model.parameters(), None)
         if parameter is not None:  # FSDP may have cast the student's
             images = images.to(parameter.dtype)
-        if self.channels_last and images.dim() == 4:
+        if self.channels_last and model is self.model and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         return images
 
-    def _prepare(self, names: Iterable[str], inputs: Tensor) -> None:
+    def prepare(self, names: Iterable[str], inputs: Tensor) -> None:
         """Convert and compile; not earlier, because a student inherits the weights as loaded."""
         if self.precision != 'fp32':
             self.model.to(PRECISIONS[self.precision])
@@ -272,6 +298,11 @@ class Teacher:
                 level=30,
             )
         self._prepared = True
+
+    def stay_plain(self, model: nn.Module) -> None:
+        """Go on with the model as it was before [`prepare`][]."""
+        self.model = model
+        self.precision, self.channels_last, self.compile = 'fp32', False, False
 
     @contextmanager
     def _beside(self, inputs: Any) -> Iterator[None]:
