@@ -11,6 +11,7 @@ from kd_dense.mm.check.finding import ERROR, OK, WARNING, Subject
 from kd_dense.mm.distil.guests import inherited_from
 from kd_dense.mm.files.checkpoint import read_checkpoint
 from kd_dense.mm.models.inherit import fitting, inherit_parts
+from kd_dense.mm.teachers.several import has_own_weights
 from kd_dense.mm.wording import listed
 
 __all__ = ['check_inherit', 'check_student_weights', 'check_teacher']
@@ -53,6 +54,9 @@ def _load(subject: Subject, whose: str, teacher: Any) -> bool:
 
 
 def _without_checkpoint(subject: Subject, whose: str, teacher: Any) -> bool:
+    if not has_own_weights(teacher):
+        subject.say(OK, f'{teacher.name} starts as the student does')
+        return True
     if teacher._loaded:
         subject.say(OK, f'{teacher.name} was given as a model, with its weights')
         return True

@@ -213,6 +213,11 @@ class _Plan:
         """The only teacher, or the first, without what is wanted of it."""
         return self.guest.teacher
 
+    def leads(self, term: Term) -> bool:
+        """Whether a term says something before the training, when averages are the student."""
+        guests = [self.guests[name] for name in term.teachers]
+        return any(one is None or has_own_weights(one.teacher) for one in guests)
+
     def run(self, model: Any, terms: Sequence[Term], inputs: Any, samples: Any) -> None:
         """Run the teachers that these terms of the student learn from."""
         for name, guest in self.running.items():
@@ -375,5 +380,6 @@ def _distil(
         ours[term.student_tap], theirs[_whose(term, plan)] = student, teacher
     plan.finite.check(losses, theirs, ours)
     if plan.first_steps is not None:
-        plan.first_steps.after({**task, **losses}, model.kd, factors)
+        weighed = {name: factors[name] * plan.leads(term) for name, term in model.kd.items()}
+        plan.first_steps.after({**task, **losses}, model.kd, weighed)
     return losses

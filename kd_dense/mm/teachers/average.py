@@ -74,7 +74,6 @@ class AverageTeacher(Teacher):
         self._waited = 0
         self.average.update_parameters(student)
 
-    @torch.no_grad()
     def start(self, student: Any) -> None:
         """Begin with the student's weights, unless it has begun; before each batch.
 
