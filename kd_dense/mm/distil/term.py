@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain, cycle
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -299,16 +299,11 @@ class Term(nn.Module):
         ours, theirs = self.compared(student, teacher)
         with without_autocast(student[0]):
             if self.loss.all_maps:
-                results = [self.loss(ours, theirs, **needs)]
+                result = self.loss(ours, theirs, **needs)
             else:
-                maps = zip(cycle(self.losses), ours, theirs, strict=False)
-                results = [loss(x, t, **needs) for loss, x, t in maps]
-        if not self.loss.parts:
-            results = [{'': result} for result in results]
-        return {
-            self._key(part): factor * torch.stack([r[part] for r in results]).sum()
-            for part in self.loss.parts or ('',)
-        }
+                result = self.loss.over_maps([*self.losses], ours, theirs, **needs)
+        found = result if self.loss.parts else {'': result}
+        return {self._key(part): factor * found[part] for part in self.loss.parts or ('',)}
 
     def shared(
         self, step: Step, factor: float, needs: Mapping[str, Any], meter: ShareMeter
