@@ -12,5 +12,6 @@ from kd_dense.mm.hooks.critic import CriticHook  # noqa: E402
 from kd_dense.mm.hooks.random_state import RandomStateHook  # noqa: E402
 from kd_dense.mm.models import heads  # noqa: E402, F401  (registers them)
 from kd_dense.mm.pictures.hook import PictureHook  # noqa: E402
+from kd_dense.mm.teachers import timm, torchhub, transformers  # noqa: E402, F401  (so too)
 
 __all__ = ['CriticHook', 'Distilled', 'PictureHook', 'RandomStateHook', 'SafeCheckpointHook']

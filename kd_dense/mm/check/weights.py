@@ -29,7 +29,7 @@ def _load(subject: Subject, whose: str, teacher: Any) -> bool:
         return _without_checkpoint(subject, whose, teacher)
     source = teacher.checkpoint
     try:
-        state = read_checkpoint(source)
+        state = teacher.read()
     except (ValueError, OSError) as error:
         subject.say(ERROR, str(error), 'name a file that is there, complete and without code')
         return False
