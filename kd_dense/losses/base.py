@@ -33,6 +33,7 @@ class DistillLoss(nn.Module):
         parts: The names of its parts in the log; none, if it returns a scalar.
         all_maps: Whether it takes the lists of all maps of a tap, rather than one map a call.
         any_channels: Whether student and teacher maps may differ in width.
+        any_size: Whether they may differ in height and width, too.
         extra_classes: Whether the student's logits may have more classes than the teacher's, whose
             classes come first; no adapter is put between them.
         adaptable: Whether an adapter in front of the loss makes sense.
@@ -58,6 +59,7 @@ class DistillLoss(nn.Module):
     parts: tuple[str, ...] = ()
     all_maps = False
     any_channels = False
+    any_size = False
     extra_classes = False
     adaptable = True
     of_queries = False
