@@ -45,6 +45,7 @@ FIELDS = (
     'weights',
     'data_preprocessor',
     'checks',
+    'compile_losses',
 )
 
 
@@ -58,6 +59,7 @@ def Distilled(  # noqa: N802  (a type in configs)
     weights: Weights = 'auto',
     data_preprocessor: Mapping[str, Any] | None = None,
     checks: bool = True,
+    compile_losses: bool = False,
     **unknown: Any,
 ) -> nn.Module:
     """Build a student that learns from a teacher.
@@ -84,6 +86,8 @@ def Distilled(  # noqa: N802  (a type in configs)
         checks: Whether the first iterations are watched, and warnings given where the teacher
             has little to teach or a term is off scale. See
             [`kd_dense.mm.distil.first_steps.FirstSteps`][].
+        compile_losses: Whether `torch.compile` fuses the steps of each loss. The first steps
+            take longer.
 
     Returns:
         The student.
@@ -163,6 +167,9 @@ def Distilled(  # noqa: N802  (a type in configs)
         source = inherited_from(guests, inherit)
         if source is not None:
             check_inherit(model, source.model, inherit)
+    if compile_losses:
+        for each in distillation.values():
+            cast(Term, each).compile_losses()
     student_taps = Taps(
         chain(*(term.student_taps for term in distillation.values())),
         seams=[term.student_tap for term in distillation.values() if term.shares],
