@@ -6,6 +6,7 @@ from kd_dense.losses.erd import ERDLoss, erd_loss
 from kd_dense.losses.features.attention import AttentionMapLoss, attention_map_loss
 from kd_dense.losses.features.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
 from kd_dense.losses.features.masked import DeFeatLoss, FGFILoss, FRSLoss, masked_loss
+from kd_dense.losses.features.memory import MemoryLoss, memory_loss
 from kd_dense.losses.features.mimic import (
     CosineLoss,
     FBKDLoss,
@@ -131,6 +132,7 @@ __all__ = [
     'LDLoss',
     'LwFLoss',
     'MGDLoss',
+    'MemoryLoss',
     'MimicLoss',
     'NFDLoss',
     'NKDLoss',
@@ -174,6 +176,7 @@ __all__ = [
     'ld_loss',
     'lwf_loss',
     'masked_loss',
+    'memory_loss',
     'mgd_loss',
     'mimic_loss',
     'nkd_loss',
