@@ -60,7 +60,7 @@ SEGMENTERS: dict[str, dict[str, Any]] = {
                 pixel_memory=1024,
                 region_memory=16,
                 drawn=64,
-                pixel_contrast=4096,
+                pixel_contrast=8192,
                 region_contrast=4096,
             ),
         ),
