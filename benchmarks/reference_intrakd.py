@@ -79,10 +79,10 @@ def plain_intra(
     return (total / (3 * present**2)).mean()
 
 
-def make(channels: tuple[int, int], device: str, small: bool) -> Pair:
+def make(channels: tuple[int, int], device: str, small: bool, images: int = 2) -> Pair:
     """Maps after a ReLU in which classes differ, and labels in blocks of 32 pixels."""
     generator = torch.Generator().manual_seed(0)
-    images, height, width, stride = (2, 8, 12, 8) if small else (2, 64, 128, 8)
+    height, width, stride = (8, 12, 8) if small else (64, 128, 8)
     classes, channels = (4, (5, 6)) if small else (19, channels)
     dtype = torch.float64 if small else torch.float32
     blocks = torch.randint(

@@ -249,11 +249,13 @@ def plain_rotated_ld(
     return total
 
 
-def make_head(device: str, small: bool, sides: int = 4) -> tuple[Outputs, HeadTargets]:
-    """What a GFL head yields for two images of 800x1344 pixels with 20 boxes each, or less."""
+def make_head(
+    device: str, small: bool, sides: int = 4, boxes_each: int = 20
+) -> tuple[Outputs, HeadTargets]:
+    """What a GFL head yields for two images of 800x1344 pixels, or something less."""
     generator = torch.Generator().manual_seed(0)
     dtype = torch.float64 if small else torch.float32
-    height, width, count, classes = (96, 160, 4, 5) if small else (800, 1344, 20, 80)
+    height, width, count, classes = (96, 160, 4, 5) if small else (800, 1344, boxes_each, 80)
     strides = [8, 16, 32] if small else [8, 16, 32, 64, 128]
     shapes = [(-(-height // s), -(-width // s)) for s in strides]
     priors = []

@@ -8,7 +8,13 @@ from kd_dense.functional.checks import (
     published_sum,
     without_autocast,
 )
-from kd_dense.functional.divergence import in_blocks, soft_kl, two_class_logits
+from kd_dense.functional.divergence import (
+    for_cache,
+    in_blocks,
+    soft_kl,
+    soft_kl_total,
+    two_class_logits,
+)
 from kd_dense.functional.labels import labels_at
 from kd_dense.functional.ranks import (
     gather_over_ranks,
@@ -23,6 +29,7 @@ __all__ = [
     'check_choice',
     'check_published_batch',
     'check_temperature',
+    'for_cache',
     'gather_over_ranks',
     'in_blocks',
     'labels_at',
@@ -30,6 +37,7 @@ __all__ = [
     'mean_over_ranks',
     'published_sum',
     'soft_kl',
+    'soft_kl_total',
     'standardised',
     'sum_over_ranks',
     'two_class_logits',

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import cycle
 from numbers import Real
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ['DistillLoss', 'check_same_shape', 'check_same_size', 'check_weight']
@@ -29,6 +33,7 @@ class DistillLoss(nn.Module):
         parts: The names of its parts in the log; none, if it returns a scalar.
         all_maps: Whether it takes the lists of all maps of a tap, rather than one map a call.
         any_channels: Whether student and teacher maps may differ in width.
+        any_size: Whether they may differ in height and width, too.
         extra_classes: Whether the student's logits may have more classes than the teacher's, whose
             classes come first; no adapter is put between them.
         adaptable: Whether an adapter in front of the loss makes sense.
@@ -54,6 +59,7 @@ class DistillLoss(nn.Module):
     parts: tuple[str, ...] = ()
     all_maps = False
     any_channels = False
+    any_size = False
     extra_classes = False
     adaptable = True
     of_queries = False
@@ -62,6 +68,47 @@ class DistillLoss(nn.Module):
         super().__init__()
         check_weight(type(self).__name__, 'weight', weight)
         self.weight = weight
+
+    @classmethod
+    def over_maps(
+        cls,
+        losses: Sequence[Any],
+        students: Sequence[Tensor],
+        teachers: Sequence[Tensor],
+        **needs: Any,
+    ) -> Any:
+        """What a term makes of the maps of a tap: the sum over them.
+
+        A loss that can take all maps in fewer steps than one by one overrides it.
+
+        Args:
+            losses: One for each map, or one for all, of this class.
+            students: The maps of the student.
+            teachers: Of the teacher, as many.
+            needs: What the loss needs beside them.
+
+        Returns:
+            What the loss returns for one map: a scalar, or one for each of its ``parts``.
+
+        Examples:
+            >>> from kd_dense.losses import CWDLoss
+            >>> maps = torch.arange(4.0).view(1, 1, 2, 2)
+            >>> CWDLoss.over_maps([CWDLoss(temperature=2.0)], [maps, maps], [maps.flip(-1), maps])
+            tensor(0.4898)
+        """
+        results = [
+            loss(student, teacher, **needs)
+            for loss, student, teacher in zip(cycle(losses), students, teachers, strict=False)
+        ]
+        parts = losses[0].parts
+        if not parts:
+            return total(results)
+        return {part: total([result[part] for result in results]) for part in parts}
+
+
+def total(results: Sequence[Tensor]) -> Tensor:
+    """The sum of scalars."""
+    return torch.stack([*results]).sum() if len(results) > 1 else results[0]
 
 
 def check_weight(owner: str, name: str, value: float) -> None:

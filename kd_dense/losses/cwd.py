@@ -6,7 +6,8 @@ https://arxiv.org/abs/2011.13256
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from kd_dense.functional import (
     at_least_float32,
     check_choice,
     check_temperature,
-    soft_kl,
+    soft_kl_total,
     standardised,
     two_class_logits,
 )
@@ -106,7 +107,7 @@ def cwd_loss(
     if norm == 'spatial':
         student, teacher = two_class_logits(student), two_class_logits(teacher)
     if divergence == 'kl' and norm != 'channel_mean':
-        return soft_kl(student, teacher, temperature, dim).sum() / count
+        return soft_kl_total([student], [teacher], temperature, dim) / count
 
     student, teacher = at_least_float32(student), at_least_float32(teacher)
     if norm == 'channel_mean':
@@ -190,3 +191,26 @@ class CWDLoss(DistillLoss):
             self.first_image_only,
             self.standardise,
         )
+
+    @classmethod
+    def over_maps(
+        cls,
+        losses: Sequence[CWDLoss],
+        students: Sequence[Tensor],
+        teachers: Sequence[Tensor],
+        **needs: Any,
+    ) -> Tensor:
+        loss = losses[0]
+        widths = {x.shape[:2] for x in students}
+        if loss.norm != 'channel' or loss.divergence != 'kl' or len(widths) > 1:
+            found: Tensor = super().over_maps(losses, students, teachers)
+            return found
+        for student, teacher in zip(students, teachers, strict=True):
+            check_same_shape('CWDLoss', student, teacher)
+        if loss.standardise:
+            students, teachers = (
+                [_batch_normed(x) for x in maps] for maps in (students, teachers)
+            )
+        ours, theirs = ([x.flatten(2) for x in maps] for maps in (students, teachers))
+        count = widths.pop().numel()
+        return soft_kl_total(ours, theirs, loss.temperature, dim=2) * (loss.weight / count)

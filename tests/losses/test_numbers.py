@@ -59,6 +59,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         dict(kernel=3, ignore_index=0),
     ],
     'AttentionMapLoss': [dict(), dict(norm='softmax')],
+    'ATLoss': [dict()],
+    'SADLoss': [dict(), dict(detach=False)],
+    'AttentionChangeLoss': [dict()],
+    'IFVDLoss': [dict()],
+    'APDLoss': [dict()],
     'MimicLoss': [
         dict(distance='smooth_l1'),
         dict(norm='batch', reduction='root'),
@@ -158,6 +163,10 @@ FUNCTIONS = dict(
     erd_loss='ERDLoss',
     unbiased_cross_entropy='UnbiasedKDLoss',  # what stands beside it; of plain operators
     mimic_loss='MimicLoss',
+    sad_loss='SADLoss',
+    attention_change_loss='AttentionChangeLoss',
+    ifvd_loss='IFVDLoss',
+    apd_loss='APDLoss',
     relation_loss='RelationLoss',
     rkd_loss='RKDLoss',
     pkt_loss='PKTLoss',
@@ -176,7 +185,7 @@ FUNCTIONS = dict(
 # queries, whose boxes are clamped in the teacher alone, and whose masks overlap most where they
 # are sharp.
 NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'ReviewKDLoss', 'MemoryLoss', 'MGDLoss', 'AfDCDLoss',
-                  'NKDLoss', 'DISTLoss', 'PKTLoss', 'QueryBoxLoss', 'QueryMaskLoss',
+                  'NKDLoss', 'DISTLoss', 'PKTLoss', 'APDLoss', 'QueryBoxLoss', 'QueryMaskLoss',
                   'QueryPointLoss'}  # fmt: skip
 
 
@@ -311,6 +320,8 @@ def shapes(name: str, scene: Scene) -> list[tuple[int, ...]]:
         'FGFILoss',
     ):
         return [(scene.images, scene.channels, *s) for s in (scene.size, (1, 1))]
+    if name == 'AttentionChangeLoss':
+        return [(scene.images, c, *scene.size) for c in (scene.channels, CLASSES)]
     if name == 'RoIBoxLoss':
         return [(scene.images, 4 * CLASSES)]
     return [(scene.images, scene.channels, *scene.size)]

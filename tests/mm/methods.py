@@ -43,6 +43,17 @@ SEGMENTERS: dict[str, dict[str, Any]] = {
         angles=dict(tap=FEATURES, loss=dict(type='RKDLoss')),
         set=dict(tap=FEATURES, loss=dict(type='NSTLoss')),
     ),
+    'attention': dict(
+        transfer=dict(tap=FEATURES, loss=dict(type='ATLoss', weight=1000.0)),
+        later=dict(
+            tap=dict(student='backbone.layer3', teacher=FEATURES), loss=dict(type='SADLoss')
+        ),
+        moves=dict(tap='backbone[2:]', loss=dict(type='AttentionChangeLoss')),
+    ),
+    'prototypes': dict(
+        variation=dict(tap=FEATURES, loss=dict(type='IFVDLoss')),
+        perspectives=dict(tap=FEATURES, loss=dict(type='APDLoss')),
+    ),
     # Without a mask, which is another one in each process.
     'generation': dict(
         generated=dict(tap=FEATURES, loss=dict(type='MGDLoss', weight=1e-3, mask_ratio=0.0)),

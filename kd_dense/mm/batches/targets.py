@@ -23,6 +23,7 @@ __all__ = ['NEEDS', 'Need', 'Step', 'gather']
 class Step(NamedTuple):
     """All that is known once the student's own loss has been computed.
 
+    ``teacher`` is the teacher of some of the terms, and ``teacher_taps`` what it has yielded.
     ``on_rois`` are the teacher's maps on the student's RoIs, by the name of their term.
     """
 
@@ -30,8 +31,8 @@ class Step(NamedTuple):
     inputs: Any
     data_samples: Any
     student_taps: Taps
-    teacher_taps: Taps | Mapping[str, Sequence[Tensor]]
-    teacher: Any
+    teacher_taps: Taps | Mapping[str, Sequence[Tensor]] = MappingProxyType({})
+    teacher: Any = None
     on_rois: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
@@ -50,6 +51,7 @@ class Need(NamedTuple):
         teacher_taps: What must be recorded in the teacher alone.
         check: Called with student and teacher when the model is built; raises where they can
             never provide it.
+        one_teacher: Whether it is read off the teacher itself, beyond its maps.
     """
 
     read: Callable[[Step], Any]
@@ -57,6 +59,7 @@ class Need(NamedTuple):
     loss_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     check: Callable[[Any, Any], None] | None = None
+    one_teacher: bool = False
 
 
 def _refuse(need: str, part: str) -> Callable[[Any, Any], None]:
@@ -198,17 +201,21 @@ NEEDS = {
     ),
     'anchors': Need(_anchors, check=_check_anchors),  # Anchors of the student's dense head
     'head_boxes': Need(  # kd_dense.losses.HeadBoxes
-        lambda step: head_boxes.read(step.student, step.teacher), check=head_boxes.check
+        lambda step: head_boxes.read(step.student, step.teacher),
+        check=head_boxes.check,
+        one_teacher=True,
     ),
     'taught_queries': Need(  # kd_dense.losses.TaughtQueries, the best of the teacher's
         _taught_queries,
         teacher_taps=('forward_decoder', 'bbox_head'),
         check=_check_decoder,
+        one_teacher=True,
     ),
     'decoders': Need(  # kd_dense.losses.Decoders, to be run on other queries
         lambda s: decoders.read(s.student, s.teacher, s.student_taps, s.teacher_taps),
         taps=decoders.TAPS,
         check=decoders.check,
+        one_teacher=True,
     ),
 }
 

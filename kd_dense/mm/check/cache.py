@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from kd_dense.mm.check.finding import ERROR, OK, WARNING, Subject
 from kd_dense.mm.cost.steps import preprocessed
 from kd_dense.mm.distil.cacheable import check_cache
-from kd_dense.mm.teachers.cached import GIGABYTES, gigabytes_of, map_bytes
+from kd_dense.mm.distil.guests import Guest
+from kd_dense.mm.teachers.cached import GIGABYTES, MapCache, gigabytes_of, map_bytes
+from kd_dense.mm.teachers.several import has_own_weights
 from kd_dense.taps import tensors_in
 
 __all__ = ['check_kept_maps']
@@ -21,12 +25,17 @@ def check_kept_maps(subject: Subject) -> None:
 
     Of a recipe without a cache it says so where one would be allowed, and worth it.
     """
-    cache = subject.cache
     cost = next((f.figures for f in subject.findings if f.check == 'cost'), {})
-    if not cost.get('seconds_alone') or (cache is None and not _can(subject)):
+    if not cost.get('seconds_alone'):
         return
-    ceiling = cost['seconds'] / cost['seconds_alone']
-    size = map_bytes(_maps(subject)) // len(subject.batches[0]['data_samples'])
+    for name, guest in subject.model.kd_plan.running.items():
+        cache = subject.caches.get(name)
+        if cache is not None or _can(subject, name, guest):
+            _look(subject, guest, cache, cost['seconds'] / cost['seconds_alone'])
+
+
+def _look(subject: Subject, guest: Guest, cache: MapCache | None, ceiling: float) -> None:
+    size = map_bytes(_maps(subject, guest)) // len(subject.batches[0]['data_samples'])
     pictures = next(f for f in subject.findings if f.check == 'data').figures['pictures']
     views, most = (VIEWS, GIGABYTES) if cache is None else (cache.views, cache.gigabytes)
     need = gigabytes_of(size, pictures, views)
@@ -34,7 +43,7 @@ def check_kept_maps(subject: Subject) -> None:
         f'{size / 1e6:.3g} MB a picture and view, {need:.3g} GB for {pictures} pictures in '
         f'{views} views'
     )
-    figures = dict(ceiling=ceiling, map_bytes=size, gigabytes=need, views=views)
+    figures: dict[str, Any] = dict(ceiling=ceiling, map_bytes=size, gigabytes=need, views=views)
     if cache is None:
         if ceiling >= WORTH and need <= most:
             subject.say(
@@ -56,22 +65,23 @@ def check_kept_maps(subject: Subject) -> None:
     subject.say(OK, text, **figures)
 
 
-def _can(subject: Subject) -> bool:
+def _can(subject: Subject, name: str, guest: Guest) -> bool:
+    """Whether the maps of a teacher could be kept, and spare it to run."""
+    terms = {k: term for k, term in subject.model.kd.items() if name in term.teachers}
     try:
-        check_cache(subject.model, subject.model.kd, subject.teacher.by_loss)
+        check_cache(subject.model, terms, guest.teacher.by_loss)
     except ValueError:
         return False
-    return True
+    return has_own_weights(guest.teacher) and len(subject.model.kd_plan.running) == 1
 
 
-def _maps(subject: Subject) -> list[torch.Tensor]:
-    """The teacher's maps of a batch, as they would be kept."""
-    plan = subject.on_device().kd_plan
-    batch = preprocessed(subject.model, subject.batches[0])
+def _maps(subject: Subject, guest: Guest) -> list[torch.Tensor]:
+    """A teacher's maps of a batch, as they would be kept."""
+    batch = preprocessed(subject.on_device(), subject.batches[0])
     try:
-        plan.teacher.run(plan.teacher_taps, plan.teacher_calls, plan.preprocess, *batch)
-        plan.teacher.wait(plan.teacher_taps)
-        found = [*tensors_in([plan.teacher_taps[name] for name in plan.teacher_calls])]
+        guest.run(guest.calls, *batch)
+        guest.wait()
+        found = [*tensors_in([guest.taps[name] for name in guest.calls])]
     finally:
-        plan.teacher_taps.clear()
+        guest.taps.clear()
     return [x.half() if x.is_floating_point() else x for x in found]

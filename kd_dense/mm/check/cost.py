@@ -31,7 +31,7 @@ def check_cost(subject: Subject) -> None:
     distilled = steps['distilled']
     memory = {
         'student and kd': bytes_of(distilled.model.state_dict()),
-        'teacher': bytes_of(subject.teacher.model.state_dict()),
+        **{who: bytes_of(one.model.state_dict()) for who, one in subject.teachers.items()},
         'optimizer': bytes_of(distilled.optimizer.optimizer.state),
         'a step': peak_memory(calls['distilled'], subject.device),
     }

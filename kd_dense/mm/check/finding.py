@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
+from kd_dense.mm.teachers.several import called
+
 __all__ = ['ERROR', 'OK', 'WARNING', 'Finding', 'Progress', 'Subject']
 
 OK = 'ok'
@@ -57,10 +59,11 @@ class Subject:
         batches: A list of batches as they are loaded.
         iterations: How many the training has.
         loading: Seconds to load a batch in one process.
-        teacher_is_loaded: Whether the teacher has its weights.
+        unloaded: What the teachers are called that have not got their weights.
         student_is_trained: Whether the student starts with weights of its own.
         reached: The set of the names of parameters that get a gradient.
-        cache: The [`kd_dense.mm.teachers.cached.MapCache`][] of the recipe; none is used here.
+        caches: By the name of a teacher its [`kd_dense.mm.teachers.cached.MapCache`][], which is
+            not used here.
         has_task: Whether the student's own losses have a gradient.
     """
 
@@ -76,10 +79,10 @@ class Subject:
     batches: Any = None
     iterations: int | None = None
     loading: float = 0.0
-    teacher_is_loaded: bool = True
+    unloaded: set[str] = field(default_factory=set)
     student_is_trained: bool = False
     reached: Any = None
-    cache: Any = None
+    caches: dict[str, Any] = field(default_factory=dict)
     has_task: bool = True
 
     def say(self, status: str, message: str, remedy: str = '', **figures: Any) -> None:
@@ -92,9 +95,15 @@ class Subject:
         self.progress(f'{self.check}: {text}')
 
     @property
-    def teacher(self) -> Any:
-        """The [`kd_dense.mm.teachers.guest.Teacher`][] of the model."""
-        return self.model.kd_plan.teacher
+    def teachers(self) -> dict[str, Any]:
+        """Each [`kd_dense.mm.teachers.guest.Teacher`][] of the model, by what to call it."""
+        guests = {} if self.model is None else self.model.kd_plan.running
+        return {called(name): guest.teacher for name, guest in guests.items()}
+
+    @property
+    def teacher_is_loaded(self) -> bool:
+        """Whether all teachers have their weights."""
+        return not self.unloaded
 
     def on_device(self) -> Any:
         """The model, moved to where it is computed."""

@@ -17,6 +17,7 @@ from kd_dense.mm.distil.distilled import own_class
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.mm.models.probe import Probe, probe
+from kd_dense.mm.teachers.several import called
 from kd_dense.mm.wording import spelt
 
 __all__ = ['check_hooks', 'check_model', 'check_taps']
@@ -38,19 +39,20 @@ def check_model(subject: Subject) -> None:
     model = build_to_try(config)
     own = [p for name, p in model.named_parameters() if not name.startswith('kd.')]
     parts = {'student': own, 'kd': model.kd.parameters()}
-    parts['teacher'] = model.kd_plan.teacher.model.parameters()
-    counts = {name: sum(p.numel() for p in parameters) for name, parameters in parts.items()}
     subject.model = model
-    # Nothing is written here, and terms are weighed as if their teacher always ran.
-    subject.cache, subject.teacher.cache, subject.teacher.every = subject.teacher.cache, None, 1
+    teachers = subject.teachers
+    parts |= {whose: one.model.parameters() for whose, one in teachers.items()}
+    counts = {name: sum(p.numel() for p in parameters) for name, parameters in parts.items()}
+    millions = {name: f'{count / 1e6:.2f} M' for name, count in counts.items()}
+    theirs = [f', {millions[whose]} in the {whose} (frozen)' for whose in teachers]
+    names = ' and '.join(one.name for one in teachers.values())
+    for name, guest in model.kd_plan.running.items():  # nothing is written here
+        subject.caches[name], guest.teacher.cache = guest.teacher.cache, None
     subject.say(
         OK,
-        '{} from {}: {student:.2f} M parameters in the student, {kd:.2f} M in kd (left out at '
-        'export), {teacher:.2f} M in the teacher (frozen)'.format(
-            own_class(type(model)).__name__,
-            model.kd_plan.teacher.name,
-            **{name: count / 1e6 for name, count in counts.items()},
-        ),
+        f'{own_class(type(model)).__name__} from {names or "itself"}: {millions["student"]} '
+        f'parameters in the student, {millions["kd"]} in kd (left out at export)'
+        + ''.join(theirs),
         parameters=counts,
     )
 
@@ -60,13 +62,17 @@ def check_taps(subject: Subject) -> None:
 
     Without data it is what they yield on small images.
     """
-    terms = subject.model.kd
-    ours = list(dict.fromkeys(term.run_to[0] for term in terms.values()))
-    theirs = list(dict.fromkeys(chain(*(term.teacher_reach for term in terms.values()))))
-    size = _size_of_batches(subject)
-    found = probe(subject.model, ours, subject.teacher.model, theirs, first=size)
-    for name, term in terms.items():
-        _say_taps(subject, name, term, found)
+    model, size = subject.model, _size_of_batches(subject)
+    for name, guest in model.kd_plan.guests.items():
+        terms = {k: term for k, term in model.kd.items() if term.teachers[0] == name}
+        if not terms:  # all of it are means of several, which are alike
+            continue
+        ours = list(dict.fromkeys(term.run_to[0] for term in terms.values()))
+        theirs = list(dict.fromkeys(chain(*(term.teacher_reach for term in terms.values()))))
+        teacher = model if guest is None else guest.teacher.model
+        found = probe(model, ours, teacher, theirs, first=size)
+        for key, term in terms.items():
+            _say_taps(subject, key, term, teacher, found)
 
 
 def _size_of_batches(subject: Subject) -> tuple[int, int] | None:
@@ -78,11 +84,11 @@ def _size_of_batches(subject: Subject) -> tuple[int, int] | None:
     return height, width
 
 
-def _say_taps(subject: Subject, name: str, term: Term, found: Probe) -> None:
+def _say_taps(subject: Subject, name: str, term: Term, teacher: Any, found: Probe) -> None:
     if term.rois is None:
         a, b = found.student[term.student_tap], found.teacher[term.paired_tap]
     else:
-        a, b = term.rois.yields(subject.model, subject.teacher.model, found)
+        a, b = term.rois.yields(subject.model, teacher, found)
     ways = [way for way in term.ways(a, b, found.size) if way]
     how = 'compared as they are'
     if ways:
@@ -92,9 +98,12 @@ def _say_taps(subject: Subject, name: str, term: Term, found: Probe) -> None:
         size = 'on the same RoIs, here 2'
     ours = f'{term.student_tap} {spelt(a.shapes)}'
     theirs = f'{term.paired_tap} {spelt(b.shapes)}'
-    where = f'{ours} of the student, {theirs} of the teacher'
-    if ours == theirs:
-        where = f'{ours} of both'
+    whose = ' and '.join(map(called, term.teachers))
+    where = f'{ours} of the student, {theirs} of the {whose}'
+    if term.within:
+        where = f'{ours}, and {theirs} of the student itself'
+    elif ours == theirs:
+        where = f'{ours} of ' + (f'the student and {whose}' if 'teacher ' in whose else 'both')
     subject.say(
         OK,
         f'{name}: {where}, {how}, {size}',

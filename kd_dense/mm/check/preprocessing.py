@@ -16,20 +16,23 @@ IMAGENET = torch.tensor([123.675, 116.28, 103.53])  # red, green, blue
 
 def check_preprocessing(subject: Subject) -> None:
     """Say what happens to the pixels on both sides, and what of it looks like a mistake."""
-    models = {'student': subject.model, 'teacher': subject.teacher.model}
+    teachers = subject.teachers
+    models = {'student': subject.model, **{who: one.model for who, one in teachers.items()}}
     sides = {whose: model.data_preprocessor for whose, model in models.items()}
     told = {
         whose: f'{_normalisation(sides[whose])}, {_channels(sides[whose], input_channels(model))}'
         for whose, model in models.items()
     }
-    if subject.model.kd_plan.preprocess.identical:
-        subject.say(OK, f'the same on both sides: {told["student"]}')
-    else:
-        subject.say(
-            OK,
-            f'student: {told["student"]}; teacher: {told["teacher"]}: each batch is converted '
-            'for the teacher',
-        )
+    for whose, guest in zip(teachers, subject.model.kd_plan.running.values(), strict=True):
+        if guest.preprocess.identical:
+            sides_ = 'on both sides' if len(teachers) == 1 else f'for the {whose}'
+            subject.say(OK, f'the same {sides_}: {told["student"]}')
+        else:
+            subject.say(
+                OK,
+                f'student: {told["student"]}; {whose}: {told[whose]}: each batch is converted '
+                'for the teacher',
+            )
     for whose, side in sides.items():
         problem = _suspicious(side)
         if problem:

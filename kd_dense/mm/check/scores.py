@@ -22,6 +22,7 @@ from kd_dense.mm.check.ranking import SCORES, lower_is_better, main_score, watch
 from kd_dense.mm.configs import dicts_in
 from kd_dense.mm.distil.distilled import bare
 from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
+from kd_dense.mm.teachers.several import has_own_weights
 
 __all__ = ['check_scores']
 
@@ -52,8 +53,14 @@ class _Student(NamedTuple):
 
 def check_scores(subject: Subject) -> None:
     """Score teacher and student on some validation pictures, by the config's own metric."""
-    if not subject.teacher_is_loaded:
-        subject.say(WARNING, 'the teacher is not scored without its weights')
+    teachers = {
+        whose: teacher
+        for whose, teacher in subject.teachers.items()
+        if whose not in subject.unloaded and has_own_weights(teacher)
+    }
+    for whose in subject.unloaded:
+        subject.say(WARNING, f'the {whose} is not scored without its weights')
+    if not teachers:
         return
     if not subject.config.get('val_dataloader') or not subject.config.get('val_evaluator'):
         subject.say(WARNING, 'the config has no validation: the teacher is not scored')
@@ -62,7 +69,8 @@ def check_scores(subject: Subject) -> None:
     student = _student(subject)
     found = {}
     try:
-        for side, model in {'teacher': subject.teacher.model, 'student': student.model}.items():
+        models = {**{who: one.model for who, one in teachers.items()}, 'student': student.model}
+        for side, model in models.items():
             found[side] = _score(subject, side, model.to(subject.device), pictures)
         name, lower = _main_score(subject, found)
     except Exception as error:  # a metric that some pictures alone do not do for
@@ -73,11 +81,13 @@ def check_scores(subject: Subject) -> None:
             'score the teacher with kd_dense test TEACHER_CONFIG CHECKPOINT',
         )
         return
-    _compare(subject, student, found, name, lower, pictures.images)
+    for whose in teachers:
+        _compare(subject, whose, student, found, name, lower, pictures.images)
 
 
 def _compare(
     subject: Subject,
+    whose: str,
     student: _Student,
     found: Mapping[str, Scores],
     name: str,
@@ -85,7 +95,7 @@ def _compare(
     count: int,
 ) -> None:
     worst = math.inf if lower else 0.0  # COCO's metric gives none where nothing is found
-    teacher, other = (found[side].get(name, worst) for side in ('teacher', 'student'))
+    teacher, other = (found[side].get(name, worst) for side in (whose, 'student'))
     status, rest, remedy = OK, '', ''
     if not _leads(teacher, other, lower):
         far = not student.is_trained or _far(teacher, other, lower)
@@ -98,12 +108,12 @@ def _compare(
     direction = ' (lower is better)' if lower else ''
     subject.say(
         status,
-        f'on {count} validation pictures the teacher has {name} {teacher:.4g}, {student.name} '
+        f'on {count} validation pictures the {whose} has {name} {teacher:.4g}, {student.name} '
         f'{other:.4g}{direction}{rest}',
         remedy,
         metric=name,
         lower_is_better=lower,
-        teacher=found['teacher'],
+        teacher=found[whose],
         student=found['student'],
         images=count,
         student_is_trained=student.is_trained,

@@ -3,59 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from kd_dense.mm.check.finding import ERROR, OK, WARNING, Subject
+from kd_dense.mm.distil.guests import inherited_from
 from kd_dense.mm.files.checkpoint import read_checkpoint
 from kd_dense.mm.models.inherit import fitting, inherit_parts
+from kd_dense.mm.teachers.several import has_own_weights
 from kd_dense.mm.wording import listed
 
 __all__ = ['check_inherit', 'check_student_weights', 'check_teacher']
 
 
 def check_teacher(subject: Subject) -> None:
-    """Load the teacher, and say what of its checkpoint does not fit."""
-    teacher = subject.teacher
+    """Load the teachers, and say what of their checkpoints does not fit."""
+    for whose, teacher in subject.teachers.items():
+        if not _load(subject, whose, teacher):
+            subject.unloaded.add(whose)
+            teacher.checkpoint = None
+
+
+def _load(subject: Subject, whose: str, teacher: Any) -> bool:
+    """Load a teacher, and say how that went."""
     if teacher.checkpoint is None:
-        _without_checkpoint(subject)
-        return
+        return _without_checkpoint(subject, whose, teacher)
     source = teacher.checkpoint
     try:
-        state = read_checkpoint(source)
+        state = teacher.read()
     except (ValueError, OSError) as error:
-        subject.teacher_is_loaded, teacher.checkpoint = False, None
         subject.say(ERROR, str(error), 'name a file that is there, complete and without code')
-        return
+        return False
     wrong = _misfits(teacher.model, state)
     kinds = [f'{len(names)} {kind}: {listed(names)}' for kind, names in wrong.items()]
     text = f'{source} does not fit {teacher.name}: {"; ".join(kinds)}'
     try:
         teacher.load(state)
     except ValueError as error:
-        subject.teacher_is_loaded, teacher.checkpoint = False, None
         remedy = 'give the checkpoint of this config, or the config of this checkpoint'
         subject.say(ERROR, text if wrong else str(error), remedy, **wrong)
-        return
+        return False
     if wrong:
         remedy = 'the rest is loaded (strict=False): make sure that no tap depends on these'
         subject.say(WARNING, text, remedy, **wrong)
-        return
-    subject.say(OK, f'all {len(state)} tensors of {source} fit {teacher.name}', tensors=len(state))
+    else:
+        text = f'all {len(state)} tensors of {source} fit {teacher.name}'
+        subject.say(OK, text, tensors=len(state))
+    return True
 
 
-def _without_checkpoint(subject: Subject) -> None:
-    name = subject.teacher.name
-    if subject.teacher._loaded:
-        subject.say(OK, f'{name} was given as a model, with its weights')
-        return
-    subject.teacher_is_loaded = False
+def _without_checkpoint(subject: Subject, whose: str, teacher: Any) -> bool:
+    if not has_own_weights(teacher):
+        subject.say(OK, f'{teacher.name} starts as the student does')
+        return True
+    if teacher._loaded:
+        subject.say(OK, f'{teacher.name} was given as a model, with its weights')
+        return True
     subject.say(
         ERROR,
-        f'the teacher {name} is untrained (checkpoint=None)',
+        f'the {whose} {teacher.name} is untrained (checkpoint=None)',
         'say teacher=dict(config=..., checkpoint=PATH); an untrained one is for smoke '
         'runs and benchmarks',
     )
+    return False
 
 
 def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
@@ -76,7 +87,9 @@ def check_student_weights(subject: Subject) -> None:
     try:
         model.init_weights()
     except Exception:  # becomes a finding; the other checks go on with what is there
-        inherit_parts(model, plan.teacher.model, plan.inherit)
+        source = inherited_from(plan.guests, plan.inherit)
+        if source is not None:
+            inherit_parts(model, source.model, plan.inherit)
         raise
     source = subject.config.get('load_from')
     if not source:
@@ -98,8 +111,10 @@ def check_student_weights(subject: Subject) -> None:
 
 def check_inherit(subject: Subject) -> None:
     """Say what the student takes over from the teacher."""
-    for part in subject.model.kd_plan.inherit:
-        fit, left_out = fitting(subject.model, subject.teacher.model, part)
+    plan = subject.model.kd_plan
+    source: Any = inherited_from(plan.guests, plan.inherit)
+    for part in plan.inherit:
+        fit, left_out = fitting(subject.model, source.model, part)
         text = f'{len(fit)} of {len(fit) + len(left_out)} tensors of {part} start from the '
         text += "teacher's" + (f'; not {listed(left_out)}' if left_out else '')
         subject.say(OK, text, part=part, fit=fit, left_out=left_out)

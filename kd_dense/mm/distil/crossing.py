@@ -71,6 +71,10 @@ class CrossTerm(Term):
         return True
 
     @property
+    def one_teacher(self) -> bool:
+        return True
+
+    @property
     def paired_tap(self) -> str:
         return self.tower_tap
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import chain
+from math import lcm
 from typing import Any, cast
 
 import torch
@@ -14,23 +15,22 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from kd_dense.mm.batches.boxes import is_rotated
-from kd_dense.mm.batches.channels import input_channels
 from kd_dense.mm.batches.made_up import any_tensor
-from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.batches.targets import Step, gather
-from kd_dense.mm.distil.cacheable import check_cache, maps_alone
 from kd_dense.mm.distil.fields import share_now
 from kd_dense.mm.distil.first_steps import FirstSteps
 from kd_dense.mm.distil.fitting import build_terms
-from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
+from kd_dense.mm.distil.guests import Guest, inherited_from, taught
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.finite import FiniteCheck
 from kd_dense.mm.models.inherit import check_inherit, inherit_parts
-from kd_dense.mm.models.probe import Probe
-from kd_dense.mm.presets.choose import Weights, choose_preset
+from kd_dense.mm.presets.choose import Weights
+from kd_dense.mm.presets.teachers import Methods, choose_for_teachers
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.mm.stack.install import score_in_threads
+from kd_dense.mm.teachers.average import AverageTeacher
 from kd_dense.mm.teachers.guest import Teacher
+from kd_dense.mm.teachers.several import build_one, has_own_weights, teachers_of
 from kd_dense.registry import MODELS
 from kd_dense.shares import ShareMeter
 from kd_dense.taps import Taps, near_names
@@ -52,10 +52,10 @@ FIELDS = (
 @MODELS.register_module()
 def Distilled(  # noqa: N802  (a type in configs)
     student: Mapping[str, Any] | nn.Module,
-    teacher: str | Mapping[str, Any] | nn.Module,
+    teacher: str | Mapping[str, Any] | nn.Module | None,
     terms: Mapping[str, Mapping[str, Any]] | None = None,
     inherit: Sequence[str] = (),
-    preset: str | Sequence[str] | None = None,
+    preset: Methods | None = None,
     weights: Weights = 'auto',
     data_preprocessor: Mapping[str, Any] | None = None,
     checks: bool = True,
@@ -69,11 +69,15 @@ def Distilled(  # noqa: N802  (a type in configs)
 
     Args:
         student: Config of an OpenMMLab model, or a model.
-        teacher: See [`kd_dense.mm.teachers.guest.Teacher`][].
+        teacher: See [`kd_dense.mm.teachers.guest.Teacher`][]; several of them by name,
+            ``dict(large=..., foreign=...)``, each of which a term may name; or None, where terms
+            compare places of the student with each other. See ``docs/teachers.md``.
         terms: Name and fields of each [`kd_dense.mm.distil.term.Term`][].
-        inherit: Parts of the student, as ``'neck'``, that start from the teacher's weights.
+        inherit: Parts of the student, as ``'neck'``, that start from the teacher's weights, or
+            those of the first.
         preset: Name of a method, as ``'cwd'``, or names, as ``['fgd', 'cwd']``, whose settings for
-            such models take the place of ``terms`` and ``inherit``. See ``docs/presets.md``.
+            such models take the place of ``terms`` and ``inherit``; of several teachers
+            ``dict(large='fgd', foreign='cwd')``. See ``docs/presets.md``.
         weights: Of a preset: ``'published'``, ``'shares'`` that set themselves, or ``'auto'``. See
             [`kd_dense.mm.presets.choose.choose_preset`][].
         data_preprocessor: For a student whose config has none. mmengine's Runner gives it to
@@ -110,7 +114,10 @@ def Distilled(  # noqa: N802  (a type in configs)
             )
         raise ValueError(f'kd_dense.Distilled has no argument {name!r}, {remedy}')
     if student is teacher:
-        raise ValueError('student and teacher are the same object; a model cannot teach itself')
+        raise ValueError(
+            'student and teacher are the same object; within one model a teacher of None compares '
+            'one tap with another'
+        )
     if data_preprocessor is not None and isinstance(student, Mapping):
         config = ConfigDict(student)
         config.setdefault('data_preprocessor', data_preprocessor)
@@ -130,11 +137,13 @@ def Distilled(  # noqa: N802  (a type in configs)
             'distilled already? Its own may be renamed'
         )
     with kept_random_state():
-        guest = Teacher(teacher)
+        teachers = {name: build_one(one, model) for name, one in teachers_of(teacher).items()}
+        models = {name: model if one is None else one.model for name, one in teachers.items()}
         if preset is not None:
             if terms or inherit:
                 raise ValueError('expected either preset, or terms and inherit, got both')
-            chosen = choose_preset(preset, model, guest.model, weights)
+            bearer = next((k for k, one in teachers.items() if has_own_weights(one)), None)
+            chosen = choose_for_teachers(preset, model, models, weights, bearer)
             terms, inherit = chosen.terms, chosen.inherit
             print_log(
                 f'preset {preset!r} for {chosen}\n'
@@ -145,29 +154,28 @@ def Distilled(  # noqa: N802  (a type in configs)
             raise ValueError(
                 f'weights={weights!r} belongs to a preset; a term says it itself, as share=1.0'
             )
-        distillation, found = build_terms(model, guest.model, {} if terms is None else terms)
-        guest.by_loss = found.by_loss
-        check_inherit(model, guest.model, inherit)
-        guest.check_taps(found.teacher)
-        guest.only_maps_are_used(maps_alone(distillation.values(), found.by_loss))
-        if guest.cache is not None:
-            check_cache(model, distillation, found.by_loss)
+        distillation, found = build_terms(model, models, {} if terms is None else terms)
+        guests = {}
+        for name, one in teachers.items():
+            learning = {k: term for k, term in distillation.items() if name in term.teachers}
+            guests[name] = None if one is None else Guest(one, found[name], model, learning)
+        source = inherited_from(guests, inherit)
+        if source is not None:
+            check_inherit(model, source.model, inherit)
     student_taps = Taps(
         chain(*(term.student_taps for term in distillation.values())),
         seams=[term.student_tap for term in distillation.values() if term.shares],
     )
-    channels = input_channels(model), input_channels(guest.model)
-    preprocess = Repreprocess(model.data_preprocessor, guest.model.data_preprocessor, channels)
-    if channels[0] != channels[1]:
-        print_log(
-            'the images of the student have {} channels, those of the teacher {}: they are '
-            'converted for it, between grey and colour'.format(*channels),
-            logger='current',
-        )
-
+    plan = _Plan(
+        guests,
+        student_taps,
+        any(one.student_by_loss for one in found.values()),
+        tuple(inherit),
+        checks,
+    )
     model.__class__ = distilled(type(model))  # type: ignore[arg-type]
     model.kd = nn.ModuleDict(distillation)
-    model.kd_plan = _Plan(guest, student_taps, found, preprocess, tuple(inherit), checks)
+    model.kd_plan = plan
     return cast(nn.Module, model)
 
 
@@ -176,23 +184,67 @@ class _Plan:
 
     def __init__(
         self,
-        teacher: Teacher,
+        guests: Mapping[str, Guest | None],
         student_taps: Taps,
-        found: Probe,
-        preprocess: Repreprocess,
+        student_by_loss: bool,
         inherit: tuple[str, ...],
         checks: bool,
     ) -> None:
-        self.teacher = teacher
+        self.guests = guests  # by name; None is the student itself
         self.student_taps = student_taps
-        self.student_by_loss = found.student_by_loss  # as `Teacher.by_loss`
-        self.teacher_taps = Taps(found.teacher)
-        self.teacher_calls = {tap: one.calls for tap, one in found.teacher.items()}
-        self.preprocess = preprocess
+        self.student_by_loss = student_by_loss  # as `Teacher.by_loss`
         self.inherit = inherit
         self.finite = FiniteCheck()
         self.meter = ShareMeter()
         self.first_steps = FirstSteps() if checks else None
+
+    @property
+    def running(self) -> dict[str, Guest]:
+        """The teachers that are models of their own."""
+        return {name: guest for name, guest in self.guests.items() if guest is not None}
+
+    @property
+    def guest(self) -> Guest:
+        """The only teacher, or the first."""
+        return next(iter(self.running.values()))
+
+    @property
+    def teacher(self) -> Teacher:
+        """The only teacher, or the first, without what is wanted of it."""
+        return self.guest.teacher
+
+    def leads(self, term: Term) -> bool:
+        """Whether a term says something before the training, when averages are the student."""
+        guests = [self.guests[name] for name in term.teachers]
+        return any(one is None or has_own_weights(one.teacher) for one in guests)
+
+    def run(self, model: Any, terms: Sequence[Term], inputs: Any, samples: Any) -> None:
+        """Run the teachers that these terms of the student learn from."""
+        for name, guest in self.running.items():
+            taps = [*chain(*(term.teacher_taps for term in terms if name in term.teachers))]
+            if not taps:
+                continue
+            if isinstance(guest.teacher, AverageTeacher):
+                guest.teacher.start(bare(model))
+            guest.run(taps, inputs, samples)
+
+    def clear(self) -> None:
+        """Drop what was recorded in a step."""
+        self.student_taps.clear()
+        for guest in self.running.values():
+            guest.taps.clear()
+
+    def taught(self, step: Step, terms: Mapping[str, Term]) -> dict[str, tuple[Step, Any]]:
+        """For each term the step as it sees it, and what was gathered of that."""
+        for guest in self.running.values():
+            guest.wait()
+        found: dict[str, tuple[Step, Any]] = {}
+        for who in dict.fromkeys(term.teachers for term in terms.values()):
+            group = {name: term for name, term in terms.items() if term.teachers == who}
+            one = taught(step, [self.guests[name] for name in who], [*group.values()])
+            needs = gather(chain(*(term.needs for term in group.values())), one)
+            found |= dict.fromkeys(group, (one, needs))
+        return found
 
 
 class _Distilling:
@@ -209,18 +261,21 @@ class _Distilling:
         finally:
             self._modules['kd'] = kd  # type: ignore[attr-defined]
         plan = self.kd_plan
-        plan.teacher.load()
-        inherit_parts(self, plan.teacher.model, plan.inherit)  # type: ignore[arg-type]
+        for guest in plan.running.values():
+            guest.teacher.load()
+        source = inherited_from(plan.guests, plan.inherit)
+        if source is not None:
+            inherit_parts(self, source.model, plan.inherit)  # type: ignore[arg-type]
 
     def loss(self, inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Any:
         """The student's own losses, and one more for each term."""
         plan = self.kd_plan
-        factors = _factors(self.kd, plan.teacher.every)
+        factors = _factors(self.kd, plan.running)
         active = [term for name, term in self.kd.items() if factors[name]]
         if active:
-            # The teacher goes first: what it needs is free again before the student's graph
+            # The teachers go first: what they need is free again before the student's graph
             # grows.
-            _run_teacher(self, active, inputs, data_samples)
+            _run_teachers(self, active, inputs, data_samples)
             plan.student_taps.start(self, [*chain(*(term.student_taps for term in active))])
         try:
             losses = super().loss(inputs, data_samples, *args, **kwargs)  # type: ignore[misc]
@@ -228,8 +283,7 @@ class _Distilling:
             losses.update(_distil(self, losses, factors, inputs, data_samples))
         finally:
             plan.student_taps.stop()
-            plan.student_taps.clear()
-            plan.teacher_taps.clear()
+            plan.clear()
         return losses
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -270,27 +324,31 @@ def _new(cls: type) -> Any:
 
 
 @torch.compiler.disable
-def _factors(kd: Any, every: int) -> dict[str, float]:
-    share = share_now(every)
-    return {name: term.factor() * share for name, term in kd.items()}
+def _factors(kd: Any, guests: Mapping[str, Guest]) -> dict[str, float]:
+    found = {}
+    for name, term in kd.items():
+        every = (guests[one].teacher.every for one in term.teachers if one in guests)
+        found[name] = term.factor() * share_now(lcm(*every))
+    return found
 
 
 @torch.compiler.disable
-def _run_teacher(model: Any, active: Sequence[Term], inputs: Tensor, samples: Any) -> None:
+def _run_teachers(model: Any, active: Sequence[Term], inputs: Tensor, samples: Any) -> None:
     plan = model.kd_plan
-    batch = plan.preprocess, inputs, samples
-    if plan.teacher.cache is not None:
-        plan.teacher.cache.run(plan.teacher, plan.teacher_taps, plan.teacher_calls, *batch)
-        return
-    calls = {tap: plan.teacher_calls[tap] for term in active for tap in term.teacher_taps}
-    plan.teacher.run(plan.teacher_taps, calls, *batch)
+    plan.run(model, active, inputs, samples)
     if plan.first_steps is not None:
-        plan.first_steps.before(model, plan.teacher, plan.preprocess, inputs, samples)
+        plan.first_steps.before(model, inputs, samples)
 
 
 def _ran(term: Term, plan: _Plan) -> bool:
     """Whether there is something to compare: a cascade ends early where no RoI is left."""
     return term.rois is None or bool(plan.student_taps.calls(term.rois.targets))
+
+
+def _whose(term: Term, plan: _Plan) -> str:
+    """What messages call the maps of a term's teachers."""
+    several = len(plan.guests) > 1
+    return term.teacher_tap + f' ({", ".join(term.teachers)})' * several
 
 
 @torch.compiler.disable
@@ -302,29 +360,26 @@ def _distil(
     samples: Any,
 ) -> dict[str, Tensor]:
     plan = model.kd_plan
-    plan.teacher.wait(plan.teacher_taps)
     losses: dict[str, Tensor] = {}
     ours: dict[str, Sequence[Tensor]] = {}
     theirs: dict[str, Sequence[Tensor]] = {}
     active = {name: term for name, term in model.kd.items() if factors[name] and _ran(term, plan)}
-    wanted = chain(*(term.needs for term in active.values()))
-    step = Step(model, inputs, samples, plan.student_taps, plan.teacher_taps, plan.teacher.model)
-    shared = [term.rois for term in active.values() if term.rois is not None]
-    step = with_teacher_on_rois(plan.teacher, shared, step)
     plan.meter.start()
-    found = gather(wanted, step)
+    steps = plan.taught(Step(model, inputs, samples, plan.student_taps), active)
     for name, term in model.kd.items():
         if name not in active:
             losses.update(term.idle(any_tensor(inputs)))
             continue
+        step, found = steps[name]
         student, teacher = term.maps(step)
         needs = term.needed(step, found)
         if term.shares:
             losses.update(term.shared(step, factors[name], needs, plan.meter))
         else:
             losses.update(term(student, teacher, factors[name], needs))
-        ours[term.student_tap], theirs[term.teacher_tap] = student, teacher
+        ours[term.student_tap], theirs[_whose(term, plan)] = student, teacher
     plan.finite.check(losses, theirs, ours)
     if plan.first_steps is not None:
-        plan.first_steps.after({**task, **losses}, model.kd, factors)
+        weighed = {name: factors[name] * plan.leads(term) for name, term in model.kd.items()}
+        plan.first_steps.after({**task, **losses}, model.kd, weighed)
     return losses

@@ -26,6 +26,7 @@ __all__ = [
     'factor_now',
     'share_now',
     'tap_names',
+    'teacher_names',
 ]
 
 WHOLE = 'whole'  # in the place of a part: the loss with all its parts
@@ -54,6 +55,31 @@ def tap_names(name: str, tap: str | Mapping[str, str]) -> tuple[str, str]:
             f'got {names!r}'
         )
     return names['student'], names['teacher']
+
+
+def teacher_names(name: str, teacher: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names of the teachers of a term; none, where it names none.
+
+    Args:
+        name: The name of the term.
+        teacher: Its field.
+
+    Raises:
+        ValueError: If that is no name, nor a list of different names.
+    """
+    if teacher is None:
+        return ()
+    names = (teacher,) if isinstance(teacher, str) else teacher
+    if (
+        not isinstance(names, Sequence)
+        or not names
+        or not all(isinstance(one, str) for one in names)
+        or len(set(names)) < len(names)
+    ):
+        raise ValueError(
+            f"term {name!r}: expected teacher='NAME', or a list of names, each once, got {names!r}"
+        )
+    return tuple(names)
 
 
 def build_schedule(name: str, config: Mapping[str, Any]) -> Schedule:

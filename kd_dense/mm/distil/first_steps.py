@@ -12,11 +12,11 @@ from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 
 from kd_dense.losses import HolisticLoss
-from kd_dense.mm.batches.preprocessing import Repreprocess
+from kd_dense.mm.distil.guests import Guest
 from kd_dense.mm.distil.rehearsal import alone
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.randomness import kept_random_state
-from kd_dense.mm.teachers.guest import Teacher
+from kd_dense.mm.teachers.several import called, has_own_weights
 
 __all__ = ['DROWNS', 'ITERATIONS', 'VANISHES', 'FirstSteps', 'split_losses']
 
@@ -38,7 +38,7 @@ class FirstSteps:
     def __init__(self) -> None:
         self.student_is_trained = False  # set where weights are loaded into the whole student
         self._seen = 0
-        self._teacher_loss: Tensor | None = None
+        self._teacher_losses: dict[str, Tensor] = {}
         self._shares: dict[str, list[Tensor]] = {}
 
     def _is_on(self) -> bool:
@@ -49,52 +49,24 @@ class FirstSteps:
             self._seen = ITERATIONS  # resumed
         return self._seen < ITERATIONS
 
-    def before(
-        self,
-        student: nn.Module,
-        teacher: Teacher,
-        preprocess: Repreprocess,
-        inputs: Tensor,
-        data_samples: Sequence[Any],
-    ) -> None:
-        """Compute the teacher's own loss on the first batch, where it can be compared.
+    def before(self, student: Any, inputs: Tensor, data_samples: Sequence[Any]) -> None:
+        """Compute the own loss of each teacher on the first batch, where it can be compared.
 
         This comes before the student runs, whose graph would need memory at the same time.
 
         Args:
-            student: The student.
-            teacher: The teacher; it has run on this batch.
-            preprocess: From the student's preprocessing to the teacher's.
+            student: The student; its teachers have run on this batch.
             inputs: The student's batch, ``(N, C, H, W)``.
             data_samples: Its samples.
         """
         if self._seen or self.student_is_trained or not self._is_on():
             return
-        # Losses are not made for half precision; the others have their own time and place.
-        model = teacher.exact
-        if model is None or not _comparable(student, model):
-            return
-        terms: Any = student.kd
-        if any(term.loss.extra_classes for term in terms.values()):
+        if any(term.loss.extra_classes for term in student.kd.values()):
             return  # the labels are of classes that the teacher does not know
-        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        try:
-            with torch.no_grad(), kept_random_state(), alone():
-                samples = copy.deepcopy(data_samples)
-                batch = preprocess(inputs, samples)
-                parameter = next(model.parameters(), None)
-                if parameter is not None:  # FSDP may have cast the student's
-                    batch = batch.to(parameter.dtype)
-                self._teacher_loss = split_losses(model.loss(batch, samples))[0]
-        except Exception as error:  # whatever a model raises whose loss is not made for this
-            print_log(
-                "the teacher's own loss cannot be computed, and is not compared with the "
-                f"student's ({type(error).__name__}: {error})",
-                logger='current',
-            )
-        finally:
-            for buffer, value in buffers:  # some losses count what they have seen
-                buffer.copy_(value)
+        for name, guest in student.kd_plan.running.items():
+            found = _own_loss(student, guest, inputs, data_samples)
+            if found is not None:
+                self._teacher_losses[name] = found
 
     def after(
         self, losses: Mapping[str, Any], terms: Mapping[str, Any], factors: Mapping[str, float]
@@ -110,9 +82,10 @@ class FirstSteps:
             return
         self._seen += 1
         task, ours = split_losses(losses)
-        if self._seen == 1 and self._teacher_loss is not None:
-            self._compare(float(self._teacher_loss), float(task.detach()))
-            self._teacher_loss = None
+        if self._seen == 1:
+            for teacher, value in self._teacher_losses.items():
+                _compare(teacher, float(value), float(task.detach()))
+            self._teacher_losses = {}
         for name, value in ours.items():
             critic = isinstance(terms[name].loss, HolisticLoss)  # it has learnt nothing yet
             if factors[name] and not critic and not terms[name].shares:
@@ -126,18 +99,49 @@ class FirstSteps:
                 _weigh(terms[name], float(torch.stack(shares).median()))
             self._shares = {}
 
-    @staticmethod
-    def _compare(teacher: float, student: float) -> None:
-        if not student or teacher < LEARNT * student:  # 0 without losses of a task
-            return
+
+def _own_loss(
+    student: nn.Module, guest: Guest, inputs: Tensor, data_samples: Sequence[Any]
+) -> Tensor | None:
+    """What a teacher's own loss is on a batch; None, where it is not compared."""
+    # Losses are not made for half precision; the others have their own time and place.
+    model = guest.teacher.exact
+    if model is None or guest.teacher.cache is not None or not _comparable(student, model):
+        return None
+    if not has_own_weights(guest.teacher):
+        return None
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.no_grad(), kept_random_state(), alone():
+            samples = copy.deepcopy(data_samples)
+            batch = guest.preprocess(inputs, samples)
+            parameter = next(model.parameters(), None)
+            if parameter is not None:  # FSDP may have cast the student's
+                batch = batch.to(parameter.dtype)
+            return split_losses(model.loss(batch, samples))[0]
+    except Exception as error:  # whatever a model raises whose loss is not made for this
         print_log(
-            f'the loss of the teacher on the first batch, {teacher:.3g}, is not clearly below '
-            f'that of the student, {student:.3g}, which has not been trained yet: the teacher has '
-            'little to teach on this data. Is it trained, for these classes, and on pictures '
-            'preprocessed like these? kd_dense check CONFIG compares their scores',
+            "the teacher's own loss cannot be computed, and is not compared with the "
+            f"student's ({type(error).__name__}: {error})",
             logger='current',
-            level=30,
         )
+        return None
+    finally:
+        for buffer, value in buffers:  # some losses count what they have seen
+            buffer.copy_(value)
+
+
+def _compare(name: str, teacher: float, student: float) -> None:
+    if not student or teacher < LEARNT * student:  # 0 without losses of a task
+        return
+    print_log(
+        f'the loss of the {called(name)} on the first batch, {teacher:.3g}, is not clearly below '
+        f'that of the student, {student:.3g}, which has not been trained yet: the teacher has '
+        'little to teach on this data. Is it trained, for these classes, and on pictures '
+        'preprocessed like these? kd_dense check CONFIG compares their scores',
+        logger='current',
+        level=30,
+    )
 
 
 def _weigh(term: Term, share: float) -> None:

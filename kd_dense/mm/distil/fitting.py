@@ -11,6 +11,7 @@ from torch import nn
 
 from kd_dense.mm.batches.targets import NEEDS
 from kd_dense.mm.distil.crossing import CrossTerm
+from kd_dense.mm.distil.guests import check_alike, settle_teachers
 from kd_dense.mm.distil.rehearsal import rehearse
 from kd_dense.mm.distil.shared_rois import told_by_box_head
 from kd_dense.mm.distil.term import Term
@@ -21,35 +22,50 @@ __all__ = ['build_terms', 'check_classes', 'yields']
 
 
 def build_terms(
-    student: nn.Module, teacher: nn.Module, terms: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, Term], Probe]:
+    student: nn.Module,
+    teachers: Mapping[str, nn.Module],
+    terms: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Term], dict[str, Probe]]:
     """Build the terms and fit them to what one small forward pass of each model yields.
 
     Args:
         student: The student; weights, mode and random state stay as they are.
-        teacher: The teacher; so do its own.
+        teachers: The teachers by name, and so do their own; among them may be the student itself.
         terms: Name and fields of each [`kd_dense.mm.distil.term.Term`][].
 
     Returns:
-        The terms by name, and what their taps yield.
+        The terms by name, and by the name of each teacher what the taps of its terms yield.
 
     Raises:
-        ValueError: If a name, a field, a tap, a loss or a shape does not fit.
+        ValueError: If a name, a field, a tap, a loss, a teacher or a shape does not fit.
     """
     built = _named(terms)
+    settle_teachers(built.values(), teachers, student)
     for term in built.values():
+        teacher = teachers[term.teachers[0]]
         if isinstance(term, CrossTerm):
             term.reach(student, teacher)
         if term.rois is not None:
             term.run_to = term.rois.features(student, teacher)
-    found = probe(student, _taps(t.run_to[0] for t in built.values()),
-                  teacher, _taps(chain(*(t.teacher_reach for t in built.values()))))  # fmt: skip
+    found: dict[str, Probe] = {}
+    for name, teacher in teachers.items():
+        heard = [term for term in built.values() if name in term.teachers]
+        size = next(iter(found.values())).size if found else None
+        found[name] = probe(student, _taps(t.run_to[0] for t in heard),
+                            teacher, _taps(chain(*(t.teacher_reach for t in heard))),
+                            first=size)  # fmt: skip
     for term in built.values():
-        _fit(term, student, teacher, found)
-    taps = _taps(chain(*(term.teacher_taps for term in built.values())))
-    if not set(taps) <= found.teacher.keys():  # a loss may need more than its own tap
-        found = probe(student, list(found.student), teacher, taps)
-    return built, rehearse(student, teacher, list(built.values()), found)
+        name = term.teachers[0]
+        _fit(term, student, teachers[name], found[name])
+        check_alike(term, found)
+    for name, teacher in teachers.items():
+        heard = [term for term in built.values() if name in term.teachers]
+        taps = _taps(chain(*(term.teacher_taps for term in heard)))
+        if not set(taps) <= found[name].teacher.keys():  # a loss may need more than its own tap
+            found[name] = probe(student, list(found[name].student), teacher, taps)
+        first = [term for term in heard if name == term.teachers[0]]
+        found[name] = rehearse(student, teacher, first, found[name])
+    return built, found
 
 
 def _taps(names: Iterable[str]) -> list[str]:

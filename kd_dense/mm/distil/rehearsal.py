@@ -14,6 +14,7 @@ from torch import Tensor, distributed, nn
 
 from kd_dense.mm.batches.made_up import add_labels, blank_batch
 from kd_dense.mm.batches.targets import Step, gather
+from kd_dense.mm.distil.guests import Detached, Together
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.models.probe import LARGEST, Probe, probe, replicate
 from kd_dense.mm.wording import spelt
@@ -104,7 +105,10 @@ def _rehearse(student: nn.Module, teacher: nn.Module, terms: Sequence[Term], fou
         maps = {tap: [torch.randn(x) for x in one.shapes] for tap, one in found.teacher.items()}
         step = Step(replica, inputs, samples, taps, maps, teacher, _on_rois(terms, taps))
         for term in terms:
-            _compute(term, step)
+            theirs: Any = Detached(taps) if term.within else maps
+            if len(term.teachers) > 1:
+                theirs = Together(*[maps] * len(term.teachers))
+            _compute(term, step._replace(teacher_taps=theirs))
     return True
 
 

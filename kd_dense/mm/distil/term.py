@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain, cycle
+from itertools import chain
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from kd_dense.adapters import Adapter, resize
 from kd_dense.functional import without_autocast
 from kd_dense.losses import DistillLoss
 from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.batches.queries import as_queries, own_queries
 from kd_dense.mm.batches.targets import NEEDS, Step
+from kd_dense.mm.distil.adapting import Fitting
 from kd_dense.mm.distil.fields import (
     WHOLE,
-    build_adapter,
     build_losses,
     build_schedule,
     build_shares,
     check_kinds,
     factor_now,
     tap_names,
+    teacher_names,
 )
 from kd_dense.mm.distil.shared_rois import SharedRoIs
 from kd_dense.mm.distil.tokens import as_maps, for_each_branch, shapes_as_maps
@@ -35,7 +35,7 @@ from kd_dense.taps import TapError, near_names
 
 __all__ = ['Term']
 
-FIELDS = ('tap', 'loss', 'share', 'adapter', 'schedule', 'shared_rois', 'cross_at')
+FIELDS = ('tap', 'loss', 'teacher', 'share', 'adapter', 'schedule', 'shared_rois', 'cross_at')
 
 
 class Term(nn.Module):
@@ -45,6 +45,8 @@ class Term(nn.Module):
         name: What the log calls it, as ``loss_kd_<name>``.
         tap: A tap, or ``dict(student=..., teacher=...)`` where the names differ.
         loss: Config of a loss, or a loss.
+        teacher: Of several teachers the one that is compared with, by its name; or a list of
+            them, the mean of whose maps is. See ``docs/teachers.md``.
         share: How strongly the term pulls at the student's maps, as a share of what the losses
             of the task do: see [`kd_dense.shares.Share`][]. One for the whole loss, whose own
             weights then only say how its parts stand to each other; or one for each part, as
@@ -68,6 +70,7 @@ class Term(nn.Module):
         /,
         tap: str | Mapping[str, str] | None = None,
         loss: Mapping[str, Any] | DistillLoss | None = None,
+        teacher: str | Sequence[str] | None = None,
         share: float | Mapping[str, float] | None = None,
         adapter: bool | Mapping[str, Any] = True,
         schedule: Mapping[str, Any] | None = None,
@@ -93,6 +96,8 @@ class Term(nn.Module):
         self.student_tap, self.teacher_tap = taps = tap_names(name, tap)
         self.rois = SharedRoIs.of(name, *taps) if shared_rois else None
         self.run_to = taps  # how far both models run, unasked
+        self.teachers = teacher_names(name, teacher)
+        self.within = False  # whether the student itself stands for the teacher
         self.losses = nn.ModuleList()  # one for all maps, or one for each
         self.adapter = adapter
         self.adapters = nn.ModuleList()
@@ -139,8 +144,9 @@ class Term(nn.Module):
         Raises:
             ValueError: If the numbers of maps differ, or shapes differ and cannot be adapted.
         """
+        fitting = self.fitting
         if self.loss.of_queries:
-            self._check_no_adapter()
+            fitting.check_no_adapter()
         elif len(student.shapes) != len(teacher.shapes):
             raise ValueError(
                 f'term {self.name!r}: tap {self.student_tap!r} yields {len(student.shapes)} '
@@ -150,57 +156,12 @@ class Term(nn.Module):
             )
         else:
             for ours, theirs in zip(student.shapes, teacher.shapes, strict=True):
-                self.adapters.append(self._adapter(ours, theirs))
+                self.adapters.append(fitting.adapter_for(ours, theirs))
         self.row = teacher.shapes[0][1:]
         # A term that is switched off for good must not change training at all: a trainable
         # adapter would take part in gradient clipping, if only with zeros.
         if self.loss.weight == 0:
             self.requires_grad_(False)
-
-    def _adapter(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> nn.Module:
-        custom = isinstance(self.adapter, Mapping)
-        if not custom and self._agree(student, teacher):
-            return nn.Identity()
-        self._check_adaptable(student, teacher)
-        if not isinstance(self.adapter, Mapping):
-            return Adapter(student[1], student[1] if self.loss.any_channels else teacher[1])
-        config = {'in_channels': student[1], 'out_channels': teacher[1], **self.adapter}
-        return cast(nn.Module, build_adapter(self.name, config))
-
-    def _agree(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> bool:
-        """Whether the loss can compare maps of these shapes as they are."""
-        if len(student) == len(teacher) == 4 or (self.rois and len(student) == len(teacher)):
-            first = 2 if self.loss.any_channels else 1
-            return student[first:] == teacher[first:]
-        return student == teacher
-
-    def _check_adaptable(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
-        """Make sure that one map can and may be given the shape of another one."""
-        shapes = f'the student map has shape {student}, the teacher map {teacher}'
-        kind = type(self.loss).__name__
-        self._check_no_adapter()
-        if not self.adaptable:
-            raise ValueError(
-                f'term {self.name!r}: {shapes}, and {kind} compares maps of one shape only: tap '
-                'the heads themselves, and give student and teacher heads of the same layout'
-            )
-        if not self.adapter:
-            raise ValueError(
-                f'term {self.name!r}: {shapes}, and adapter=False; remove it, or tap where '
-                'the shapes agree'
-            )
-        if len(student) != 4 or len(teacher) != 4:
-            raise ValueError(
-                f'term {self.name!r}: {shapes}; there is an adapter for maps (N, C, H, W) '
-                'only, and for tokens (N, L, C) that are those of an image: tap where the shapes '
-                'agree'
-            )
-
-    def _check_no_adapter(self) -> None:
-        if not self.adaptable and isinstance(self.adapter, Mapping):
-            raise ValueError(
-                f'term {self.name!r}: {type(self.loss).__name__} takes no adapter; leave it out'
-            )
 
     @property
     def loss(self) -> DistillLoss:
@@ -213,12 +174,19 @@ class Term(nn.Module):
         return self.loss.adaptable
 
     @property
+    def fitting(self) -> Fitting:
+        """How one of its maps is given the shape of another one."""
+        on_rois = self.rois is not None
+        return Fitting(self.name, self.loss, self.adapter, self.adaptable, on_rois)
+
+    @property
     def student_taps(self) -> list[str]:
         """All that must be recorded in the student."""
         if self.rois is not None:
             return [self.student_tap, self.rois.targets]
         needs = [NEEDS[need] for need in self.loss.needs]
-        return [self.student_tap, *chain(*(need.taps + need.loss_taps for need in needs))]
+        own = self.teacher_reach if self.within else []
+        return [self.student_tap, *own, *chain(*(need.taps + need.loss_taps for need in needs))]
 
     @property
     def teacher_taps(self) -> list[str]:
@@ -251,6 +219,12 @@ class Term(nn.Module):
     def paired_tap(self) -> str:
         """Where the teacher yields a map for each of the student's."""
         return self.teacher_tap
+
+    @property
+    def one_teacher(self) -> bool:
+        """Whether it wants more of a teacher than maps, so that there is no mean of several."""
+        reads = any(NEEDS[need].one_teacher for need in self.needs)
+        return reads or self.rois is not None or self.loss.of_queries
 
     @property
     def of_features(self) -> bool:
@@ -325,16 +299,11 @@ class Term(nn.Module):
         ours, theirs = self.compared(student, teacher)
         with without_autocast(student[0]):
             if self.loss.all_maps:
-                results = [self.loss(ours, theirs, **needs)]
+                result = self.loss(ours, theirs, **needs)
             else:
-                maps = zip(cycle(self.losses), ours, theirs, strict=False)
-                results = [loss(x, t, **needs) for loss, x, t in maps]
-        if not self.loss.parts:
-            results = [{'': result} for result in results]
-        return {
-            self._key(part): factor * torch.stack([r[part] for r in results]).sum()
-            for part in self.loss.parts or ('',)
-        }
+                result = self.loss.over_maps([*self.losses], ours, theirs, **needs)
+        found = result if self.loss.parts else {'': result}
+        return {self._key(part): factor * found[part] for part in self.loss.parts or ('',)}
 
     def shared(
         self, step: Step, factor: float, needs: Mapping[str, Any], meter: ShareMeter
@@ -388,7 +357,9 @@ class Term(nn.Module):
         if self.loss.of_queries:
             return student
         return [
-            self._resized(x, t) if isinstance(adapter, nn.Identity) else adapter(x, t.shape[-2:])
+            self.fitting.resized(x, t)
+            if isinstance(adapter, nn.Identity)
+            else adapter(x, t.shape[-2:])
             for adapter, x, t in zip(self.adapters, student, teacher, strict=True)
         ]
 
@@ -407,27 +378,12 @@ class Term(nn.Module):
         if self.loss.of_queries:
             return []
         student, teacher = shapes_as_maps(student, teacher, image, self.of_features)
-        resized = [
-            not self._agree(*both) for both in zip(student.shapes, teacher.shapes, strict=True)
-        ]
+        agree = self.fitting.agree
+        resized = [not agree(*both) for both in zip(student.shapes, teacher.shapes, strict=True)]
         return [
             ('resized' * differ) if isinstance(adapter, nn.Identity) else type(adapter).__name__
             for adapter, differ in zip(self.adapters, resized, strict=True)
         ]
-
-    def _resized(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """A map without an adapter, of the size of the teacher's."""
-        ours, theirs = tuple(student.shape), tuple(teacher.shape)
-        if self._agree(ours, theirs):
-            return student
-        try:
-            self._check_adaptable(ours, theirs)
-        except ValueError as error:
-            raise ValueError(
-                f'{error}. They do agree on other images: pad these to a multiple of the strides '
-                'of both models, with data_preprocessor.pad_size_divisor (size_divisor in mmseg)'
-            ) from None
-        return resize(student, theirs[2:])
 
     def idle(self, like: Tensor) -> dict[str, Tensor]:
         """What the term contributes while it is off: zero, in touch with its parameters.

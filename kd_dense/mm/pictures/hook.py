@@ -15,6 +15,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 
 from kd_dense.mm.pictures import observe, views
 from kd_dense.mm.randomness import kept_random_state
+from kd_dense.mm.teachers.several import called
 from kd_dense.registry import HOOKS
 
 __all__ = ['PictureHook']
@@ -56,7 +57,7 @@ class PictureHook(Hook):
         self._interval = interval
         self._by_epoch = by_epoch
         self._pictures: dict[int, Any] = {}  # by index: what was read, and the view
-        self._teacher: dict[int, Any] = {}  # its predictions, which do not change
+        self._teachers: dict[int, Any] = {}  # their predictions, which do not change
         self._first: dict[str, Any] = {}  # where the loss came from at first
         self._told: set[str] = set()  # what could not be shown, and why
 
@@ -121,8 +122,9 @@ class PictureHook(Hook):
 
     @master_only
     def _read(self, runner: Runner, model: Any) -> None:
-        plan = model.kd_plan
-        plan.teacher.load()
+        guests = model.kd_plan.running
+        for guest in guests.values():
+            guest.teacher.load()
         device = next(model.parameters()).device
         dataset = runner.val_loop.dataloader.dataset
         for index in self._indices:
@@ -131,8 +133,10 @@ class PictureHook(Hook):
                 view = views.look(model, data, views.class_names(dataset))
                 self._pictures[index] = data, view
                 # Now, because it may be converted to half precision when it first runs.
-                teacher = plan.teacher.model.to(device)
-                self._teacher[index] = observe.predict(teacher, data, view)
+                self._teachers[index] = {
+                    called(name): observe.predict(guest.teacher.model.to(device), data, view)
+                    for name, guest in guests.items()
+                }
 
     @master_only
     def _draw(self, runner: Runner, step: int) -> None:
@@ -152,7 +156,7 @@ class PictureHook(Hook):
         model = _bare(runner)
         data, view = self._pictures[index]
         with self._shown(name := f'val{index}_predictions'):
-            found = {'teacher': self._teacher[index]} if index in self._teacher else {}
+            found = dict(self._teachers.get(index, {}))
             found['student'] = observe.predict(model, data, view)
             add(name, draw_predictions(view, found))
         for term, one in observe.compare(model, data, view)[0].items():

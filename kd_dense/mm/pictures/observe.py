@@ -14,10 +14,9 @@ from torch.nn import functional as F
 
 from kd_dense.losses import DistillLoss
 from kd_dense.mm.batches.rois import RoIs
-from kd_dense.mm.batches.targets import NEEDS, Step, gather
+from kd_dense.mm.batches.targets import NEEDS, Step
 from kd_dense.mm.distil.distilled import own_class
 from kd_dense.mm.distil.rehearsal import alone
-from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
 from kd_dense.mm.models.probe import FEATURES, forward
 from kd_dense.mm.pictures.views import (
     UNLABELLED,
@@ -146,7 +145,7 @@ def compare(
     """
     plan, left_out = model.kd_plan, {}
     terms = {}
-    by_loss = plan.student_by_loss or plan.teacher.by_loss
+    by_loss = plan.student_by_loss or any(g.teacher.by_loss for g in plan.running.values())
     known = dict(boxes=view.boxes, labels=view.labels, segmentation=view.segmentation)
     for name, term in model.kd.items():
         lacking = [n for n in term.needs if n in TRUTH and known[TRUTH[n]] is None]
@@ -161,34 +160,26 @@ def compare(
     inputs, samples = preprocessed(model, data)
     _complete(samples, view, inputs)
     ours = Taps(chain(*(term.student_taps for term in terms.values())))
-    theirs = Taps(plan.teacher_calls)
-    shared = [term.rois for term in terms.values() if term.rois is not None]
     in_loss = (
         plan.student_by_loss
-        or bool(shared)
+        or any(term.rois is not None for term in terms.values())
         or any(NEEDS[need].loss_taps for term in terms.values() for need in term.needs)
     )
     with _undisturbed(model):
-        plan.teacher.run(theirs, plan.teacher_calls, plan.preprocess, inputs, samples)
-        plan.teacher.wait(theirs)
-        with ours.on(model):
-            if in_loss:  # the student's own, as without us
-                own_class(type(model)).loss(model, inputs, samples)
-            else:
-                forward(model, inputs, samples, ours.names)
-        step = Step(model, inputs, samples, ours, theirs, plan.teacher.model)
-        step = with_teacher_on_rois(plan.teacher, shared, step)
-        needs = gather(chain(*(term.needs for term in terms.values())), step)
-        found = {
-            name: _compared(
-                term,
-                term.maps(step),
-                term.needed(step, needs),
-                view.classes,
-                None if term.rois is None else _in_shares(term.rois.read(step), view),
-            )
-            for name, term in terms.items()
-        }
+        try:
+            plan.run(model, [*terms.values()], inputs, samples)
+            with ours.on(model):
+                if in_loss:  # the student's own, as without us
+                    own_class(type(model)).loss(model, inputs, samples)
+                else:
+                    forward(model, inputs, samples, ours.names)
+            steps = plan.taught(Step(model, inputs, samples, ours), terms)
+            found = {
+                name: _compared(terms[name], step, gathered, view)
+                for name, (step, gathered) in steps.items()
+            }
+        finally:
+            plan.clear()
     return found, left_out
 
 
@@ -209,13 +200,10 @@ def _complete(samples: Any, view: View, inputs: Tensor) -> None:
     put_label_map(sample, F.pad(labels.to(inputs.device), padding, value=UNLABELLED))
 
 
-def _compared(
-    term: Any,
-    maps: tuple[list[Tensor], list[Tensor]],
-    needs: Mapping[str, Any],
-    classes: tuple[str, ...],
-    rois: RoIs | None,
-) -> Compared:
+def _compared(term: Any, step: Step, gathered: Mapping[str, Any], view: View) -> Compared:
+    maps, needs = term.maps(step), term.needed(step, gathered)
+    rois = None if term.rois is None else _in_shares(term.rois.read(step), view)
+    classes = view.classes
     # A copy, because a critic changes with every call.
     term = copy.deepcopy(term).cpu().eval()
     ours, theirs, needs = _on_cpu((*maps, dict(needs)))

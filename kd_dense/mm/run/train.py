@@ -23,11 +23,13 @@ from kd_dense.mm.configs import (
     type_name,
     type_of,
 )
+from kd_dense.mm.hooks.average import AverageHook
 from kd_dense.mm.hooks.checkpoint import is_complete, newest_checkpoint, what_remains
 from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.mm.hooks.random_state import RandomStateHook
 from kd_dense.mm.hooks.resume import ResumeHook
 from kd_dense.mm.run.processes import build_runner
+from kd_dense.mm.teachers.several import teachers_of
 
 __all__ = ['train']
 
@@ -147,9 +149,10 @@ def add_hooks(config: Config) -> None:
     """Add the hooks without which a distilled training is another one.
 
     Without the first, a resumed training with dropout or augmentation draws other numbers; the
-    second trains the critic of an adversarial loss, and does nothing where there is none.
+    second trains the critic of an adversarial loss, the third moves a teacher that is the
+    student's average; these do nothing where there is none.
     """
-    for kind in (RandomStateHook, CriticHook):
+    for kind in (RandomStateHook, CriticHook, AverageHook):
         if not has_hook(config, kind):
             hooks = config.get('custom_hooks') or []
             config.custom_hooks = [*hooks, dict(type=f'kd_dense.{kind.__name__}')]
@@ -157,13 +160,19 @@ def add_hooks(config: Config) -> None:
 
 def fix_views(config: Config) -> None:
     """Give the training set the views whose teacher's maps are to be kept, if any are."""
-    teacher = config.model.get('teacher') if distils(config) else None
-    cache = teacher.get('cache') if isinstance(teacher, Mapping) else None
-    if not cache or 'views' not in cache:
+    teachers = teachers_of(config.model.get('teacher')).values() if distils(config) else ()
+    caches = [one.get('cache') for one in teachers if isinstance(one, Mapping)]
+    views = {cache['views'] for cache in caches if cache and 'views' in cache}
+    if not views:
         return
+    if len(views) > 1:
+        raise RequestError(
+            f'the caches of the teachers have {sorted(views)} views of each picture: give all of '
+            'them the same number, because the student sees the same views'
+        )
     loader = config.train_dataloader
     if type_name(loader.dataset) != 'FixedViews':
-        fixed = dict(type='kd_dense.FixedViews', views=cache['views'], dataset=loader.dataset)
+        fixed = dict(type='kd_dense.FixedViews', views=views.pop(), dataset=loader.dataset)
         config.train_dataloader = {**loader, 'dataset': fixed}
 
 

@@ -68,7 +68,7 @@ def scores(lower, teacher, student, trained):
 
     subject = Subject({}, check='scores')
     found = {'teacher': teacher, 'student': student}
-    _compare(subject, _Student(None, trained, 'the student'), found, 'x', lower, 6)
+    _compare(subject, 'teacher', _Student(None, trained, 'the student'), found, 'x', lower, 6)
     return subject.findings[0]
 
 

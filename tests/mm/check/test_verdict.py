@@ -64,7 +64,7 @@ def test_does_not_help(findings, reason):
         ((LEADS, shared(a=2.0, b=1.5)), {}, 'the shares of the terms add up'),
         ((term(),), {}, 'the teacher was not scored'),
         ((LEADS,), {}, 'no term was weighed'),
-        ((LEADS, term()), dict(teacher_is_loaded=False), 'the teacher is without its weights'),
+        ((LEADS, term()), dict(unloaded={'teacher'}), 'the teacher is without its weights'),
         ((LEADS, term()), dict(has_task=False), 'learns from the teacher alone'),
     ],
 )

@@ -79,7 +79,7 @@ class TestGreyAndColour:
         assert toy.losses(model, Pictures(1))['loss_kd_term'] > 0
         teacher = model.kd_plan.teacher.model
         expected, _ = toy.batch(teacher, Pictures(3))
-        converted = model.kd_plan.preprocess(*toy.batch(model, Pictures(1)))
+        converted = model.kd_plan.guest.preprocess(*toy.batch(model, Pictures(1)))
         assert (converted - expected).abs().max() < 1e-4
 
     def test_a_grey_teacher_sees_the_luminance(self, norm):
@@ -87,7 +87,7 @@ class TestGreyAndColour:
         assert toy.losses(model, Maps(3))['loss_kd_term'] > 0
         teacher = model.kd_plan.teacher.model
         expected, _ = toy.batch(teacher, Maps(1))  # of three equal channels it is that channel
-        converted = model.kd_plan.preprocess(*toy.batch(model, Maps(3)))
+        converted = model.kd_plan.guest.preprocess(*toy.batch(model, Maps(3)))
         assert (converted - expected).abs().max() < 1e-3
 
 

@@ -7,7 +7,7 @@ import torch
 from mmengine.logging import MessageHub
 
 import kd_dense.mm.distil.first_steps as first_steps
-from kd_dense.mm.distil.first_steps import ITERATIONS, FirstSteps, split_losses
+from kd_dense.mm.distil.first_steps import ITERATIONS, split_losses
 from tests.mm import toy
 
 TEACHER = 'the loss of the teacher on the first batch'
@@ -46,13 +46,13 @@ def test_a_teacher_that_has_learnt_nothing(log):
 )
 def test_the_losses_of_the_first_batch_are_compared(monkeypatch, config, scenes):
     found = []
-    monkeypatch.setattr(FirstSteps, '_compare', staticmethod(lambda *both: found.append(both)))
+    monkeypatch.setattr(first_steps, '_compare', lambda *one: found.append(one))
     model = toy.build(config())
     inputs, samples = toy.batch(model, scenes)
     student = split_losses(model.train()(inputs, samples, mode='loss'))[0]
     with torch.no_grad():
         teacher = split_losses(model.kd_plan.teacher.model.loss(inputs, samples))[0]
-    assert found == [(float(teacher), float(student.detach()))]
+    assert found == [('teacher', float(teacher), float(student.detach()))]
 
 
 def test_a_share_that_has_nothing_to_go_by(log):
@@ -189,9 +189,7 @@ def test_processes_do_not_wait_for_each_other(monkeypatch):
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
     teacher.loss = lambda *args: seen.append(torch.distributed.is_initialized()) or {}
     inputs, samples = toy.batch(model)
-    model.kd_plan.first_steps.before(
-        model, model.kd_plan.teacher, model.kd_plan.preprocess, inputs, samples
-    )
+    model.kd_plan.first_steps.before(model, inputs, samples)
     assert seen == [False]
 
 

@@ -47,7 +47,7 @@ class TestStep:
         rois = read_rois(found, 'roi_head.bbox_head.get_targets')
         teacher = model.kd_plan.teacher.model
         with torch.no_grad(), Taps(['neck']).on(teacher) as neck:
-            teacher.extract_feat(model.kd_plan.preprocess(*batch))
+            teacher.extract_feat(model.kd_plan.guest.preprocess(*batch))
         with torch.no_grad():
             theirs = teacher.roi_head._bbox_forward(tuple(neck['neck']), rois.boxes)
         assert rois.boxes.shape == (len(rois.labels), 5)
@@ -204,7 +204,7 @@ class TestDetectors:
         with Taps([*ours_at, *(f'{head}.get_targets' for head in heads)]).on(model) as found:
             losses = ours(model(*batch, mode='loss'))
         with torch.no_grad(), Taps(['neck']).on(guest) as neck:
-            guest.extract_feat(model.kd_plan.preprocess(*batch))
+            guest.extract_feat(model.kd_plan.guest.preprocess(*batch))
         for index, (value, tap, head) in enumerate(
             zip(losses.values(), ours_at, heads, strict=True)
         ):

@@ -55,8 +55,10 @@ def maps(model, *given):
     """What terms are given of the teacher."""
     plan = model.kd_plan
     found = given or batch(model)
-    cache(model).run(plan.teacher, plan.teacher_taps, plan.teacher_calls, plan.preprocess, *found)
-    return plan.teacher_taps['decode_head.conv_seg']
+    cache(model).run(
+        plan.teacher, plan.guest.taps, plan.guest.calls, plan.guest.preprocess, *found
+    )
+    return plan.guest.taps['decode_head.conv_seg']
 
 
 class TestMaps:
@@ -65,8 +67,8 @@ class TestMaps:
         plan = model.kd_plan
         inputs, samples = batch(model)
         first, again = maps(model, inputs, samples), maps(model, inputs, samples)
-        plan.teacher.run(plan.teacher_taps, plan.teacher_calls, plan.preprocess, inputs, samples)
-        live = plan.teacher_taps['decode_head.conv_seg']
+        plan.teacher.run(plan.guest.taps, plan.guest.calls, plan.guest.preprocess, inputs, samples)
+        live = plan.guest.taps['decode_head.conv_seg']
         assert len(first) == len(live) == 1
         assert torch.equal(first[0], again[0])
         assert first[0].dtype == torch.float32
@@ -97,12 +99,12 @@ class TestMaps:
             model = toy.build(config)
             inputs, samples = batch(model)
             plan = model.kd_plan
-            arguments = plan.teacher_calls, plan.preprocess, inputs, samples
-            cache(model).run(plan.teacher, plan.teacher_taps, *arguments)
-            held = {name: plan.teacher_taps[name] for name in plan.teacher_calls}
-            plan.teacher.run(plan.teacher_taps, *arguments)
+            arguments = plan.guest.calls, plan.guest.preprocess, inputs, samples
+            cache(model).run(plan.teacher, plan.guest.taps, *arguments)
+            held = {name: plan.guest.taps[name] for name in plan.guest.calls}
+            plan.teacher.run(plan.guest.taps, *arguments)
             for name, found in held.items():
-                for x, y in zip(found, plan.teacher_taps[name], strict=True):
+                for x, y in zip(found, plan.guest.taps[name], strict=True):
                     torch.testing.assert_close(x, y, rtol=1e-2, atol=1e-2)
 
     @pytest.mark.parametrize('how', ['pixels', 'weights', 'setting', 'tap', 'mean', 'nothing'])
@@ -123,7 +125,7 @@ class TestMaps:
         if how == 'pixels':
             scenes.images ^= 1
         plan = model.kd_plan
-        run = plan.teacher, plan.teacher_taps, plan.teacher_calls, plan.preprocess
+        run = plan.teacher, plan.guest.taps, plan.guest.calls, plan.guest.preprocess
         cache(model).run(*run, *batch(model, scenes=scenes))
         assert cache(model).computed == (0 if how == 'nothing' else 2)
 

@@ -25,9 +25,9 @@ def build(terms=None, **options):
 def run(model):
     plan = model.kd_plan
     batch = toy.batch(model)
-    plan.teacher.run(plan.teacher_taps, plan.teacher_calls, plan.preprocess, *batch)
-    plan.teacher.wait(plan.teacher_taps)
-    return plan.teacher_taps[LOGITS][0]
+    plan.teacher.run(plan.guest.taps, plan.guest.calls, plan.guest.preprocess, *batch)
+    plan.guest.wait()
+    return plan.guest.taps[LOGITS][0]
 
 
 def plain():

@@ -12,17 +12,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.utils.rnn import pad_sequence
 
 from kd_dense.functional import (
     at_least_float32,
     check_choice,
     check_temperature,
+    for_cache,
     without_autocast,
 )
+from kd_dense.functional.divergence import TOGETHER_NUMBERS
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
+from kd_dense.losses.fgd.masks import box_masks
+from kd_dense.losses.fgd.together import fgd_together
 
-__all__ = ['FGDLoss', 'GlobalContext', 'box_masks', 'fgd_loss']
+__all__ = ['FGDLoss', 'GlobalContext', 'attentions', 'fgd_loss', 'mean_activations']
 
 BoxScale = Literal['batch', 'image']
 
@@ -78,105 +81,6 @@ class GlobalContext(nn.Module):
         _, context = _attend(x, self.attention.weight)
         added: Tensor = self.transform(context)
         return added
-
-
-@torch.no_grad()
-def box_masks(
-    boxes: Sequence[Tensor],
-    shapes: Sequence[tuple[int, int]],
-    size: tuple[int, int],
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:
-    """Weigh the cells of a map by the objects that lie on them.
-
-    A box covers the cells from the floor of its left and upper edge to the ceiling of its
-    right and lower edge, both included (that is one cell more than it touches, as in the
-    authors' code). A covered cell weighs 1 over the number of cells of the smallest box on it;
-    cells of the box beyond the map are counted. The other cells of an image share a weight of 1.
-
-    A box marks nothing if it has no area, ends left of or above the image, begins beyond the
-    map, or is not finite.
-
-    Args:
-        boxes: For each image ``(n, 4)``: x1, y1, x2, y2 in pixels, ``n >= 0``.
-        shapes: Height and width in pixels of what the map shows: one for all images, or one
-            for each.
-        size: Height and width of the map in cells.
-        dtype: Of the masks.
-
-    Returns:
-        Foreground and background, both ``(N, H, W)``. Where one is positive, the other is 0.
-
-    Raises:
-        ValueError: If boxes are not ``(n, 4)``, or there is neither one shape nor one for
-            each image.
-
-    Examples:
-        >>> boxes = [torch.tensor([[8.0, 0.0, 15.0, 8.0]])]
-        >>> foreground, background = box_masks(boxes, shapes=[(16, 24)], size=(2, 3))
-        >>> foreground
-        tensor([[[0.0000, 0.2500, 0.2500],
-                 [0.0000, 0.2500, 0.2500]]])
-        >>> background
-        tensor([[[0.5000, 0.0000, 0.0000],
-                 [0.5000, 0.0000, 0.0000]]])
-    """
-    wrong = [tuple(b.shape) for b in boxes if b.dim() != 2 or b.shape[1] != 4]
-    if wrong:
-        raise ValueError(f'box_masks expects boxes of shape (n, 4) for each image, got {wrong[0]}')
-    if len(shapes) not in (1, len(boxes)):
-        raise ValueError(
-            f'box_masks expects one shape, or one for each of {len(boxes)} images, '
-            f'got {len(shapes)}'
-        )
-    height, width = size
-    # Images with fewer boxes are filled up with boxes that have no area.
-    padded = pad_sequence([b.to(dtype) for b in boxes], batch_first=True)
-    # A copy that does not make the host wait for the device.
-    pixels = torch.tensor(shapes, dtype=dtype).to(padded.device, non_blocking=True)[:, :, None]
-    left, top, right, bottom = padded.unbind(2)
-    rows, tall = _covered(top, bottom, pixels[:, 0], height)
-    columns, wide = _covered(left, right, pixels[:, 1], width)
-    foreground = _largest_weight(1 / (tall * wide), rows, columns)
-    background = (foreground == 0).to(dtype)
-    background /= background.sum((1, 2), keepdim=True).clamp(min=1)
-    return foreground, background
-
-
-def _covered(low: Tensor, high: Tensor, pixels: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """Which cells along one axis the boxes cover, ``(N, B, cells)``, and how many, ``(N, B)``."""
-    first, last = (low * cells / pixels).floor(), (high * cells / pixels).ceil()
-    cell = torch.arange(cells, dtype=low.dtype, device=low.device)
-    covered = (cell >= first[..., None]) & (cell <= last[..., None])
-    real = (high > low) & (high > 0)
-    return covered & real[..., None], last + 1 - first
-
-
-def _largest_weight(weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The largest weight among the boxes on each cell, 0 where there is none.
-
-    A tensor (N, boxes, H, W) would hold gigabytes for many boxes. Let a box of rank k, by
-    weight, have the coordinate b + k in each row that it covers, b - k in the others, and
-    -(b + k), -(b - k) in the columns. Row and column are then 2b + 2k apart where it covers
-    both and at most 2b elsewhere, so the Chebyshev distance finds the highest rank. These are
-    small whole numbers, hence exact.
-
-    Args:
-        weight: ``(N, B)``, not negative.
-        rows: Which rows a box covers, ``(N, B, H)``.
-        columns: Which columns it covers, ``(N, B, W)``.
-
-    Returns:
-        ``(N, H, W)``.
-    """
-    images, count = weight.shape
-    ordered, order = weight.sort(1)
-    rank = (order.argsort(1) + 1).float()[:, :, None]
-    row = count + torch.where(rows, rank, -rank).mT
-    column = count + torch.where(columns, rank, -rank).mT
-    highest = torch.cdist(row, -column, p=float('inf')) / 2 - count
-    by_rank = torch.cat([weight.new_zeros(images, 1), ordered], 1)
-    return by_rank.gather(1, highest.clamp(min=0).long().flatten(1)).view_as(highest)
 
 
 class _Reductions(torch.autograd.Function):
@@ -333,8 +237,7 @@ def fgd_loss(
     check_same_shape('fgd_loss', student, teacher)
     check_temperature(temperature)
     check_choice('fgd_loss', 'box_scale', box_scale, BoxScale)
-    if len(boxes) != len(student):
-        raise ValueError(f'fgd_loss expects boxes for {len(student)} images, got {len(boxes)}')
+    _check_boxes(boxes, len(student))
     images, channels, height, width = student.shape
     for block in (student_context, teacher_context):
         if block.channels != channels:
@@ -364,6 +267,11 @@ def fgd_loss(
             'relation': squares + crossed,
         }
         return {name: part / images for name, part in parts.items()}
+
+
+def _check_boxes(boxes: Sequence[Tensor], images: int) -> None:
+    if len(boxes) != images:
+        raise ValueError(f'fgd_loss expects boxes for {images} images, got {len(boxes)}')
 
 
 class FGDLoss(DistillLoss):
@@ -444,3 +352,49 @@ class FGDLoss(DistillLoss):
             self.box_scale,
         )
         return {name: self.weight * self.weights[name] * parts[name] for name in self.parts}
+
+    @classmethod
+    def over_maps(
+        cls,
+        losses: Sequence[Any],
+        students: Sequence[Tensor],
+        teachers: Sequence[Tensor],
+        **needs: Any,
+    ) -> dict[str, Tensor]:
+        if not _fit_together(losses, students, teachers):
+            found: dict[str, Tensor] = super().over_maps(losses, students, teachers, **needs)
+            return found
+        loss: FGDLoss = losses[0]
+        boxes, batch_shape, image_shapes = (needs[need] for need in cls.needs)
+        _check_boxes(boxes, len(students[0]))
+        parts = fgd_together(
+            students,
+            teachers,
+            boxes,
+            [batch_shape] if loss.box_scale == 'batch' else image_shapes,
+            [[x.student_context for x in losses], [x.teacher_context for x in losses]],
+            loss.temperature,
+        )
+        factor = loss.weight / len(students[0])
+        return {name: factor * loss.weights[name] * parts[name] for name in cls.parts}
+
+
+def _fit_together(
+    losses: Sequence[Any], students: Sequence[Tensor], teachers: Sequence[Tensor]
+) -> bool:
+    """Whether maps are best compared at once, and nothing but their levels differs."""
+    sides = 'student_context', 'teacher_context'
+    blocks: list[Any] = [getattr(loss, side, None) for loss in losses for side in sides]
+    return (
+        not for_cache(students[0])
+        and not torch.compiler.is_compiling()
+        and len(losses) == len(students) > 1
+        and all(
+            s.shape == t.shape and s.dim() == 4 for s, t in zip(students, teachers, strict=True)
+        )
+        and len({x.shape[:2] for x in students}) == 1
+        and sum(x.numel() for x in students) <= TOGETHER_NUMBERS
+        # Not wrapped, as by FSDP.
+        and all(isinstance(block, GlobalContext) for block in blocks)
+        and all(block.channels == students[0].shape[1] for block in blocks)
+    )

@@ -1,0 +1,139 @@
+"""Which cells of maps lie on objects, and how much each of them weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+__all__ = ['box_masks', 'foregrounds']
+
+
+@torch.no_grad()
+def box_masks(
+    boxes: Sequence[Tensor],
+    shapes: Sequence[tuple[int, int]],
+    size: tuple[int, int],
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Weigh the cells of a map by the objects that lie on them.
+
+    A box covers the cells from the floor of its left and upper edge to the ceiling of its
+    right and lower edge, both included (that is one cell more than it touches, as in the
+    authors' code). A covered cell weighs 1 over the number of cells of the smallest box on it;
+    cells of the box beyond the map are counted. The other cells of an image share a weight of 1.
+
+    A box marks nothing if it has no area, ends left of or above the image, begins beyond the
+    map, or is not finite.
+
+    Args:
+        boxes: For each image ``(n, 4)``: x1, y1, x2, y2 in pixels, ``n >= 0``.
+        shapes: Height and width in pixels of what the map shows: one for all images, or one
+            for each.
+        size: Height and width of the map in cells.
+        dtype: Of the masks.
+
+    Returns:
+        Foreground and background, both ``(N, H, W)``. Where one is positive, the other is 0.
+
+    Raises:
+        ValueError: If boxes are not ``(n, 4)``, or there is neither one shape nor one for
+            each image.
+
+    Examples:
+        >>> boxes = [torch.tensor([[8.0, 0.0, 15.0, 8.0]])]
+        >>> foreground, background = box_masks(boxes, shapes=[(16, 24)], size=(2, 3))
+        >>> foreground
+        tensor([[[0.0000, 0.2500, 0.2500],
+                 [0.0000, 0.2500, 0.2500]]])
+        >>> background
+        tensor([[[0.5000, 0.0000, 0.0000],
+                 [0.5000, 0.0000, 0.0000]]])
+    """
+    foreground = foregrounds(boxes, shapes, [size], dtype).view(-1, *size)
+    background = (foreground == 0).to(dtype)
+    background /= background.sum((1, 2), keepdim=True).clamp(min=1)
+    return foreground, background
+
+
+@torch.no_grad()
+def foregrounds(
+    boxes: Sequence[Tensor],
+    shapes: Sequence[tuple[int, int]],
+    sizes: Sequence[tuple[int, int]],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The first mask of [`box_masks`][] for maps of several sizes, in as many steps as for one.
+
+    Args:
+        boxes: As of [`box_masks`][], with all other arguments.
+        shapes: Of the images.
+        sizes: Height and width of each map in cells.
+        dtype: Of the mask.
+
+    Returns:
+        ``(N, positions)``: map by map, row by row.
+
+    Raises:
+        ValueError: As of [`box_masks`][].
+    """
+    wrong = [tuple(b.shape) for b in boxes if b.dim() != 2 or b.shape[1] != 4]
+    if wrong:
+        raise ValueError(f'box_masks expects boxes of shape (n, 4) for each image, got {wrong[0]}')
+    if len(shapes) not in (1, len(boxes)):
+        raise ValueError(
+            f'box_masks expects one shape, or one for each of {len(boxes)} images, '
+            f'got {len(shapes)}'
+        )
+    # Images with fewer boxes are filled up with boxes that have no area.
+    padded = pad_sequence([b.to(dtype) for b in boxes], batch_first=True)
+    # Copies that do not make the host wait for the device. Rows come before columns in both.
+    pixels, cells = (
+        torch.tensor(some, dtype=dtype).to(padded.device, non_blocking=True)
+        for some in (shapes, sizes)
+    )
+    # (N, maps, boxes, axes), or (N, 1, boxes, axes)
+    low, high = padded.unflatten(2, (2, 2)).flip(3)[:, None].unbind(3)
+    cells, pixels = cells[:, None], pixels[:, None, None]
+    first, last = (low * cells / pixels).floor(), (high * cells / pixels).ceil()
+    real = (high > low) & (high > 0)
+    weight = 1 / (last + 1 - first).prod(3)
+    return _largest_weight(weight, first, last, real, sizes)
+
+
+def _largest_weight(
+    weight: Tensor, first: Tensor, last: Tensor, real: Tensor, sizes: Sequence[tuple[int, int]]
+) -> Tensor:
+    """The largest weight among the boxes on each cell, 0 where there is none.
+
+    A tensor (N, boxes, H, W) would hold gigabytes for many boxes. Let a box of rank k, by
+    weight, have the coordinate b + k in each row that it covers, b - k in the others, and
+    -(b + k), -(b - k) in the columns. Row and column are then 2b + 2k apart where it covers
+    both and at most 2b elsewhere, so the Chebyshev distance finds the highest rank. These are
+    small whole numbers, hence exact.
+
+    Args:
+        weight: ``(N, maps, boxes)``, not negative.
+        first: The first row and column that a box covers, ``(N, maps, boxes, 2)``.
+        last: The last ones.
+        real: Whether it covers any, ``(N, 1, boxes, 2)``.
+        sizes: Of the maps.
+
+    Returns:
+        ``(N, positions)``.
+    """
+    count = weight.shape[2]
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
+    ordered, order = weight.sort(2)
+    rank = (order.argsort(2) + 1).to(torch.float32)[..., None, None]
+    cell = torch.arange(max(height, width), dtype=first.dtype, device=first.device)
+    covered = (cell >= first[..., None]) & (cell <= last[..., None]) & real[..., None]
+    row, column = (count + torch.where(covered, rank, -rank)).transpose(2, 4).unbind(3)
+    apart = torch.cdist(row[:, :, :height], -column[:, :, :width], p=float('inf'))
+    highest = (apart / 2 - count).clamp(min=0).long()
+    by_rank = torch.cat([ordered.new_zeros(*ordered.shape[:2], 1), ordered], 2)
+    found = by_rank.gather(2, highest.flatten(2)).view_as(highest)
+    maps = [found[:, i, :rows, :columns].flatten(1) for i, (rows, columns) in enumerate(sizes)]
+    return torch.cat(maps, 1) if len(maps) > 1 else maps[0]

@@ -1,0 +1,101 @@
+"""One teacher or several: how a recipe says so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from kd_dense.mm.teachers.average import AverageTeacher
+from kd_dense.mm.teachers.guest import FIELDS, Teacher
+
+__all__ = ['build_one', 'called', 'has_own_weights', 'teachers_of']
+
+EMA = 'ema'
+ONLY = 'teacher'  # the name of a teacher that has none
+# What a dict of one teacher has, of whatever kind.
+KINDS = ('type', 'module', *FIELDS)
+
+
+def teachers_of(spec: Any) -> dict[str, Any]:
+    """Tell several teachers from one.
+
+    A dict is one teacher if any of its keys is a field of one, as ``config`` and ``type`` are, or
+    is nearly so; and several, by name, if none is.
+
+    Args:
+        spec: What a recipe says of its teacher.
+
+    Returns:
+        What it says of each, by name; a single one without a name is called ``'teacher'``.
+
+    Raises:
+        ValueError: If a name is no plain word, or there is none.
+
+    Examples:
+        >>> teachers_of(dict(config='large.py', checkpoint='large.pth')).keys()
+        dict_keys(['teacher'])
+        >>> teachers_of(dict(large='large.py', other='other.py'))
+        {'large': 'large.py', 'other': 'other.py'}
+    """
+    if not isinstance(spec, Mapping):
+        return {ONLY: spec}
+    named = {name: one for name, one in spec.items() if name != '_scope_'}
+    if not named or any(_is_field(name) for name in named):
+        return {ONLY: spec}
+    for name, one in named.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f'{name!r} cannot be the name of a teacher: choose a plain word')
+        if not (one is None or isinstance(one, (str, os.PathLike, Mapping, nn.Module))):
+            raise ValueError(
+                f'teacher: there is no field {name!r}, and as the name of one of several teachers '
+                f'it expects what a teacher is, as the path of a config, got {one!r}; one teacher '
+                'is dict(config=..., checkpoint=...)'
+            )
+    return named
+
+
+def build_one(spec: Any, student: Any) -> Teacher | None:
+    """Build one teacher.
+
+    Args:
+        spec: What a recipe says of it: None, where it is the student itself; ``'ema'`` or
+            ``dict(type='ema', ...)``, where it is the student's running average; or see
+            [`kd_dense.mm.teachers.guest.Teacher`][].
+        student: The student.
+
+    Returns:
+        The teacher, without its weights; None for the student itself.
+
+    Raises:
+        FileNotFoundError: If a config does not exist.
+        ValueError: If a field is unknown or has a bad value.
+    """
+    if spec is None:
+        return None
+    kind = spec.get('type') if isinstance(spec, Mapping) else spec
+    if isinstance(kind, str) and kind == EMA:
+        return AverageTeacher.of(student, spec)
+    return Teacher(spec)
+
+
+def has_own_weights(teacher: Teacher | None) -> bool:
+    """Whether a teacher has weights that are not the student's."""
+    return teacher is not None and not isinstance(teacher, AverageTeacher)
+
+
+def called(name: str) -> str:
+    """What messages call a teacher of this name.
+
+    Examples:
+        >>> called('large')
+        "teacher 'large'"
+    """
+    return 'teacher' if name == ONLY else f'teacher {name!r}'
+
+
+def _is_field(name: Any) -> bool:
+    return isinstance(name, str) and bool(get_close_matches(name, KINDS, cutoff=0.8))
