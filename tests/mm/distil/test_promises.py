@@ -292,6 +292,10 @@ class TestPromise8ResumeEqualsNotHavingStopped:
                 loss=toy.CWD,
                 schedule=dict(warmup=2, decay='cosine'),
             ),
+            memory=dict(
+                tap='backbone.layer4',
+                loss=dict(type='MemoryLoss', pixel_memory=24, region_memory=4, pixel_contrast=24),
+            ),
             **toy.logits_term(),
         )
         return toy.distilled(terms=terms, inherit=['backbone.stem'], student=toy.segmenter(16))
