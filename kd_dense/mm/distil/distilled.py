@@ -48,6 +48,7 @@ FIELDS = (
     'data_preprocessor',
     'checks',
     'unlabelled',
+    'compile_losses',
 )
 
 
@@ -62,6 +63,7 @@ def Distilled(  # noqa: N802  (a type in configs)
     data_preprocessor: Mapping[str, Any] | None = None,
     checks: bool = True,
     unlabelled: bool = False,
+    compile_losses: bool = False,
     **unknown: Any,
 ) -> nn.Module:
     """Build a student that learns from a teacher.
@@ -91,6 +93,8 @@ def Distilled(  # noqa: N802  (a type in configs)
         unlabelled: Whether pictures may come that have no labels, of a
             [`kd_dense.mm.data.unlabelled.Unlabelled`][] data set: the terms that need none learn
             from them. See ``docs/unlabelled.md``.
+        compile_losses: Whether `torch.compile` fuses the steps of each loss. The first steps
+            take longer.
 
     Returns:
         The student.
@@ -169,6 +173,9 @@ def Distilled(  # noqa: N802  (a type in configs)
         if source is not None:
             check_inherit(model, source.model, inherit)
         rest = Unlabelled(model, [*distillation.values()], found) if unlabelled else None
+    if compile_losses:
+        for each in distillation.values():
+            cast(Term, each).compile_losses()
     student_taps = Taps(
         chain(*(term.student_taps for term in distillation.values())),
         seams=[term.student_tap for term in distillation.values() if term.shares],
