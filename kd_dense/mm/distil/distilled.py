@@ -28,8 +28,9 @@ from kd_dense.mm.presets.choose import Weights
 from kd_dense.mm.presets.teachers import Methods, choose_for_teachers
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.mm.stack.install import score_in_threads
+from kd_dense.mm.teachers.average import AverageTeacher
 from kd_dense.mm.teachers.guest import Teacher
-from kd_dense.mm.teachers.several import teachers_of
+from kd_dense.mm.teachers.several import build_one, has_own_weights, teachers_of
 from kd_dense.registry import MODELS
 from kd_dense.shares import ShareMeter
 from kd_dense.taps import Taps, near_names
@@ -45,6 +46,7 @@ FIELDS = (
     'weights',
     'data_preprocessor',
     'checks',
+    'compile_losses',
 )
 
 
@@ -58,6 +60,7 @@ def Distilled(  # noqa: N802  (a type in configs)
     weights: Weights = 'auto',
     data_preprocessor: Mapping[str, Any] | None = None,
     checks: bool = True,
+    compile_losses: bool = False,
     **unknown: Any,
 ) -> nn.Module:
     """Build a student that learns from a teacher.
@@ -84,6 +87,8 @@ def Distilled(  # noqa: N802  (a type in configs)
         checks: Whether the first iterations are watched, and warnings given where the teacher
             has little to teach or a term is off scale. See
             [`kd_dense.mm.distil.first_steps.FirstSteps`][].
+        compile_losses: Whether `torch.compile` fuses the steps of each loss. The first steps
+            take longer.
 
     Returns:
         The student.
@@ -136,15 +141,13 @@ def Distilled(  # noqa: N802  (a type in configs)
             'distilled already? Its own may be renamed'
         )
     with kept_random_state():
-        teachers = {
-            name: None if one is None else Teacher(one)
-            for name, one in teachers_of(teacher).items()
-        }
+        teachers = {name: build_one(one, model) for name, one in teachers_of(teacher).items()}
         models = {name: model if one is None else one.model for name, one in teachers.items()}
         if preset is not None:
             if terms or inherit:
                 raise ValueError('expected either preset, or terms and inherit, got both')
-            chosen = choose_for_teachers(preset, model, models, weights)
+            bearer = next((k for k, one in teachers.items() if has_own_weights(one)), None)
+            chosen = choose_for_teachers(preset, model, models, weights, bearer)
             terms, inherit = chosen.terms, chosen.inherit
             print_log(
                 f'preset {preset!r} for {chosen}\n'
@@ -163,6 +166,9 @@ def Distilled(  # noqa: N802  (a type in configs)
         source = inherited_from(guests, inherit)
         if source is not None:
             check_inherit(model, source.model, inherit)
+    if compile_losses:
+        for each in distillation.values():
+            cast(Term, each).compile_losses()
     student_taps = Taps(
         chain(*(term.student_taps for term in distillation.values())),
         seams=[term.student_tap for term in distillation.values() if term.shares],
@@ -214,12 +220,20 @@ class _Plan:
         """The only teacher, or the first, without what is wanted of it."""
         return self.guest.teacher
 
-    def run(self, terms: Sequence[Term], inputs: Any, samples: Any) -> None:
-        """Run the teachers that these terms learn from."""
+    def leads(self, term: Term) -> bool:
+        """Whether a term says something before the training, when averages are the student."""
+        guests = [self.guests[name] for name in term.teachers]
+        return any(one is None or has_own_weights(one.teacher) for one in guests)
+
+    def run(self, model: Any, terms: Sequence[Term], inputs: Any, samples: Any) -> None:
+        """Run the teachers that these terms of the student learn from."""
         for name, guest in self.running.items():
             taps = [*chain(*(term.teacher_taps for term in terms if name in term.teachers))]
-            if taps:
-                guest.run(taps, inputs, samples)
+            if not taps:
+                continue
+            if isinstance(guest.teacher, AverageTeacher):
+                guest.teacher.start(bare(model))
+            guest.run(taps, inputs, samples)
 
     def clear(self) -> None:
         """Drop what was recorded in a step."""
@@ -328,7 +342,7 @@ def _factors(kd: Any, guests: Mapping[str, Guest]) -> dict[str, float]:
 @torch.compiler.disable
 def _run_teachers(model: Any, active: Sequence[Term], inputs: Tensor, samples: Any) -> None:
     plan = model.kd_plan
-    plan.run(active, inputs, samples)
+    plan.run(model, active, inputs, samples)
     if plan.first_steps is not None:
         plan.first_steps.before(model, inputs, samples)
 
@@ -373,5 +387,6 @@ def _distil(
         ours[term.student_tap], theirs[_whose(term, plan)] = student, teacher
     plan.finite.check(losses, theirs, ours)
     if plan.first_steps is not None:
-        plan.first_steps.after({**task, **losses}, model.kd, factors)
+        weighed = {name: factors[name] * plan.leads(term) for name, term in model.kd.items()}
+        plan.first_steps.after({**task, **losses}, model.kd, weighed)
     return losses

@@ -17,6 +17,7 @@ from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.models.probe import Probe
 from kd_dense.mm.teachers.guest import Teacher
+from kd_dense.mm.teachers.several import has_own_weights
 from kd_dense.mm.wording import spelt
 from kd_dense.taps import Taps, near_names
 
@@ -110,11 +111,11 @@ def inherited_from(guests: Mapping[str, Guest | None], parts: Sequence[str]) -> 
     if not parts:
         return None
     for guest in guests.values():
-        if guest is not None:
+        if guest is not None and has_own_weights(guest.teacher):
             return guest.teacher
     raise ValueError(
         f'inherit: {list(parts)} start from the weights of a teacher, and there is none but the '
-        'student itself: leave it out'
+        'student itself or its average: leave it out'
     )
 
 
