@@ -56,6 +56,9 @@ setup(
         ],
         # mmrotate imports torchvision, and does not ask for it.
         'rotate': ['onedl-mmrotate>=1.2.1,<1.3', 'torchvision'],
+        # timm asks for torchvision, which kd_dense does without where it is missing.
+        'timm': ['timm>=1.0.31,<1.1'],
+        'transformers': ['transformers>=5.20,<6'],
         'safetensors': ['safetensors'],
         'quickstart': ['matplotlib', 'rich', 'scikit-learn>=1.5'],
         'docs': ['latex2mathml', 'mkdocs<2', 'mkdocs-material', 'mkdocstrings-python'],

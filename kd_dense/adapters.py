@@ -11,7 +11,15 @@ from torch.nn import functional as F
 
 from kd_dense.functional import at_least_float32, standardised, without_autocast
 
-__all__ = ['Adapter', 'BatchNorm', 'OrthogonalConv', 'map_size', 'resize', 'tokens_to_map']
+__all__ = [
+    'Adapter',
+    'BatchNorm',
+    'OrthogonalConv',
+    'map_size',
+    'of_one_stride',
+    'resize',
+    'tokens_to_map',
+]
 
 # How many tokens models put in front of those of an image: for the class, for its distillation,
 # four registers.
@@ -60,12 +68,21 @@ def map_size(tokens: int, image: Sequence[int]) -> tuple[int, int] | None:
         exact = [size for size in sizes if size[0] * image[1] == size[1] * image[0]]
         if exact:
             return exact[0]
-        rounded += [size for size in sizes if _of_one_stride(size, image)]
+        rounded += [size for size in sizes if of_one_stride(size, image)]
     return rounded[0] if rounded else None
 
 
-def _of_one_stride(size: Sequence[int], image: Sequence[int]) -> bool:
-    """Whether a stride divides an image into a map, where each side may round up or down."""
+def of_one_stride(size: Sequence[int], image: Sequence[int]) -> bool:
+    """Whether a stride divides an image into a map, where each side may round up or down.
+
+    Args:
+        size: Height and width of the map.
+        image: Those of the image.
+
+    Examples:
+        >>> of_one_stride((38, 50), (600, 800)), of_one_stride((38, 768), (600, 800))
+        (True, False)
+    """
     least = max(whole / (side + 1) for side, whole in zip(size, image, strict=True))
     most = min(
         whole / (side - 1) if side > 1 else float('inf')

@@ -12,7 +12,6 @@ PLACES = {
         '__init__',
         'base',
         'features/__init__',
-        'features/attention',  # a term of IntRA-KD, and no method of its own
     },
     'kd_dense/mm/presets/methods/{}.py': {'__init__', 'features/__init__'},
     'kd_dense/mm/pictures/methods/{}.py': {'__init__', 'features/__init__'},

@@ -17,7 +17,7 @@ if [ -n "${PYTHON:-}" ]; then
     venv="$venv-$version"
 fi
 stamp="$venv/kd_dense-installed"
-wanted="$(cat setup.py requirements/base.txt "$requirements" | cksum)"
+wanted="$(cat setup.py requirements/base.txt requirements/no-deps.txt "$requirements" | cksum)"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
         echo "kd_dense needs Python >= 3.10; set PYTHON=/path/to/python3" >&2
@@ -35,6 +35,8 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         "${PYTHON:-python3}" -m venv "$venv" || return
     "$venv/bin/python" -m pip install --disable-pip-version-check --quiet \
         --requirement "$requirements" || return
+    "$venv/bin/python" -m pip install --disable-pip-version-check --quiet \
+        --no-deps --requirement requirements/no-deps.txt || return
     "$venv/bin/python" -m pip install --disable-pip-version-check --quiet \
         --no-build-isolation --no-deps --editable . || return
     echo "$wanted" > "$stamp"

@@ -14,7 +14,7 @@ LOGITS = ('kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld')
 FEATURES = ('fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'nst')
 DENSE = ('bckd', 'adl', 'crosskd', 'pgd')
 HEADS = ('fbkd', 'roi_dkd', 'roi_dist', 'detrdistill', 'kddetr')
-SEGMENTERS = ('af_dcd', 'dsd', 'ickd', 'cross_image', 'detrdistill')
+SEGMENTERS = ('af_dcd', 'dsd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd', 'detrdistill')
 APPLY = {
     'mmdet': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, *DENSE, *HEADS),
     'mmseg': (PLAIN, 'cwd', 'skd', 'intrakd', *LOGITS, *FEATURES, *SEGMENTERS),
@@ -49,8 +49,8 @@ kd_dense runs NMS, soft-NMS, RoIAlign and deformable convolutions in PyTorch.
   images or channels (sp, pkt, nst) apply to all models, rkd to three images or more; FGD to
   detectors whose neck yields two or more maps of one width; SKD, IntRA-KD and the methods on
   class logits (kd, dist, dkd, gdkd, nkd, wsld) to segmenters that yield a map of logits for each
-  class; dist also to dense heads that it has settings for; Af-DCD, ickd and cross_image to
-  segmenters, dsd to those with logits, FBKD to detectors with region
+  class; dist also to dense heads that it has settings for; Af-DCD, ickd, cross_image, at,
+  ifvd and apd to segmenters, dsd to those with logits, FBKD to detectors with region
   proposals and a neck, DKD and DIST on shared regions (roi_dkd, roi_dist) to those
   whose box heads can be asked about any regions, LD to heads with box distributions; BCKD, ADL,
   CrossKD and PGD to dense heads whose assignment, boxes or towers they can read, DETRDistill to

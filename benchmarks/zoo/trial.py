@@ -124,7 +124,7 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
     if any(isinstance(getattr(m, 'reg_max', None), int) for m in model.modules()):
         found.append('ld')
     if hasattr(model, 'decode_head'):
-        found += ['af_dcd', 'ickd', 'cross_image']
+        found += ['af_dcd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd']
     if _assigns(model):
         found += ['bckd', 'adl']
         found += ['crosskd'] * _has_towers(model)

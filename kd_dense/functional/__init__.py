@@ -11,6 +11,7 @@ from kd_dense.functional.checks import (
 from kd_dense.functional.divergence import (
     for_cache,
     in_blocks,
+    soft_cross_entropy,
     soft_kl,
     soft_kl_total,
     two_class_logits,
@@ -39,6 +40,7 @@ __all__ = [
     'mean_over_ranks',
     'published_sum',
     'share_of_labels',
+    'soft_cross_entropy',
     'soft_kl',
     'soft_kl_total',
     'standardised',

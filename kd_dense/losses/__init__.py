@@ -3,9 +3,18 @@
 from kd_dense.losses.base import DistillLoss
 from kd_dense.losses.cwd import CWDLoss, cwd_loss
 from kd_dense.losses.erd import ERDLoss, erd_loss
-from kd_dense.losses.features.attention import AttentionMapLoss, attention_map_loss
+from kd_dense.losses.features.attention import (
+    ATLoss,
+    AttentionChangeLoss,
+    AttentionMapLoss,
+    SADLoss,
+    attention_change_loss,
+    attention_map_loss,
+    sad_loss,
+)
 from kd_dense.losses.features.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
 from kd_dense.losses.features.masked import DeFeatLoss, FGFILoss, FRSLoss, masked_loss
+from kd_dense.losses.features.memory import MemoryLoss, memory_loss
 from kd_dense.losses.features.mimic import (
     CosineLoss,
     FBKDLoss,
@@ -18,6 +27,7 @@ from kd_dense.losses.features.mimic import (
     fbkd_loss,
     mimic_loss,
 )
+from kd_dense.losses.features.prototypes import APDLoss, IFVDLoss, apd_loss, ifvd_loss
 from kd_dense.losses.features.relations import (
     CCKDLoss,
     CrossImageLoss,
@@ -100,7 +110,10 @@ from kd_dense.losses.skd import (
 
 __all__ = [
     'ADLLoss',
+    'APDLoss',
+    'ATLoss',
     'AfDCDLoss',
+    'AttentionChangeLoss',
     'AttentionMapLoss',
     'BCKDLoss',
     'CCKDLoss',
@@ -125,12 +138,14 @@ __all__ = [
     'HeadTargets',
     'HolisticLoss',
     'ICKDLoss',
+    'IFVDLoss',
     'IntRALoss',
     'KDLoss',
     'LDImitationLoss',
     'LDLoss',
     'LwFLoss',
     'MGDLoss',
+    'MemoryLoss',
     'MimicLoss',
     'NFDLoss',
     'NKDLoss',
@@ -150,6 +165,7 @@ __all__ = [
     'ReviewKDLoss',
     'RoIBoxLoss',
     'RotatedLDLoss',
+    'SADLoss',
     'SPLoss',
     'TaughtQueries',
     'UnbiasedKDLoss',
@@ -157,6 +173,8 @@ __all__ = [
     'WSLDLoss',
     'adl_loss',
     'af_dcd_loss',
+    'apd_loss',
+    'attention_change_loss',
     'attention_map_loss',
     'bckd_loss',
     'cckd_loss',
@@ -169,11 +187,13 @@ __all__ = [
     'fbkd_loss',
     'fgd_loss',
     'gdkd_loss',
+    'ifvd_loss',
     'intra_loss',
     'kd_loss',
     'ld_loss',
     'lwf_loss',
     'masked_loss',
+    'memory_loss',
     'mgd_loss',
     'mimic_loss',
     'nkd_loss',
@@ -192,6 +212,7 @@ __all__ = [
     'rkd_loss',
     'roi_box_loss',
     'rotated_ld_loss',
+    'sad_loss',
     'unbiased_cross_entropy',
     'unbiased_kd_loss',
     'wsld_loss',

@@ -33,6 +33,7 @@ class DistillLoss(nn.Module):
         parts: The names of its parts in the log; none, if it returns a scalar.
         all_maps: Whether it takes the lists of all maps of a tap, rather than one map a call.
         any_channels: Whether student and teacher maps may differ in width.
+        any_size: Whether they may differ in height and width, too.
         extra_classes: Whether the student's logits may have more classes than the teacher's, whose
             classes come first; no adapter is put between them.
         adaptable: Whether an adapter in front of the loss makes sense.
@@ -40,6 +41,9 @@ class DistillLoss(nn.Module):
             ``(N, Q, K)`` of each layer, then boxes ``(N, Q, 4)`` or masks ``(N, Q, H, W)`` of
             each, without the queries that a model has in training alone. The numbers of layers and
             of queries may differ, and the loss pairs them itself.
+        divides_by_images: Whether what it returns is a mean over the images of this process,
+            rather than a sum divided by a count of all processes. It matters where some of the
+            images have no labels, and the loss needs them.
 
     Args:
         weight: Factor on the result, ``>= 0``. At 0 the term is switched off.
@@ -58,9 +62,11 @@ class DistillLoss(nn.Module):
     parts: tuple[str, ...] = ()
     all_maps = False
     any_channels = False
+    any_size = False
     extra_classes = False
     adaptable = True
     of_queries = False
+    divides_by_images = False
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

@@ -7,10 +7,19 @@ checkpoints.read_safely()
 install.install()
 
 from kd_dense.mm.distil.distilled import Distilled  # noqa: E402
+from kd_dense.mm.hooks.average import AverageHook  # noqa: E402
 from kd_dense.mm.hooks.checkpoint import SafeCheckpointHook  # noqa: E402
 from kd_dense.mm.hooks.critic import CriticHook  # noqa: E402
 from kd_dense.mm.hooks.random_state import RandomStateHook  # noqa: E402
 from kd_dense.mm.models import heads  # noqa: E402, F401  (registers them)
 from kd_dense.mm.pictures.hook import PictureHook  # noqa: E402
+from kd_dense.mm.teachers import timm, torchhub, transformers  # noqa: E402, F401  (so too)
 
-__all__ = ['CriticHook', 'Distilled', 'PictureHook', 'RandomStateHook', 'SafeCheckpointHook']
+__all__ = [
+    'AverageHook',
+    'CriticHook',
+    'Distilled',
+    'PictureHook',
+    'RandomStateHook',
+    'SafeCheckpointHook',
+]

@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 ROOTS = [one for one in vars(mmengine_registry).values() if isinstance(one, Registry)]
+# Packages whose models are named as configs are, and the model that stands for them.
+ELSEWHERE = {'timm': 'kd_dense.TimmModel', 'transformers': 'kd_dense.TransformersModel'}
 SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 
 
@@ -61,7 +63,8 @@ def read_config(
 
     Args:
         source: A path, or a name as ``'mmdet::FOLDER/FILE.py'``; recipes of this package are
-            ``'kd_dense::FOLDER/FILE.py'``.
+            ``'kd_dense::FOLDER/FILE.py'``; and ``'timm::NAME'``, ``'transformers::NAME'`` are
+            models of these packages.
         options: Settings to override, as ``{'train_cfg.max_iters': 100}``.
         pretrained: Whether to look up published weights, which become its ``model_path``.
 
@@ -93,6 +96,9 @@ def read_config(
 
 def _read_by_name(source: str, pretrained: bool) -> Config:
     package, _, name = source.partition('::')
+    if package in ELSEWHERE and name:
+        # whether there are such weights is found when they are wanted
+        return Config(dict(model=dict(type=ELSEWHERE[package], model=name), model_path=source))
     if not package.isidentifier() or '/' not in name or '::' in name:
         raise RequestError(f"expected a name as 'mmdet::FOLDER/FILE.py', got {source}")
     if find_spec(package) is None:  # mmengine would go and install it

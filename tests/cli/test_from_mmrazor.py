@@ -25,7 +25,7 @@ def test_a_recipe_is_written(tmp_path, capsys):
 
 
 def test_it_is_printed_and_says_by_its_status_what_is_not_the_same(tmp_path, capsys):
-    losses = dict(loss_pkd=dict(type='PKDLoss'), loss_at=dict(type='ATLoss'))
+    losses = dict(loss_pkd=dict(type='PKDLoss'), loss_ofd=dict(type='OFDLoss'))
     mappings = dict.fromkeys(losses, pkd()['loss_forward_mappings']['loss_pkd'])
     distiller = {**pkd(), 'distill_losses': losses, 'loss_forward_mappings': mappings}
     with pytest.raises(SystemExit) as ended:
@@ -34,9 +34,9 @@ def test_it_is_printed_and_says_by_its_status_what_is_not_the_same(tmp_path, cap
     shown = capsys.readouterr()
     assert "type='kd_dense.Distilled'" in shown.out
     assert (
-        '# Not the same:\n# - model.distiller.distill_losses.loss_at: left out: Att' in shown.out
+        '# Not the same:\n# - model.distiller.distill_losses.loss_ofd: left out: ove' in shown.out
     )
-    assert 'loss_at: left out: AttentionMapLoss has the sum over the positions' in shown.err
+    assert 'loss_ofd: left out: overhaul feature distillation (OFD)' in shown.err
 
 
 def test_what_cannot_be_done(tmp_path):

@@ -1,8 +1,17 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from kd_dense.losses import AttentionMapLoss, attention_map_loss
+from kd_dense.losses import (
+    ATLoss,
+    AttentionChangeLoss,
+    AttentionMapLoss,
+    SADLoss,
+    attention_change_loss,
+    attention_map_loss,
+    sad_loss,
+)
 from tests.losses.contract import LossContract
 
 
@@ -41,6 +50,90 @@ class TestAttentionMapSoftmax(LossContract):
             torch.from_numpy(student), torch.from_numpy(teacher), norm='softmax'
         )
         assert value.item() == pytest.approx(total / 3, rel=1e-10)
+
+
+class TestAT(LossContract):
+    loss = ATLoss(weight=3.0)
+
+    @staticmethod
+    def function(student, teacher):
+        s, t = (F.normalize(x.square().mean(1).flatten(1)) for x in (student, teacher))
+        return (s - t).square().mean()
+
+    def test_falls_with_the_number_of_positions(self):
+        student, teacher = self.example()
+        whole = attention_map_loss(student, teacher)
+        assert torch.allclose(ATLoss()(student, teacher), whole / 30)
+
+
+class TestSAD(LossContract):
+    loss = SADLoss(weight=3.0)
+    test_names_both_shapes_when_they_differ = None  # sizes may
+
+    @staticmethod
+    def function(student, teacher):
+        s, t = (x.square().sum(1).flatten(1).softmax(1) for x in (student, teacher))
+        return (s - t).square().mean()
+
+    def test_the_later_stage_is_enlarged(self):
+        student, later = self.example()
+        later = later[..., ::2, ::2]
+        grown = F.interpolate(later.square().sum(1, keepdim=True), (5, 6), mode='bilinear')
+        value = sad_loss(student, later)
+        assert torch.allclose(value, sad_loss(student, grown.sqrt()))
+
+    def test_both_stages_move_where_they_are_to(self):
+        student, later = self.example()
+        sad_loss(student, later, detach=False).backward()
+        assert student.grad.abs().sum() > 0
+        assert torch.allclose(later.grad.abs().sum(), sad_grad(later, student))
+
+    def test_other_images_are_refused(self):
+        student, later = self.example()
+        with pytest.raises(ValueError, match=r'as many images, got \(3, 4, 5, 6\) and \(2, 4'):
+            sad_loss(student, later[:2])
+
+
+def sad_grad(student, later):
+    """What the first of two stages is given: the loss does not tell them apart."""
+    student = student.detach().requires_grad_()
+    sad_loss(student, later).backward()
+    return student.grad.abs().sum()
+
+
+class TestAttentionChange(LossContract):
+    """From a map to the same one turned round, and to half of its channels."""
+
+    loss = AttentionChangeLoss(weight=3.0)
+
+    @staticmethod
+    def layers(x):
+        return [x, 2 * x.flip(3), x[:, :2].flip(2)]
+
+    def value(self, student, teacher):
+        return self.loss(self.layers(student), self.layers(teacher))
+
+    def function(self, student, teacher):
+        total = 0
+        for k, last in ((0, 1), (0, 2), (1, 2)):
+            moved = []
+            for x in (student, teacher):
+                a = [F.normalize(y.square().sum(1).flatten(1)) for y in self.layers(x)]
+                moved.append(F.normalize(a[k] - a[last]))
+            total += (moved[0] - moved[1]).square().mean() / 3
+        return total
+
+    def test_is_a_finite_scalar_or_its_named_parts(self):
+        value = self.value(*self.example())
+        assert value.shape == ()
+        assert value.isfinite()
+
+    def test_one_layer_does_not_move(self):
+        student, teacher = self.example()
+        with pytest.raises(ValueError, match='two layers or more'):
+            attention_change_loss([student], [teacher])
+        with pytest.raises(ValueError, match='of one size'):
+            attention_change_loss([student, student[..., :2]], [teacher, teacher])
 
 
 @pytest.mark.parametrize('norm', ['l2', 'softmax'])

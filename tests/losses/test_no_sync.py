@@ -13,6 +13,9 @@ from kd_dense import losses
 from kd_dense.losses import (
     ADLLoss,
     AfDCDLoss,
+    APDLoss,
+    ATLoss,
+    AttentionChangeLoss,
     AttentionMapLoss,
     BCKDLoss,
     CCKDLoss,
@@ -34,11 +37,13 @@ from kd_dense.losses import (
     GDKDLoss,
     HolisticLoss,
     ICKDLoss,
+    IFVDLoss,
     IntRALoss,
     KDLoss,
     LDImitationLoss,
     LDLoss,
     LwFLoss,
+    MemoryLoss,
     MGDLoss,
     MimicLoss,
     NFDLoss,
@@ -59,6 +64,7 @@ from kd_dense.losses import (
     RKDLoss,
     RoIBoxLoss,
     RotatedLDLoss,
+    SADLoss,
     SPLoss,
     UnbiasedKDLoss,
     VkDLoss,
@@ -238,6 +244,12 @@ def cases():
                                       normaliser=normaliser, third_denominator=third)  # fmt: skip
     for norm in ('l2', 'softmax'):
         yield AttentionMapLoss, dict(norm=norm)
+    for kind in (ATLoss, AttentionChangeLoss):
+        yield kind, {}
+    for detach in (True, False):
+        yield SADLoss, dict(detach=detach)
+    yield IFVDLoss, dict(num_classes=3)
+    yield APDLoss, dict(num_classes=3, channels=4)
     for box_scale in ('batch', 'image'):
         yield FGDLoss, dict(channels=4, box_scale=box_scale)
     for kind in (PKDLoss, VkDLoss, NFDLoss, FTLoss, CosineLoss):
@@ -246,6 +258,9 @@ def cases():
     for distance, reduction in (('smooth_l1', 'image'), ('squared', 'root')):
         yield MimicLoss, dict(norm='batch', distance=distance, reduction=reduction)
     yield FBKDLoss, dict(teacher_channels=[4])
+    for queue in ('ring', 'code'):
+        yield MemoryLoss, dict(student_channels=4, teacher_channels=4, num_classes=3,
+                               pixel_memory=32, region_memory=4, queue=queue)  # fmt: skip
     yield ReviewKDLoss, dict(student_channels=[4], teacher_channels=[4], width=4)
     for over, values in (('positions', 'unit'), ('channels', 'places'), ('images', 'classes')):
         for rows in ('none', 'l1', 'l2'):
@@ -394,8 +409,9 @@ def prepare(kind, options, device, dtype=torch.float32):
     if 'segmentation' in loss.needs and 'segmentation' not in needs:
         needs['segmentation'] = torch.randint(4, (3, 20, 24), generator=generator).to(device)
     student, teacher = outputs
-    if kind in (FBKDLoss, ReviewKDLoss):
-        student, teacher = [student], [teacher]
+    if kind in (FBKDLoss, ReviewKDLoss, AttentionChangeLoss):
+        count = 2 if kind is AttentionChangeLoss else 1
+        student, teacher = [student] * count, [teacher] * count
 
     @mock.patch.object(matching, 'solve', in_order)
     def call():

@@ -61,6 +61,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         dict(kernel=3, ignore_index=0),
     ],
     'AttentionMapLoss': [dict(), dict(norm='softmax')],
+    'ATLoss': [dict()],
+    'SADLoss': [dict(), dict(detach=False)],
+    'AttentionChangeLoss': [dict()],
+    'IFVDLoss': [dict()],
+    'APDLoss': [dict()],
     'MimicLoss': [
         dict(distance='smooth_l1'),
         dict(norm='batch', reduction='root'),
@@ -104,6 +109,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'DeFeatLoss': [dict()],
     'FGFILoss': [dict()],
     'ReviewKDLoss': [dict(width=2)],
+    'MemoryLoss': [
+        dict(pixel_memory=16, region_memory=4),
+        dict(pixel_memory=16, region_memory=4, queue='code', literal=True),
+    ],
     'RoIBoxLoss': [dict(), dict(beta=0.0)],
     'ERDLoss': [dict(), dict(without_strides=True), dict(candidates=1, sigmas=0.5)],
     'QueryBoxLoss': [dict(), dict(sigmoid=False), dict(unmatched='code')],
@@ -161,6 +170,10 @@ FUNCTIONS = dict(
     erd_loss='ERDLoss',
     unbiased_cross_entropy='UnbiasedKDLoss',  # what stands beside it; of plain operators
     mimic_loss='MimicLoss',
+    sad_loss='SADLoss',
+    attention_change_loss='AttentionChangeLoss',
+    ifvd_loss='IFVDLoss',
+    apd_loss='APDLoss',
     relation_loss='RelationLoss',
     rkd_loss='RKDLoss',
     pkt_loss='PKTLoss',
@@ -169,6 +182,7 @@ FUNCTIONS = dict(
     nst_loss='NSTLoss',
     fbkd_loss='FBKDLoss',
     review_loss='ReviewKDLoss',
+    memory_loss='MemoryLoss',
     masked_loss='DeFeatLoss',
     mgd_loss='MGDLoss',
     af_dcd_loss='AfDCDLoss',
@@ -177,8 +191,8 @@ FUNCTIONS = dict(
 # teacher; DIST and PKT, whose correlations of what is almost constant depend on an epsilon; and
 # queries, whose boxes are clamped in the teacher alone, and whose masks overlap most where they
 # are sharp.
-NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'ReviewKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss',
-                  'DISTLoss', 'PKTLoss', 'QueryBoxLoss', 'QueryMaskLoss',
+NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'ReviewKDLoss', 'MemoryLoss', 'MGDLoss', 'AfDCDLoss',
+                  'NKDLoss', 'DISTLoss', 'PKTLoss', 'APDLoss', 'QueryBoxLoss', 'QueryMaskLoss',
                   'QueryPointLoss'}  # fmt: skip
 
 
@@ -278,10 +292,11 @@ def at_length(test: Any) -> Any:
 def build(name: str, options: dict[str, Any], scene: Scene) -> DistillLoss:
     kind = getattr(losses, name)
     takes = inspect.signature(kind).parameters
+    widths: Any = [scene.channels] if kind.all_maps else scene.channels
     given = dict(
         channels=scene.channels,
-        student_channels=[scene.channels],
-        teacher_channels=[scene.channels],
+        student_channels=widths,
+        teacher_channels=widths,
         num_classes=CLASSES,
         temperature=scene.temperature,
     )
@@ -312,6 +327,8 @@ def shapes(name: str, scene: Scene) -> list[tuple[int, ...]]:
         'FGFILoss',
     ):
         return [(scene.images, scene.channels, *s) for s in (scene.size, (1, 1))]
+    if name == 'AttentionChangeLoss':
+        return [(scene.images, c, *scene.size) for c in (scene.channels, CLASSES)]
     if name == 'RoIBoxLoss':
         return [(scene.images, 4 * CLASSES)]
     return [(scene.images, scene.channels, *scene.size)]

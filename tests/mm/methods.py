@@ -48,12 +48,37 @@ SEGMENTERS: dict[str, dict[str, Any]] = {
         angles=dict(tap=FEATURES, loss=dict(type='RKDLoss')),
         set=dict(tap=FEATURES, loss=dict(type='NSTLoss')),
     ),
+    'attention': dict(
+        transfer=dict(tap=FEATURES, loss=dict(type='ATLoss', weight=1000.0)),
+        later=dict(
+            tap=dict(student='backbone.layer3', teacher=FEATURES), loss=dict(type='SADLoss')
+        ),
+        moves=dict(tap='backbone[2:]', loss=dict(type='AttentionChangeLoss')),
+    ),
+    'prototypes': dict(
+        variation=dict(tap=FEATURES, loss=dict(type='IFVDLoss')),
+        perspectives=dict(tap=FEATURES, loss=dict(type='APDLoss')),
+    ),
     # Without a mask, which is another one in each process.
     'generation': dict(
         generated=dict(tap=FEATURES, loss=dict(type='MGDLoss', weight=1e-3, mask_ratio=0.0)),
         contrast=dict(
             tap=FEATURES,
             loss=dict(type='AfDCDLoss', mask_ratio=0.0, pool=1, window=(2, 2)),
+        ),
+    ),
+    # With room for all, and compared with all: which are drawn depends on the process.
+    'memory': dict(
+        memory=dict(
+            tap=FEATURES,
+            loss=dict(
+                type='MemoryLoss',
+                pixel_memory=1024,
+                region_memory=16,
+                drawn=64,
+                pixel_contrast=8192,
+                region_contrast=4096,
+            ),
         ),
     ),
     'query-masks': dict(

@@ -72,12 +72,7 @@ LEFT_OUT: dict[tuple[str, str], str] = {
     ),
 }
 # Methods that are not in the package yet.
-NOT_YET: dict[tuple[str, str], str] = {
-    ('cirkd.npz', 'StudentSegContrast'): 'queues of pixels and of regions',
-    ('cirkd.npz', 'StudentSegChannelContrast'): 'a queue of channels',
-    ('cirkd_baselines.npz', 'CriterionDoubleSimKD'): 'relations of layers and of channels',
-    ('torchdistiller_kd_ifv.npz', 'CriterionIFV'): 'variation within a class',
-}
+NOT_YET: dict[tuple[str, str], str] = {}
 
 
 class Case(NamedTuple):

@@ -11,6 +11,7 @@ from kd_dense.mm.cost.steps import preprocessed
 from kd_dense.mm.distil.cacheable import check_cache
 from kd_dense.mm.distil.guests import Guest
 from kd_dense.mm.teachers.cached import GIGABYTES, MapCache, gigabytes_of, map_bytes
+from kd_dense.mm.teachers.several import has_own_weights
 from kd_dense.taps import tensors_in
 
 __all__ = ['check_kept_maps']
@@ -71,7 +72,7 @@ def _can(subject: Subject, name: str, guest: Guest) -> bool:
         check_cache(subject.model, terms, guest.teacher.by_loss)
     except ValueError:
         return False
-    return len(subject.model.kd_plan.running) == 1
+    return has_own_weights(guest.teacher) and len(subject.model.kd_plan.running) == 1
 
 
 def _maps(subject: Subject, guest: Guest) -> list[torch.Tensor]:

@@ -42,6 +42,10 @@ def check_cost(subject: Subject) -> None:
         workers = subject.config.train_dataloader.get('num_workers') or 1
         whole = subject.iterations * max(ours, subject.loading / max(workers, 1))
         text += f': {duration(whole)} for {subject.iterations} iterations, without validation'
+    if subject.device.startswith('cuda') and not any(
+        x.compiled for x in distilled.model.kd.values()
+    ):
+        text += '; model.compile_losses=True fuses the steps of the losses, each a launch now'
     parts = ', '.join(f'{name} {size / 2**20:.0f}' for name, size in memory.items())
     subject.say(
         OK,

@@ -97,7 +97,7 @@ class Subject:
     @property
     def teachers(self) -> dict[str, Any]:
         """Each [`kd_dense.mm.teachers.guest.Teacher`][] of the model, by what to call it."""
-        guests = self.model.kd_plan.running
+        guests = {} if self.model is None else self.model.kd_plan.running
         return {called(name): guest.teacher for name, guest in guests.items()}
 
     @property

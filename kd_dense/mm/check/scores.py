@@ -22,6 +22,7 @@ from kd_dense.mm.check.ranking import SCORES, lower_is_better, main_score, watch
 from kd_dense.mm.configs import dicts_in
 from kd_dense.mm.distil.distilled import bare
 from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
+from kd_dense.mm.teachers.several import has_own_weights
 
 __all__ = ['check_scores']
 
@@ -52,7 +53,11 @@ class _Student(NamedTuple):
 
 def check_scores(subject: Subject) -> None:
     """Score teacher and student on some validation pictures, by the config's own metric."""
-    teachers = {who: t for who, t in subject.teachers.items() if who not in subject.unloaded}
+    teachers = {
+        whose: teacher
+        for whose, teacher in subject.teachers.items()
+        if whose not in subject.unloaded and has_own_weights(teacher)
+    }
     for whose in subject.unloaded:
         subject.say(WARNING, f'the {whose} is not scored without its weights')
     if not teachers:

@@ -66,6 +66,10 @@ def check_terms(subject: Subject) -> None:
     if not subject.has_task:
         _say_no_task(subject, [name for name, _ in named if name not in taught])
     for name, one in weights.items():
+        if one and not model.kd_plan.leads(model.kd[name]):
+            text = f'{name}: learns from the average of the student, which is the student itself '
+            subject.say(OK, f'{text}before the training: what it weighs shows in the log of a run')
+            continue
         _say_weight(subject, name, model.kd[name], one, mean(tasks))
     subject.reached = reached | taught
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from kd_dense.mm.check.finding import OK, WARNING, Finding, Subject
 from kd_dense.mm.check.terms import LEADS
+from kd_dense.mm.teachers.several import has_own_weights
 
 __all__ = ['check_verdict']
 
@@ -61,7 +62,10 @@ def _reason(finding: Finding) -> str:
 def _open_questions(subject: Subject, terms: list[Finding]) -> Iterator[str]:
     if not subject.teacher_is_loaded:
         yield 'the teacher is without its weights'
-    if not any(f.check == 'scores' and 'teacher' in f.figures for f in subject.findings):
+    scored = any(f.check == 'scores' and 'teacher' in f.figures for f in subject.findings)
+    if not scored and subject.model and not any(map(has_own_weights, subject.teachers.values())):
+        yield 'there is no teacher but the student itself'
+    elif not scored:
         yield 'the teacher was not scored'
     if not subject.has_task:
         yield 'the student learns from the teacher alone'

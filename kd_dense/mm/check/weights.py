@@ -8,8 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from kd_dense.mm.check.finding import ERROR, OK, WARNING, Subject
+from kd_dense.mm.distil.guests import inherited_from
 from kd_dense.mm.files.checkpoint import read_checkpoint
 from kd_dense.mm.models.inherit import fitting, inherit_parts
+from kd_dense.mm.teachers.several import has_own_weights
 from kd_dense.mm.wording import listed
 
 __all__ = ['check_inherit', 'check_student_weights', 'check_teacher']
@@ -29,7 +31,7 @@ def _load(subject: Subject, whose: str, teacher: Any) -> bool:
         return _without_checkpoint(subject, whose, teacher)
     source = teacher.checkpoint
     try:
-        state = read_checkpoint(source)
+        state = teacher.read()
     except (ValueError, OSError) as error:
         subject.say(ERROR, str(error), 'name a file that is there, complete and without code')
         return False
@@ -52,6 +54,9 @@ def _load(subject: Subject, whose: str, teacher: Any) -> bool:
 
 
 def _without_checkpoint(subject: Subject, whose: str, teacher: Any) -> bool:
+    if not has_own_weights(teacher):
+        subject.say(OK, f'{teacher.name} starts as the student does')
+        return True
     if teacher._loaded:
         subject.say(OK, f'{teacher.name} was given as a model, with its weights')
         return True
@@ -82,8 +87,9 @@ def check_student_weights(subject: Subject) -> None:
     try:
         model.init_weights()
     except Exception:  # becomes a finding; the other checks go on with what is there
-        if plan.inherit:
-            inherit_parts(model, plan.teacher.model, plan.inherit)
+        source = inherited_from(plan.guests, plan.inherit)
+        if source is not None:
+            inherit_parts(model, source.model, plan.inherit)
         raise
     source = subject.config.get('load_from')
     if not source:
@@ -106,8 +112,9 @@ def check_student_weights(subject: Subject) -> None:
 def check_inherit(subject: Subject) -> None:
     """Say what the student takes over from the teacher."""
     plan = subject.model.kd_plan
+    source: Any = inherited_from(plan.guests, plan.inherit)
     for part in plan.inherit:
-        fit, left_out = fitting(subject.model, plan.teacher.model, part)
+        fit, left_out = fitting(subject.model, source.model, part)
         text = f'{len(fit)} of {len(fit) + len(left_out)} tensors of {part} start from the '
         text += "teacher's" + (f'; not {listed(left_out)}' if left_out else '')
         subject.say(OK, text, part=part, fit=fit, left_out=left_out)

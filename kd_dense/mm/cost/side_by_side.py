@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from kd_dense.measure import peak_memory, ratio, spread, time_interleaved
+from kd_dense.mm.batches.views import call_them_views
 from kd_dense.mm.configs import RequestError
 from kd_dense.mm.cost.batch import make_batch
 from kd_dense.mm.cost.floor import asked_of_box_heads, largest_layer, minimal_forward, on_rois
@@ -23,6 +25,7 @@ from kd_dense.mm.cost.steps import Batch, Trained, build_to_try
 from kd_dense.mm.cost.terms import crossing_alone, recorded, term_alone
 from kd_dense.mm.distil.crossing import CrossTerm
 from kd_dense.mm.distil.distilled import bare
+from kd_dense.mm.teachers.cached import MapCache
 from kd_dense.mm.teachers.guest import Teacher
 from kd_dense.taps import Taps
 
@@ -43,7 +46,7 @@ class Guest(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A recipe: the names of its calls; without a teacher, if all its weights are 0.
+    """A recipe: the names of its calls; without a teacher, if it keeps maps or all weights are 0.
 
     ``crossings`` are those of the student's features through the rest of the teacher's head.
     """
@@ -87,6 +90,7 @@ class SideBySide:
         self.calls: dict[str, Callable[[], Any]] = {}
         self.teachers: dict[str, tuple[str, Any]] = {}  # name and model, by config
         self.distilled: dict[str, Trained] = {}
+        self._maps = TemporaryDirectory()
         self.cases = [self._case(name, recipe) for name, recipe in recipes.items()]
 
     def _case(self, name: str, recipe: Recipe) -> Case:
@@ -101,6 +105,10 @@ class SideBySide:
                 self.plain = Trained(alone, config.optim_wrapper, self.device)
                 self.batch = make_batch(recipe, alone, self.images)
                 self.calls[PLAIN] = lambda: self.plain.step(self.batch)
+            kept = model.kd_plan.teacher.cache is not None
+            if kept:  # from the second step on the teacher does not run
+                model.kd_plan.teacher.cache = MapCache(views=1, folder=self._maps.name)
+                call_them_views(self.batch.samples)
             trained = Trained(model, config.optim_wrapper, self.device)
             self.distilled[name] = trained
             arguments = recorded(trained, self.batch)
@@ -114,16 +122,16 @@ class SideBySide:
                 if isinstance(model.kd[term], CrossTerm):
                     crossings.append(f"{name}: {term}, the teacher's head")
                     self.calls[crossings[-1]] = crossing_alone(trained, term, arguments[term])
-            guest = self._guest(config, model, terms) if terms else None
+            guest = self._guest(config, model, terms) if terms and not kept else None
         return Case(name, step, terms, guest, crossings)
 
     def _guest(self, config: Config, model: Any, terms: Iterable[str]) -> Guest:
         """Time a teacher of its own, without options: up to the taps in use, and as a whole."""
         name, teacher = self._teacher(config.model.teacher)
-        plan = model.kd_plan
-        batch = Batch(plan.preprocess(*self.batch), self.batch.samples)
+        guest = model.kd_plan.guest
+        batch = Batch(guest.preprocess(*self.batch), self.batch.samples)
         taps = chain(*(model.kd[term].teacher_taps for term in terms))
-        calls = {tap: plan.teacher_calls[tap] for tap in taps}
+        calls = {tap: guest.calls[tap] for tap in taps}
         asked = asked_of_box_heads(model, [model.kd[term] for term in terms], self.batch)
         reached = sorted({*calls, *chain(*(one.taps for one in asked))})
         minimal, full = f'{name} up to {", ".join(reached)}', f'{name} with its task loss'

@@ -51,7 +51,7 @@ class Fitting(NamedTuple):
     def agree(self, student: Shape, teacher: Shape) -> bool:
         """Whether the loss can compare maps of these shapes as they are."""
         if len(student) == len(teacher) == 4 or (self.on_rois and len(student) == len(teacher)):
-            first = 2 if self.loss.any_channels else 1
+            first = 4 if self.loss.any_size else 2 if self.loss.any_channels else 1
             return student[first:] == teacher[first:]
         return student == teacher
 

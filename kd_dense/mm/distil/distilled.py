@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from math import lcm
 from typing import Any, cast
@@ -22,14 +22,16 @@ from kd_dense.mm.distil.first_steps import FirstSteps
 from kd_dense.mm.distil.fitting import build_terms
 from kd_dense.mm.distil.guests import Guest, inherited_from, taught
 from kd_dense.mm.distil.term import Term
+from kd_dense.mm.distil.unlabelled.step import Pictures, Unlabelled, sort_pictures, views
 from kd_dense.mm.finite import FiniteCheck
 from kd_dense.mm.models.inherit import check_inherit, inherit_parts
 from kd_dense.mm.presets.choose import Weights
 from kd_dense.mm.presets.teachers import Methods, choose_for_teachers
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.mm.stack.install import score_in_threads
+from kd_dense.mm.teachers.average import AverageTeacher
 from kd_dense.mm.teachers.guest import Teacher
-from kd_dense.mm.teachers.several import teachers_of
+from kd_dense.mm.teachers.several import build_one, has_own_weights, teachers_of
 from kd_dense.registry import MODELS
 from kd_dense.shares import ShareMeter
 from kd_dense.taps import Taps, near_names
@@ -45,6 +47,8 @@ FIELDS = (
     'weights',
     'data_preprocessor',
     'checks',
+    'unlabelled',
+    'compile_losses',
 )
 
 
@@ -58,6 +62,8 @@ def Distilled(  # noqa: N802  (a type in configs)
     weights: Weights = 'auto',
     data_preprocessor: Mapping[str, Any] | None = None,
     checks: bool = True,
+    unlabelled: bool = False,
+    compile_losses: bool = False,
     **unknown: Any,
 ) -> nn.Module:
     """Build a student that learns from a teacher.
@@ -84,6 +90,11 @@ def Distilled(  # noqa: N802  (a type in configs)
         checks: Whether the first iterations are watched, and warnings given where the teacher
             has little to teach or a term is off scale. See
             [`kd_dense.mm.distil.first_steps.FirstSteps`][].
+        unlabelled: Whether pictures may come that have no labels, of a
+            [`kd_dense.mm.data.unlabelled.Unlabelled`][] data set: the terms that need none learn
+            from them. See ``docs/unlabelled.md``.
+        compile_losses: Whether `torch.compile` fuses the steps of each loss. The first steps
+            take longer.
 
     Returns:
         The student.
@@ -136,15 +147,13 @@ def Distilled(  # noqa: N802  (a type in configs)
             'distilled already? Its own may be renamed'
         )
     with kept_random_state():
-        teachers = {
-            name: None if one is None else Teacher(one)
-            for name, one in teachers_of(teacher).items()
-        }
+        teachers = {name: build_one(one, model) for name, one in teachers_of(teacher).items()}
         models = {name: model if one is None else one.model for name, one in teachers.items()}
         if preset is not None:
             if terms or inherit:
                 raise ValueError('expected either preset, or terms and inherit, got both')
-            chosen = choose_for_teachers(preset, model, models, weights)
+            bearer = next((k for k, one in teachers.items() if has_own_weights(one)), None)
+            chosen = choose_for_teachers(preset, model, models, weights, bearer)
             terms, inherit = chosen.terms, chosen.inherit
             print_log(
                 f'preset {preset!r} for {chosen}\n'
@@ -163,6 +172,10 @@ def Distilled(  # noqa: N802  (a type in configs)
         source = inherited_from(guests, inherit)
         if source is not None:
             check_inherit(model, source.model, inherit)
+        rest = Unlabelled(model, [*distillation.values()], found) if unlabelled else None
+    if compile_losses:
+        for each in distillation.values():
+            cast(Term, each).compile_losses()
     student_taps = Taps(
         chain(*(term.student_taps for term in distillation.values())),
         seams=[term.student_tap for term in distillation.values() if term.shares],
@@ -173,6 +186,7 @@ def Distilled(  # noqa: N802  (a type in configs)
         any(one.student_by_loss for one in found.values()),
         tuple(inherit),
         checks,
+        rest,
     )
     model.__class__ = distilled(type(model))  # type: ignore[arg-type]
     model.kd = nn.ModuleDict(distillation)
@@ -190,6 +204,7 @@ class _Plan:
         student_by_loss: bool,
         inherit: tuple[str, ...],
         checks: bool,
+        unlabelled: Unlabelled | None,
     ) -> None:
         self.guests = guests  # by name; None is the student itself
         self.student_taps = student_taps
@@ -198,6 +213,7 @@ class _Plan:
         self.finite = FiniteCheck()
         self.meter = ShareMeter()
         self.first_steps = FirstSteps() if checks else None
+        self.unlabelled = unlabelled
 
     @property
     def running(self) -> dict[str, Guest]:
@@ -214,18 +230,28 @@ class _Plan:
         """The only teacher, or the first, without what is wanted of it."""
         return self.guest.teacher
 
-    def run(self, terms: Sequence[Term], inputs: Any, samples: Any) -> None:
-        """Run the teachers that these terms learn from."""
+    def leads(self, term: Term) -> bool:
+        """Whether a term says something before the training, when averages are the student."""
+        guests = [self.guests[name] for name in term.teachers]
+        return any(one is None or has_own_weights(one.teacher) for one in guests)
+
+    def run(self, model: Any, terms: Sequence[Term], inputs: Any, samples: Any) -> None:
+        """Run the teachers that these terms of the student learn from."""
         for name, guest in self.running.items():
             taps = [*chain(*(term.teacher_taps for term in terms if name in term.teachers))]
-            if taps:
-                guest.run(taps, inputs, samples)
+            if not taps:
+                continue
+            if isinstance(guest.teacher, AverageTeacher):
+                guest.teacher.start(bare(model))
+            guest.run(taps, inputs, samples)
 
     def clear(self) -> None:
         """Drop what was recorded in a step."""
         self.student_taps.clear()
         for guest in self.running.values():
             guest.taps.clear()
+        if self.unlabelled is not None:
+            self.unlabelled.clear()
 
     def taught(self, step: Step, terms: Mapping[str, Term]) -> dict[str, tuple[Step, Any]]:
         """For each term the step as it sees it, and what was gathered of that."""
@@ -263,17 +289,25 @@ class _Distilling:
     def loss(self, inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Any:
         """The student's own losses, and one more for each term."""
         plan = self.kd_plan
+        own_loss = partial(super().loss, *args, **kwargs) if args or kwargs else super().loss  # type: ignore[misc]
+        pictures = sort_pictures(plan.unlabelled, inputs, data_samples)
         factors = _factors(self.kd, plan.running)
         active = [term for name, term in self.kd.items() if factors[name]]
         if active:
             # The teachers go first: what they need is free again before the student's graph
             # grows.
-            _run_teachers(self, active, inputs, data_samples)
+            _run_teachers(self, active, pictures)
             plan.student_taps.start(self, [*chain(*(term.student_taps for term in active))])
         try:
-            losses = super().loss(inputs, data_samples, *args, **kwargs)  # type: ignore[misc]
+            if plan.unlabelled is not None and pictures.mixed:
+                losses = plan.unlabelled.loss(self, own_loss, pictures, plan.student_taps, active)
+            else:
+                losses = own_loss(inputs, data_samples)
             plan.student_taps.stop()
-            losses.update(_distil(self, losses, factors, inputs, data_samples))
+            added = _distil(self, losses, factors, pictures)
+            if plan.unlabelled is not None:
+                added = plan.unlabelled.in_touch(added)
+            losses.update(added)
         finally:
             plan.student_taps.stop()
             plan.clear()
@@ -326,11 +360,11 @@ def _factors(kd: Any, guests: Mapping[str, Guest]) -> dict[str, float]:
 
 
 @torch.compiler.disable
-def _run_teachers(model: Any, active: Sequence[Term], inputs: Tensor, samples: Any) -> None:
+def _run_teachers(model: Any, active: Sequence[Term], pictures: Pictures) -> None:
     plan = model.kd_plan
-    plan.run(active, inputs, samples)
-    if plan.first_steps is not None:
-        plan.first_steps.before(model, inputs, samples)
+    plan.run(model, active, pictures.inputs, pictures.samples)
+    if plan.first_steps is not None and pictures.real:
+        plan.first_steps.before(model, *pictures.with_labels)
 
 
 def _ran(term: Term, plan: _Plan) -> bool:
@@ -346,32 +380,33 @@ def _whose(term: Term, plan: _Plan) -> str:
 
 @torch.compiler.disable
 def _distil(
-    model: Any,
-    task: Mapping[str, Any],
-    factors: Mapping[str, float],
-    inputs: Tensor,
-    samples: Any,
+    model: Any, task: Mapping[str, Any], factors: Mapping[str, float], pictures: Pictures
 ) -> dict[str, Tensor]:
     plan = model.kd_plan
     losses: dict[str, Tensor] = {}
     ours: dict[str, Sequence[Tensor]] = {}
     theirs: dict[str, Sequence[Tensor]] = {}
     active = {name: term for name, term in model.kd.items() if factors[name] and _ran(term, plan)}
+    step = Step(model, pictures.inputs, pictures.samples, plan.student_taps)
     plan.meter.start()
-    steps = plan.taught(Step(model, inputs, samples, plan.student_taps), active)
+    steps: dict[str, tuple[Step, Any]] = {}
+    for view, terms in views(plan.unlabelled, step, pictures, active):
+        steps |= plan.taught(view, terms)
     for name, term in model.kd.items():
-        if name not in active:
-            losses.update(term.idle(any_tensor(inputs)))
+        if name not in steps:
+            losses.update(term.idle(any_tensor(pictures.inputs)))
             continue
         step, found = steps[name]
         student, teacher = term.maps(step)
         needs = term.needed(step, found)
         if term.shares:
-            losses.update(term.shared(step, factors[name], needs, plan.meter))
+            added = term.shared(step, factors[name], needs, plan.meter)
         else:
-            losses.update(term(student, teacher, factors[name], needs))
+            added = term(student, teacher, factors[name], needs)
+        losses.update(pictures.weighed(term, added))
         ours[term.student_tap], theirs[_whose(term, plan)] = student, teacher
     plan.finite.check(losses, theirs, ours)
     if plan.first_steps is not None:
-        plan.first_steps.after({**task, **losses}, model.kd, factors)
+        weighed = {name: factors[name] * plan.leads(term) for name, term in model.kd.items()}
+        plan.first_steps.after({**task, **losses}, model.kd, weighed)
     return losses

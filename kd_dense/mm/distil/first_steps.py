@@ -16,7 +16,7 @@ from kd_dense.mm.distil.guests import Guest
 from kd_dense.mm.distil.rehearsal import alone
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.randomness import kept_random_state
-from kd_dense.mm.teachers.several import called
+from kd_dense.mm.teachers.several import called, has_own_weights
 
 __all__ = ['DROWNS', 'ITERATIONS', 'VANISHES', 'FirstSteps', 'split_losses']
 
@@ -107,6 +107,8 @@ def _own_loss(
     # Losses are not made for half precision; the others have their own time and place.
     model = guest.teacher.exact
     if model is None or guest.teacher.cache is not None or not _comparable(student, model):
+        return None
+    if not has_own_weights(guest.teacher):
         return None
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:

@@ -15,8 +15,10 @@ from kd_dense.mm.batches.targets import Step
 from kd_dense.mm.distil.cacheable import check_cache, maps_alone
 from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
 from kd_dense.mm.distil.term import Term
+from kd_dense.mm.distil.unlabelled.parts import Rows
 from kd_dense.mm.models.probe import Probe
 from kd_dense.mm.teachers.guest import Teacher
+from kd_dense.mm.teachers.several import has_own_weights
 from kd_dense.mm.wording import spelt
 from kd_dense.taps import Taps, near_names
 
@@ -94,9 +96,10 @@ def taught(step: Step, guests: Sequence[Guest | None], terms: Sequence[Term]) ->
     if first is None:
         return step._replace(teacher=step.student, teacher_taps=Detached(step.student_taps))
     taps = [guest.taps for guest in guests if guest is not None]
-    step = step._replace(
-        teacher=first.teacher.model, teacher_taps=taps[0] if len(taps) == 1 else Together(*taps)
-    )
+    recorded: Any = taps[0] if len(taps) == 1 else Together(*taps)
+    if step.rows is not None:
+        recorded = Rows(recorded, *step.rows)
+    step = step._replace(teacher=first.teacher.model, teacher_taps=recorded)
     shared = [term.rois for term in terms if term.rois is not None]
     return with_teacher_on_rois(first.teacher, shared, step)
 
@@ -110,11 +113,11 @@ def inherited_from(guests: Mapping[str, Guest | None], parts: Sequence[str]) -> 
     if not parts:
         return None
     for guest in guests.values():
-        if guest is not None:
+        if guest is not None and has_own_weights(guest.teacher):
             return guest.teacher
     raise ValueError(
         f'inherit: {list(parts)} start from the weights of a teacher, and there is none but the '
-        'student itself: leave it out'
+        'student itself or its average: leave it out'
     )
 
 

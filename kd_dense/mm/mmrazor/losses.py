@@ -288,6 +288,21 @@ def _wsld(given: Given) -> Term:
     return Term(loss, _adapter(given), _rows('WSLD'), changed=True)
 
 
+def _at(given: Given) -> Term:
+    found = settings(given.loss, loss_weight=1.0)
+    return Term(_weighted('ATLoss', found['loss_weight']), _adapter(given))
+
+
+def _rkd(part: str, published: float) -> Callable[[Given], Term]:
+    def term(given: Given) -> Term:
+        found = settings(given.loss, loss_weight=published, with_l2_norm=True)
+        weights = {'distance_weight': 0.0, 'angle_weight': 0.0, part: found['loss_weight']}
+        loss = dict(type='RKDLoss', **weights, over_norm=found['with_l2_norm'])
+        return Term(loss, _adapter(given), _BATCH)
+
+    return term
+
+
 def _rows(kind: str) -> str:
     return (
         f"mmrazor's {kind} is made for one row of logits an image and stops on maps. Written is "
@@ -303,13 +318,9 @@ _GENERATED = 'data-free distillation makes its images, and here they come from a
 # Losses without a counterpart, and why.
 REASONS = {
     'ABLoss': 'activation boundaries are for the layers of classifiers, and are not in kd_dense',
-    'ATLoss': 'AttentionMapLoss has the sum over the positions where ATLoss has the mean: where '
-    'all images have one size, take it with the weight over the number of positions',
     'ActivationLoss': _GENERATED,
-    'AngleWiseRKD': 'relational distillation (RKD) is not in kd_dense',
     'CRDLoss': 'contrastive representation distillation (CRD) contrasts the images of a data set '
     'of classes, and is not in kd_dense',
-    'DistanceWiseRKD': 'relational distillation (RKD) is not in kd_dense',
     'InformationEntropyLoss': _GENERATED,
     'KDSoftCELoss': 'it is made for one row of logits an image: on maps its softmax is along '
     'their width; take KDLoss',
@@ -319,9 +330,12 @@ REASONS = {
 }
 _PREDS, _FEATURES = ('preds_S', 'preds_T'), ('s_feature', 't_feature')
 LOSSES = {
+    'ATLoss': Rule(*_FEATURES, _at),
+    'AngleWiseRKD': Rule(*_PREDS, _rkd('angle_weight', 50.0)),
     'ChannelWiseDivergence': Rule(*_PREDS, _cwd),
     'DISTLoss': Rule('logits_S', 'logits_T', _dist),
     'DKDLoss': Rule(*_PREDS, _dkd, ('gt_labels', 'data_samples')),
+    'DistanceWiseRKD': Rule(*_PREDS, _rkd('distance_weight', 25.0)),
     'FBKDLoss': Rule('s_input', 't_input', _fbkd),
     'FTLoss': Rule(*_FEATURES, _ft),
     'KLDivergence': Rule(*_PREDS, _kl),

@@ -167,7 +167,7 @@ def compare(
     )
     with _undisturbed(model):
         try:
-            plan.run([*terms.values()], inputs, samples)
+            plan.run(model, [*terms.values()], inputs, samples)
             with ours.on(model):
                 if in_loss:  # the student's own, as without us
                     own_class(type(model)).loss(model, inputs, samples)

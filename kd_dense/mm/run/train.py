@@ -23,6 +23,7 @@ from kd_dense.mm.configs import (
     type_name,
     type_of,
 )
+from kd_dense.mm.hooks.average import AverageHook
 from kd_dense.mm.hooks.checkpoint import is_complete, newest_checkpoint, what_remains
 from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.mm.hooks.random_state import RandomStateHook
@@ -148,9 +149,10 @@ def add_hooks(config: Config) -> None:
     """Add the hooks without which a distilled training is another one.
 
     Without the first, a resumed training with dropout or augmentation draws other numbers; the
-    second trains the critic of an adversarial loss, and does nothing where there is none.
+    second trains the critic of an adversarial loss, the third moves a teacher that is the
+    student's average; these do nothing where there is none.
     """
-    for kind in (RandomStateHook, CriticHook):
+    for kind in (RandomStateHook, CriticHook, AverageHook):
         if not has_hook(config, kind):
             hooks = config.get('custom_hooks') or []
             config.custom_hooks = [*hooks, dict(type=f'kd_dense.{kind.__name__}')]

@@ -18,6 +18,7 @@ from kd_dense.mm.models.box_heads import BoxHead, run_box_head
 from kd_dense.mm.models.probe import forward
 from kd_dense.mm.teachers.cached import MapCache
 from kd_dense.mm.teachers.cheaper import Trial, can_be_cheaper
+from kd_dense.mm.teachers.foreign import ForeignModel, check_fields, is_foreign
 from kd_dense.mm.teachers.fuse import fuse_norms
 from kd_dense.mm.teachers.openmmlab import build_teacher
 from kd_dense.taps import Taps, near_names
@@ -43,6 +44,12 @@ class Teacher:
             also finds its published weights); or ``dict(config=..., checkpoint=...)``, where
             ``config`` may be a config itself, ``checkpoint=None`` is an untrained teacher and
             ``strict=False`` allows a checkpoint that fits in part; or a model.
+
+            From elsewhere: ``'timm::NAME'`` or ``dict(type='timm', model=NAME, ...)``, so
+            ``transformers``, and ``torchhub``; ``pretrained=False`` is an untrained one, and what
+            else it takes is said of the model of that type, as of
+            [`kd_dense.mm.teachers.timm.TimmModel`][]. Or ``dict(module=MODULE, mean=..., std=...,
+            ...)``, see [`kd_dense.mm.teachers.foreign.ForeignModel`][].
 
             The dict may also say how the teacher runs: ``precision='bf16'`` or ``'fp16'``
             for weights and maps (the losses compute in float32 all the same); ``fuse=True``
@@ -85,15 +92,17 @@ class Teacher:
         if not isinstance(getattr(self.model, 'data_preprocessor', None), nn.Module):
             raise ValueError(
                 f'the teacher {type(self.model).__name__} has no data_preprocessor: expected a '
-                "model of mmdet or mmseg, or one derived from mmengine's BaseModel; in plain "
-                'PyTorch use kd_dense.taps and kd_dense.losses directly (see the README)'
+                "model of mmdet or mmseg, or one derived from mmengine's BaseModel; any other net "
+                'is dict(module=NET, mean=(...), std=(...)), which says how its images are '
+                'normalised (docs/foreign-teachers.md)'
             )
         self._freeze()
 
     def _from_config(self, spec: str | Mapping[str, Any]) -> None:
         fields: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {'config': spec}
         fields.pop('_scope_', None)
-        for name in fields.keys() - set(FIELDS):
+        foreign = is_foreign(fields)
+        for name in () if foreign else fields.keys() - set(FIELDS):
             raise ValueError(f'teacher: unknown field {name!r}, {near_names(name, FIELDS)}')
         if not fields.keys() & {'precision', 'cache', *SWITCHES}:
             self._trial = Trial()
@@ -113,6 +122,11 @@ class Teacher:
         self.every = fields.pop('every', 1)
         if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
             raise ValueError(f'teacher: every expects a number >= 1, got {self.every!r}')
+        if isinstance(fields.get('module'), nn.Module) and 'checkpoint' not in fields:
+            check_fields(fields)
+            self.model, self.name = ForeignModel(**fields), type(fields['module']).__name__
+            self._loaded, self._trial = True, None  # it is used as it comes
+            return
         self.model, self.name, self.checkpoint, self.strict = build_teacher(fields)
 
     def load(self, state: Mapping[str, Tensor] | None = None) -> None:
@@ -134,7 +148,7 @@ class Teacher:
                 'skip_init_weights=True: leave that out'
             )
         if self.checkpoint is not None:
-            state = read_checkpoint(self.checkpoint) if state is None else state
+            state = self.read() if state is None else state
             load_weights(self.model, state, self.checkpoint, self.strict)
             print_log(
                 f'teacher: {self.name}, {len(state)} tensors from {self.checkpoint}',
@@ -142,6 +156,18 @@ class Teacher:
             )
         self._freeze()
         self._loaded = True
+
+    def read(self) -> Mapping[str, Tensor]:
+        """The weights where they are: in a checkpoint, or where a library has them.
+
+        Raises:
+            FileNotFoundError: If they are not there.
+            ValueError: If they are damaged, hold code, or are no weights.
+        """
+        assert self.checkpoint is not None
+        if isinstance(self.model, ForeignModel):
+            return self.model.read_weights(self.checkpoint)
+        return read_checkpoint(self.checkpoint)
 
     def _freeze(self) -> None:
         self.model.eval()  # in a line of its own: train() of some models returns None

@@ -15,8 +15,9 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from kd_dense.mm.configs import distils, read_config, type_name
+from kd_dense.mm.configs import RequestError, distils, read_config, type_name
 from kd_dense.mm.randomness import kept_random_state
+from kd_dense.mm.teachers.foreign import config_of
 
 __all__ = ['Built', 'build_teacher', 'read_teacher_config']
 
@@ -43,14 +44,15 @@ def build_teacher(fields: Mapping[str, Any]) -> Built:
     """Build a teacher, without its weights.
 
     Args:
-        fields: ``config``, ``checkpoint`` and ``strict`` as
-            [`kd_dense.mm.teachers.guest.Teacher`][] takes them.
+        fields: ``config``, ``checkpoint`` and ``strict``, or ``type`` or ``module`` and what
+            belongs to them, as [`kd_dense.mm.teachers.guest.Teacher`][] takes them.
 
     Raises:
-        FileNotFoundError: If the config does not exist.
+        FileNotFoundError: If the config does not exist, or cannot be fetched.
         ValueError: If there is no checkpoint, a field has a bad value, or the model cannot be
             built.
     """
+    fields = config_of(fields)
     source, checkpoint, strict = (
         fields.get(name, default)
         for name, default in (('config', None), ('checkpoint', None), ('strict', True))
@@ -77,7 +79,9 @@ def build_teacher(fields: Mapping[str, Any]) -> Built:
             'the config of the teacher has no model with a type: expected dict(type=...), or '
             f'dict(model=dict(type=...)), got {shown}'
         )
-    name = type_name(model) if isinstance(source, Mapping) else str(source)
+    name = str(source)
+    if isinstance(source, Mapping):
+        name = source.get('name') or type_name(model)
     checkpoint = fields.get('checkpoint', config.get('model_path'))
     if checkpoint is None and 'checkpoint' not in fields:
         raise ValueError(
@@ -102,6 +106,8 @@ def build_teacher(fields: Mapping[str, Any]) -> Built:
         try:
             with _unset_is_nan():
                 built = ROOT_MODELS.build(model)
+        except RequestError:  # which says what is wrong
+            raise
         except Exception as error:  # whatever a model raises where its config is wrong
             raise ValueError(
                 f'the teacher {name} cannot be built from its config: '

@@ -9,10 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from kd_dense.mm.teachers.guest import FIELDS
+from kd_dense.mm.teachers.average import AverageTeacher
+from kd_dense.mm.teachers.guest import FIELDS, Teacher
 
-__all__ = ['called', 'teachers_of']
+__all__ = ['build_one', 'called', 'has_own_weights', 'teachers_of']
 
+EMA = 'ema'
 ONLY = 'teacher'  # the name of a teacher that has none
 # What a dict of one teacher has, of whatever kind.
 KINDS = ('type', 'module', *FIELDS)
@@ -54,6 +56,35 @@ def teachers_of(spec: Any) -> dict[str, Any]:
                 'is dict(config=..., checkpoint=...)'
             )
     return named
+
+
+def build_one(spec: Any, student: Any) -> Teacher | None:
+    """Build one teacher.
+
+    Args:
+        spec: What a recipe says of it: None, where it is the student itself; ``'ema'`` or
+            ``dict(type='ema', ...)``, where it is the student's running average; or see
+            [`kd_dense.mm.teachers.guest.Teacher`][].
+        student: The student.
+
+    Returns:
+        The teacher, without its weights; None for the student itself.
+
+    Raises:
+        FileNotFoundError: If a config does not exist.
+        ValueError: If a field is unknown or has a bad value.
+    """
+    if spec is None:
+        return None
+    kind = spec.get('type') if isinstance(spec, Mapping) else spec
+    if isinstance(kind, str) and kind == EMA:
+        return AverageTeacher.of(student, spec)
+    return Teacher(spec)
+
+
+def has_own_weights(teacher: Teacher | None) -> bool:
+    """Whether a teacher has weights that are not the student's."""
+    return teacher is not None and not isinstance(teacher, AverageTeacher)
 
 
 def called(name: str) -> str:

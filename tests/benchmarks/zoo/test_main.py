@@ -20,12 +20,13 @@ DETECTOR, FLAT, LACKS, SEGMENTER, OURS = FAMILIES = (
     'kd_dense/fcos-distribution',
 )
 FEATURES = ('plain', 'cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'nst')
+SEGMENTERS = ('dsd', 'af_dcd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd')
 LOGITS = ('kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld')
 EXPECTED = {
     DETECTOR: (*FEATURES, 'fgd'),
     FLAT: FEATURES,
     LACKS: ('plain',),
-    SEGMENTER: (*FEATURES, 'skd', 'intrakd', *LOGITS, 'dsd', 'af_dcd', 'ickd', 'cross_image'),
+    SEGMENTER: (*FEATURES, 'skd', 'intrakd', *LOGITS, *SEGMENTERS),
     OURS: (*FEATURES, 'fgd', 'ld', 'dist', 'bckd', 'adl', 'crosskd', 'pgd'),
 }
 

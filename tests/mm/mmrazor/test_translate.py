@@ -238,10 +238,10 @@ def test_a_student_that_is_changed(tmp_path):
 LEFT_OUT = {
     'another loss': (
         dict(distill_losses=dict(loss_pkd=dict(type='PKDLoss'),
-                                 loss_rkd=dict(type='DistanceWiseRKD')),
+                                 loss_ofd=dict(type='OFDLoss')),
              loss_forward_mappings=dict(loss_pkd=shapes.pair('neck'),
-                                        loss_rkd=shapes.pair('neck'))),
-        r'loss_rkd: left out: relational distillation \(RKD\) is not in kd_dense',
+                                        loss_ofd=shapes.pair('neck'))),
+        r'loss_ofd: left out: overhaul feature distillation \(OFD\) is for the layers of',
     ),
     'a delivery': (
         dict(distill_deliveries=dict(assign=dict(type='MethodOutputs'))),

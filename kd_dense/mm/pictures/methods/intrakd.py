@@ -1,4 +1,4 @@
-"""IntRA-KD: affinities of the areas of classes, and attention maps."""
+"""IntRA-KD: affinities of the areas of classes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kd_dense.losses import AttentionMapLoss, IntRALoss
-from kd_dense.losses.features.attention import attention_maps
+from kd_dense.losses import IntRALoss
 from kd_dense.losses.intrakd.intrakd import region_affinities
 from kd_dense.losses.intrakd.regions import region_masks, region_moments
 from kd_dense.mm.pictures.canvas import (
@@ -22,11 +21,11 @@ from kd_dense.mm.pictures.canvas import (
     subplots,
     tint,
 )
-from kd_dense.mm.pictures.general import Known, LossPictures, draw_activations, draw_maps
+from kd_dense.mm.pictures.general import Known, LossPictures, draw_activations
 from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.views import Array, View
 
-__all__ = ['PICTURES', 'draw_affinity', 'draw_attention']
+__all__ = ['PICTURES', 'draw_affinity']
 
 AREAS = 5  # areas of classes that are shown
 
@@ -82,26 +81,6 @@ def draw_affinity(view: View, compared: Compared) -> Any:
     return figure
 
 
-def draw_attention(view: View, compared: Compared) -> Any:
-    """Draw where the activation of all channels together lies.
-
-    Args:
-        view: The picture.
-        compared: What the term compares there.
-    """
-    rows = [_attention(compared, level) for level in range(len(compared.student))]
-    norm = compared.loss(0).norm
-    how = 'L2 norm 1' if norm == 'l2' else 'a softmax over the positions'
-    return draw_maps(
-        view,
-        compared.teacher,
-        rows,
-        'IntRA-KD, attention maps: where is the activation?',
-        f'The squares of all channels, summed at each position, with {how} over the picture.',
-        'attention',
-    )
-
-
 class Regions(NamedTuple):
     """The areas of the classes of a picture, and their affinities; the largest area first."""
 
@@ -129,14 +108,6 @@ def _find_regions(compared: Compared, level: int) -> Regions:
     return Regions(present, masks[0].view(-1, *s.shape[-2:]), ours, theirs)
 
 
-def _attention(compared: Compared, level: int) -> tuple[Tensor, Tensor]:
-    """Normalised attention of student and teacher, ``(H, W)``."""
-    loss = compared.loss(level)
-    maps = compared.student[level], compared.teacher[level]
-    ours, theirs = (attention_maps(x, loss.norm, loss.eps)[0].view(x.shape[2:]) for x in maps)
-    return ours, theirs
-
-
 def _affinity_shares(compared: Compared) -> list[Tensor]:
     maps = []
     for level in range(len(compared.student)):
@@ -148,17 +119,8 @@ def _affinity_shares(compared: Compared) -> list[Tensor]:
     return maps
 
 
-def _attention_shares(compared: Compared) -> list[Tensor]:
-    maps = []
-    for level in range(len(compared.student)):
-        ours, theirs = _attention(compared, level)
-        maps.append(compared.loss(level).weight * (ours - theirs).square())
-    return maps
-
-
 PICTURES: dict[type, Known] = {
     IntRALoss: LossPictures(
         draw_affinity, _affinity_shares, 'the loss of each class, spread over its area'
     ),
-    AttentionMapLoss: LossPictures(draw_attention, _attention_shares, 'the loss'),
 }
