@@ -15,6 +15,7 @@ from kd_dense.mm.distil.distilled import Distilled
 from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.mm.presets.choose import Weights, choose_preset
 from kd_dense.mm.presets.recipe import recipe
+from kd_dense.mm.run.unlabelled import add_unlabelled
 from kd_dense.mm.teachers.guest import Teacher
 
 __all__ = ['DEFAULT', 'add_teacher', 'read_recipe', 'set_work_dir', 'teacher_spec', 'write_recipe']
@@ -30,6 +31,8 @@ def read_recipe(
     teacher_checkpoint: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
     weights: Weights = 'auto',
+    unlabelled: str | os.PathLike[str] | None = None,
+    labels: bool = True,
 ) -> Config:
     """Read a recipe, or make one of the config of a student.
 
@@ -40,6 +43,8 @@ def read_recipe(
         teacher_checkpoint: See [`teacher_spec`][].
         options: Settings to override.
         weights: Of the presets, see [`kd_dense.mm.presets.choose.choose_preset`][].
+        unlabelled: Pictures without labels: see [`kd_dense.mm.run.unlabelled.add_unlabelled`][].
+        labels: Whether pictures with labels are trained on as well.
 
     Raises:
         RequestError: If a config does not exist, or these do not go together.
@@ -57,6 +62,12 @@ def read_recipe(
         raise RequestError(
             f'weights {weights!r} (--weights) belong to methods and their teacher (--distill, '
             '--teacher); a recipe says share=1.0 in its terms'
+        )
+    if unlabelled is not None:
+        add_unlabelled(found, unlabelled, labels)
+    elif not labels:
+        raise RequestError(
+            'to train without labels (--no-labels) needs pictures: --unlabelled FOLDER'
         )
     return found
 
