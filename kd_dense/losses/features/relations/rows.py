@@ -43,6 +43,9 @@ def sum_over_rows(function: OfRows, rows: Sequence[Tensor], others: Sequence[Ten
         >>> sum_over_rows(lambda rows, all: (rows[0] @ all[0].mT).sum((1, 2)), [x], [x])
         tensor([18.])
     """
+    if torch.compiler.is_compiling():  # which differentiates by itself
+        own, all_ = ([x[0], *(one.detach() for one in x[1:])] for x in (rows, others))
+        return function(own, all_)
     value: Tensor = _SumOverRows.apply(function, len(rows), *rows, *others)
     return value
 
