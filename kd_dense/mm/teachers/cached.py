@@ -181,7 +181,7 @@ class MapCache:
         """Refuse what would fill the disk, before anything is written."""
         need = gigabytes_of(size, view.pictures, view.views)
         sum_ = (
-            f'{" and ".join(names)} of the teacher takes {size / 1e6:.3g} MB in float16 a picture '
+            f'the maps of {" and ".join(names)} take {size / 1e6:.3g} MB in float16 a picture '
             f'and view: {view.pictures} pictures x {view.views} views are {need:.3g} GB'
         )
         remedy = 'cache what is small, as the logits of a segmenter, or take fewer views'
