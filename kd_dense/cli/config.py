@@ -70,6 +70,17 @@ def add_distill_options(parser: argparse.ArgumentParser) -> Any:
         'methods pull at the student as strongly as its own losses do; or auto: shares where the '
         'maps are others than those that weights were published for (default: auto)',
     )
+    group.add_argument(
+        '--unlabelled',
+        metavar='FOLDER',
+        help='pictures without labels to learn from as well, as many in each batch as with '
+        'labels: a folder, or a .txt file with a path on each line (docs/unlabelled.md)',
+    )
+    group.add_argument(
+        '--no-labels',
+        action='store_true',
+        help='learn from the pictures of --unlabelled and from the teacher alone',
+    )
     return group
 
 
@@ -94,7 +105,14 @@ def chosen_config(args: argparse.Namespace) -> Config:
     )
     weights: Weights = getattr(args, 'weights', 'auto')
     config = read_recipe(
-        args.config, teacher, methods or (), checkpoint, args.cfg_options, weights
+        args.config,
+        teacher,
+        methods or (),
+        checkpoint,
+        args.cfg_options,
+        weights,
+        getattr(args, 'unlabelled', None),
+        not getattr(args, 'no_labels', False),
     )
     config.launcher = getattr(args, 'launcher', 'none')
     set_work_dir(config, getattr(args, 'work_dir', None), args.config)

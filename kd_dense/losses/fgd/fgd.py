@@ -305,6 +305,7 @@ class FGDLoss(DistillLoss):
     """
 
     needs = ('boxes', 'batch_shape', 'image_shapes')
+    divides_by_images = True
     parts = ('foreground', 'background', 'attention', 'relation')
 
     def __init__(

@@ -15,6 +15,7 @@ from kd_dense.mm.batches.targets import Step
 from kd_dense.mm.distil.cacheable import check_cache, maps_alone
 from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
 from kd_dense.mm.distil.term import Term
+from kd_dense.mm.distil.unlabelled.parts import Rows
 from kd_dense.mm.models.probe import Probe
 from kd_dense.mm.teachers.guest import Teacher
 from kd_dense.mm.teachers.several import has_own_weights
@@ -95,9 +96,10 @@ def taught(step: Step, guests: Sequence[Guest | None], terms: Sequence[Term]) ->
     if first is None:
         return step._replace(teacher=step.student, teacher_taps=Detached(step.student_taps))
     taps = [guest.taps for guest in guests if guest is not None]
-    step = step._replace(
-        teacher=first.teacher.model, teacher_taps=taps[0] if len(taps) == 1 else Together(*taps)
-    )
+    recorded: Any = taps[0] if len(taps) == 1 else Together(*taps)
+    if step.rows is not None:
+        recorded = Rows(recorded, *step.rows)
+    step = step._replace(teacher=first.teacher.model, teacher_taps=recorded)
     shared = [term.rois for term in terms if term.rois is not None]
     return with_teacher_on_rois(first.teacher, shared, step)
 

@@ -247,12 +247,13 @@ class Term(nn.Module):
             step: The step.
             alias: Gives what stands for the maps of the student, whose gradients are measured.
         """
-        student = step.student_taps[self.student_tap]
         if self.rois is not None:  # a sampler may have run the box head before
-            student, teacher = student[-1:], [step.on_rois[self.name]]
+            student = step.student_taps[self.student_tap][-1:]
+            student = student if alias is None else [*alias(student)]
+            teacher = [step.on_rois[self.name]]
         else:
+            student = step.student_maps(self.student_tap, alias)
             teacher = [*step.teacher_taps[self.teacher_tap]]
-        student = student if alias is None else [*alias(student)]
         if self.loss.of_queries:
             own = own_queries(step.student, self.student_tap)
             return as_queries(student, own), as_queries(teacher)

@@ -21,6 +21,7 @@ from kd_dense.mm.presets.choose import Weights
 from kd_dense.mm.run.export import export
 from kd_dense.mm.run.recipes import DEFAULT, read_recipe, set_work_dir, teacher_spec, write_recipe
 from kd_dense.mm.run.train import train
+from kd_dense.mm.teachers.foreign import ForeignModel, check_fields
 
 __all__ = ['Outcome', 'distill']
 
@@ -44,12 +45,14 @@ class Outcome(NamedTuple):
 
 def distill(
     student: Source | nn.Module,
-    teacher: Source | nn.Module | None = None,
+    teacher: Source | Mapping[str, Any] | nn.Module | None = None,
     methods: str | Sequence[str] = (),
     *,
     config: Source | None = None,
     teacher_checkpoint: Source | None = None,
     weights: Weights = 'auto',
+    unlabelled: Source | None = None,
+    labels: bool = True,
     work_dir: Source | None = None,
     options: Mapping[str, Any] | None = None,
     amp: bool = False,
@@ -67,7 +70,9 @@ def distill(
         student: Config of the student, or a recipe, which needs no teacher: a path, or a name as
             ``'mmdet::FOLDER/FILE.py'``; or a model that has been built, which starts from the
             weights that it has.
-        teacher: Config of the teacher: a path or a name; or a model with its weights.
+        teacher: Config of the teacher: a path or a name; or a model with its weights; or what
+            else [`kd_dense.mm.teachers.guest.Teacher`][] takes, as
+            ``dict(type='timm', model=...)`` or ``dict(module=NET, mean=..., std=...)``.
         methods: One or several presets, as ``'fgd'``; with a teacher alone it is ``'auto'``, what
             made the best students in our study.
         config: Where the student is a model, the config of data, schedule and evaluation.
@@ -75,6 +80,9 @@ def distill(
             its config; ``'none'`` for an untrained teacher, to try things out.
         weights: Of the presets: ``'published'``, ``'shares'`` that set themselves, or ``'auto'``:
             see [`kd_dense.mm.presets.choose.choose_preset`][].
+        unlabelled: A folder of pictures without labels, or a file with a path on each line: as
+            many of them are added to each batch as it has with labels.
+        labels: Whether pictures with labels are trained on at all.
         work_dir: Where logs and checkpoints go.
         options: Settings to override, as ``{'train_cfg.max_epochs': 6}``.
         amp: Train in mixed precision.
@@ -101,6 +109,9 @@ def distill(
         raise RequestError(f'expected methods together with a teacher, got {chosen}')
     if teacher is not None and not chosen:
         chosen = [*DEFAULT]
+    if isinstance(teacher, Mapping) and isinstance(teacher.get('module'), nn.Module):
+        check_fields(teacher)
+        teacher = ForeignModel(**teacher)
     build: Callable[[], nn.Module] | None = None
     if isinstance(student, nn.Module) or isinstance(teacher, nn.Module):
         source = config if isinstance(student, nn.Module) else student
@@ -111,6 +122,12 @@ def distill(
         found, build = _with_models(
             student, teacher, chosen, source, teacher_checkpoint, options, weights
         )
+        if unlabelled is not None or not labels:
+            raise RequestError(
+                'with a model that was built elsewhere pictures without labels are said in its '
+                'config, as a data set of type kd_dense.Unlabelled, and in '
+                'kd_dense.Distilled(..., unlabelled=True): see docs/unlabelled.md'
+            )
         if dump_config is not None:
             raise RequestError('a model that was built elsewhere cannot be written as a recipe')
     elif config is not None:
@@ -119,7 +136,9 @@ def distill(
         )
     else:
         source = student
-        found = read_recipe(student, teacher, chosen, teacher_checkpoint, options, weights)
+        found = read_recipe(
+            student, teacher, chosen, teacher_checkpoint, options, weights, unlabelled, labels
+        )
         if not distils(found):
             raise RequestError(f'{source} is no recipe: name a teacher and methods')
         if dump_config is not None:

@@ -15,6 +15,7 @@ from kd_dense.mm.distil.distilled import Distilled
 from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.mm.presets.choose import Weights, choose_preset
 from kd_dense.mm.presets.recipe import recipe
+from kd_dense.mm.run.unlabelled import add_unlabelled
 from kd_dense.mm.teachers.guest import Teacher
 
 __all__ = ['DEFAULT', 'add_teacher', 'read_recipe', 'set_work_dir', 'teacher_spec', 'write_recipe']
@@ -25,11 +26,13 @@ DEFAULT = ('auto',)
 
 def read_recipe(
     config: str | os.PathLike[str],
-    teacher: str | os.PathLike[str] | None,
+    teacher: str | os.PathLike[str] | Mapping[str, Any] | None,
     methods: Sequence[str],
     teacher_checkpoint: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
     weights: Weights = 'auto',
+    unlabelled: str | os.PathLike[str] | None = None,
+    labels: bool = True,
 ) -> Config:
     """Read a recipe, or make one of the config of a student.
 
@@ -40,6 +43,8 @@ def read_recipe(
         teacher_checkpoint: See [`teacher_spec`][].
         options: Settings to override.
         weights: Of the presets, see [`kd_dense.mm.presets.choose.choose_preset`][].
+        unlabelled: Pictures without labels: see [`kd_dense.mm.run.unlabelled.add_unlabelled`][].
+        labels: Whether pictures with labels are trained on as well.
 
     Raises:
         RequestError: If a config does not exist, or these do not go together.
@@ -58,6 +63,12 @@ def read_recipe(
             f'weights {weights!r} (--weights) belong to methods and their teacher (--distill, '
             '--teacher); a recipe says share=1.0 in its terms'
         )
+    if unlabelled is not None:
+        add_unlabelled(found, unlabelled, labels)
+    elif not labels:
+        raise RequestError(
+            'to train without labels (--no-labels) needs pictures: --unlabelled FOLDER'
+        )
     return found
 
 
@@ -72,18 +83,23 @@ def set_work_dir(
 
 
 def teacher_spec(
-    name: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None = None
+    name: str | os.PathLike[str] | Mapping[str, Any],
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """What a recipe says of a teacher.
 
     Args:
-        name: Name or path of its config.
+        name: Name or path of its config; or all that is said of it, as a dict.
         checkpoint: Its weights, a path or an address; ``'none'`` for an untrained teacher; by
             default those published with the config.
 
     Raises:
         RequestError: If there is no such config or checkpoint, or none is published.
     """
+    if isinstance(name, Mapping):
+        if checkpoint is not None:
+            raise RequestError('say the checkpoint of this teacher beside the rest of it')
+        return dict(name)
     name = os.fspath(name)
     published = read_config(name, pretrained=True).get('model_path')
     if checkpoint is None and published is None:
