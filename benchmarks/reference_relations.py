@@ -179,7 +179,7 @@ def cases() -> list[Case]:
         case('dsd', 'DSD, logits', *small),
         case('dsd-large', 'DSD, logits', *large),
         case('sp', 'SP, features', 8, 512, 64, 128),
-        case('rkd', 'RKD, features', 8, 64, 64, 128),
+        case('rkd', 'RKD, features', 8, 64, 16, 32),
         case('pkt', 'PKT, features', 8, 512, 64, 128),
         case('positions', 'relations of all positions, logits', 1, 19, 64, 128),
         case('cross', "CIRKD's pairs of images, pooled by 4, logits", *small),

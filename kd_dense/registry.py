@@ -3,6 +3,7 @@
 from importlib import import_module
 from pkgutil import walk_packages
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -17,7 +18,17 @@ DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='kd_dense',
-    locations=['kd_dense.mm.stack.apolloscape', 'kd_dense.mm.batches.views'],
+    locations=[
+        'kd_dense.mm.stack.apolloscape',
+        'kd_dense.mm.batches.views',
+        'kd_dense.mm.data.unlabelled',
+    ],
+)
+DATA_SAMPLERS = Registry(
+    'data sampler',
+    parent=MMENGINE_DATA_SAMPLERS,
+    scope='kd_dense',
+    locations=['kd_dense.mm.data.ratio'],
 )
 TRANSFORMS = Registry(
     'transform',

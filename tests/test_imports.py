@@ -30,6 +30,7 @@ ROOMS = [
     'mm.configs',
     'mm.files',
     'mm.stack',
+    'mm.data',
     'mm.batches',
     'mm.models',
     'mm.presets',

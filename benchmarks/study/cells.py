@@ -83,8 +83,8 @@ SETS: dict[str, Data] = {
     ),
     'camvid': _real('camvid', 'segmentation', 600, 2400, 1600),
     'cards': _real('cards', 'detection', 600, 1600, 3200, *HEADS),
-    'bccd': _real('bccd', 'detection', 600, 1600, 2400, *HEADS),
-    'neudet': _real('neudet', 'detection', 600, 1600, 2400, *HEADS),
+    'bccd': _real('bccd', 'detection', 600, 1600, 1600, *HEADS),
+    'neudet': _real('neudet', 'detection', 600, 1600, 1600, *HEADS),
 }
 
 

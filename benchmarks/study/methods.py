@@ -11,7 +11,7 @@ from kd_dense.mm.presets.choose import METHODS as PRESETS
 __all__ = ['METHODS', 'TRIED', 'distillation']
 
 HEADS = ('neck', 'bbox_head')
-FIELDS = ('share', 'schedule', 'adapter')
+FIELDS = ('share', 'schedule', 'adapter', 'cross_at')
 
 
 def _term(tap: str, loss: str, weight: float = 1.0, **fields: Any) -> dict[str, Any]:
@@ -26,6 +26,10 @@ def _segmentation(**terms: Any) -> dict[str, Mapping[str, Any]]:
 
 def _detection(**terms: Any) -> dict[str, Mapping[str, Any]]:
     return dict(detection=dict(terms=terms, inherit=HEADS))
+
+
+def _on_head(loss: str, share: float = 1.0, **fields: Any) -> dict[str, Any]:
+    return _term('bbox_head', loss, share=share, **fields)
 
 
 STAGES = _term('backbone', 'PKDLoss', 3.0)
@@ -46,6 +50,37 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
         cwd=_term(LOGITS, 'CWDLoss', temperature=2.0, share=1.0),
     ),
     'cwd-neck shared': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=1.0)))),
+    'cwd-neck share 3': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=3.0)))),
+    'cwd-neck+bckd shared': dict(
+        detection=dict(
+            terms=dict(
+                cwd=_term('neck', 'CWDLoss', share=1.0),
+                bckd=_on_head('BCKDLoss', class_weight=1.0, box_weight=4.0),
+            )
+        )
+    ),
+    'cwd-neck+crosskd shared': dict(
+        detection=dict(
+            terms=dict(
+                cwd=_term('neck', 'CWDLoss', share=1.0),
+                crosskd=_on_head(
+                    'CrossKDLoss',
+                    cross_at=-1,
+                    class_weight=1.0,
+                    box_weight=4.0,
+                    boxes='distributions',
+                ),
+            )
+        )
+    ),
+    'pkd-stages+cwd-neck shared': dict(
+        detection=dict(
+            terms=dict(
+                pkd=_term('backbone', 'PKDLoss', share=1.0),
+                cwd=_term('neck', 'CWDLoss', share=1.0),
+            )
+        )
+    ),
     'pkd-neck shared': dict(detection=dict(terms=dict(pkd=_term('neck', 'PKDLoss', share=1.0)))),
     'inherit+pkd': _detection(pkd=_term('neck', 'PKDLoss', 10.0)),
     'inherit+pkd shared': _detection(pkd=_term('neck', 'PKDLoss', share=1.0)),

@@ -47,7 +47,9 @@ def add_distill_options(parser: argparse.ArgumentParser) -> Any:
         'Methods, by what they need (docs/presets.md has their settings):\n' + listed_methods(),
     )
     group.add_argument(
-        '--teacher', help="config of the teacher: a path, or a name as 'mmdet::FOLDER/FILE.py'"
+        '--teacher',
+        help="config of the teacher: a path, or a name as 'mmdet::FOLDER/FILE.py'; or 'ema', the "
+        "student's running average",
     )
     group.add_argument(
         '--teacher-checkpoint',
@@ -69,6 +71,17 @@ def add_distill_options(parser: argparse.ArgumentParser) -> Any:
         help='those that were published; or shares: weights that set themselves, so that the '
         'methods pull at the student as strongly as its own losses do; or auto: shares where the '
         'maps are others than those that weights were published for (default: auto)',
+    )
+    group.add_argument(
+        '--unlabelled',
+        metavar='FOLDER',
+        help='pictures without labels to learn from as well, as many in each batch as with '
+        'labels: a folder, or a .txt file with a path on each line (docs/unlabelled.md)',
+    )
+    group.add_argument(
+        '--no-labels',
+        action='store_true',
+        help='learn from the pictures of --unlabelled and from the teacher alone',
     )
     return group
 
@@ -94,7 +107,14 @@ def chosen_config(args: argparse.Namespace) -> Config:
     )
     weights: Weights = getattr(args, 'weights', 'auto')
     config = read_recipe(
-        args.config, teacher, methods or (), checkpoint, args.cfg_options, weights
+        args.config,
+        teacher,
+        methods or (),
+        checkpoint,
+        args.cfg_options,
+        weights,
+        getattr(args, 'unlabelled', None),
+        not getattr(args, 'no_labels', False),
     )
     config.launcher = getattr(args, 'launcher', 'none')
     set_work_dir(config, getattr(args, 'work_dir', None), args.config)

@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     config = chosen_config(args)
     if args.dump_config:
+        if args.unlabelled:
+            raise RequestError(
+                '--dump-config writes what the presets chose: leave out --unlabelled now, and '
+                'give it when you train the recipe'
+            )
         if args.cfg_options:
             raise RequestError(
                 '--dump-config writes a recipe on top of the config as it is: leave out '

@@ -11,6 +11,7 @@ from kd_dense.functional.checks import (
 from kd_dense.functional.divergence import (
     for_cache,
     in_blocks,
+    soft_cross_entropy,
     soft_kl,
     soft_kl_total,
     two_class_logits,
@@ -36,6 +37,7 @@ __all__ = [
     'mean_and_std',
     'mean_over_ranks',
     'published_sum',
+    'soft_cross_entropy',
     'soft_kl',
     'soft_kl_total',
     'standardised',

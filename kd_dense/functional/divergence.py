@@ -6,14 +6,24 @@ On a CPU, in blocks that fit into its cache; elsewhere, and compiled, in few ste
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ['for_cache', 'in_blocks', 'soft_kl', 'soft_kl_total', 'two_class_logits']
+from kd_dense.functional.checks import at_least_float32
+
+__all__ = [
+    'for_cache',
+    'in_blocks',
+    'soft_cross_entropy',
+    'soft_kl',
+    'soft_kl_total',
+    'two_class_logits',
+]
 
 # How large a block is: in bytes where a few have to fit into a cache, in numbers where each number
 # is work for one of many threads.
@@ -259,26 +269,66 @@ def soft_kl_total(
         maps = zip(students, teachers, strict=True)
         totals = [soft_kl(*both, temperature, dim).sum() for both in maps]
         return torch.stack(totals).sum() if len(totals) > 1 else totals[0]
-    total: Tensor = _TotalKL.apply(temperature, dim, [x.detach() for x in teachers], *students)
+    teachers = [x.detach() for x in teachers]
+    total: Tensor = _Total.apply(temperature, dim, False, teachers, *students)
     return total
 
 
-class _TotalKL(torch.autograd.Function):
-    """What [`soft_kl_total`][] says, and its gradient, for which a copy of the maps is kept."""
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
+    r"""Add up [`soft_kl`][] over all distributions, and the teacher's entropies times $T^2$.
+
+    Args:
+        student: As of [`soft_kl`][], with all other arguments.
+        teacher: No gradient flows into it.
+        temperature: Of both.
+        dim: The dimension that holds one distribution.
+
+    Returns:
+        A scalar, at least float32.
+
+    Examples:
+        >>> soft_cross_entropy(torch.zeros(3, 2), torch.zeros(3, 2), temperature=1.0, dim=1)
+        tensor(2.0794)
+    """
+    teacher = teacher.detach()
+    few = student.numel() <= TOGETHER_NUMBERS and student.dtype == teacher.dtype
+    if few and not (for_cache(student) or torch.compiler.is_compiling()):
+        total: Tensor = _Total.apply(temperature, dim, True, [teacher], student)
+        return total
+    target = _softened(at_least_float32(teacher), temperature).softmax(dim)
+    log_q = _softened(at_least_float32(student), temperature).log_softmax(dim)
+    return -(temperature**2) * (target * log_q).sum()
+
+
+class _Total(torch.autograd.Function):
+    """A sum over maps, and its gradient, for which a copy of the maps is kept.
+
+    With ``entropy`` it is the cross entropy, else the divergence.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, temperature: float, dim: int, teachers: Sequence[Tensor], *students: Tensor
+        ctx: Any,
+        temperature: float,
+        dim: int,
+        entropy: bool,
+        teachers: Sequence[Tensor],
+        *students: Tensor,
     ) -> Tensor:
         dtype = torch.promote_types(students[0].dtype, torch.float32)
-        (log_q, qs), (log_p, ps) = (
-            _log_softmaxes([x.to(dtype) for x in maps], temperature, dim)
-            for maps in (students, teachers)
-        )
-        difference = log_p - log_q
-        p = log_p.exp_()
-        value = torch.dot(p, difference).mul_(temperature**2).clamp_(min=0)
-        grad, shapes = difference, [x.shape for x in students]  # in place of it
+        softened = partial(_side_by_side, temperature=temperature, dim=dim)
+        log_q, qs = softened([x.to(dtype) for x in students], torch.log_softmax)
+        if entropy:
+            p, ps = softened([x.to(dtype) for x in teachers], torch.softmax)
+            grad, value = torch.empty_like(p), -torch.dot(p, log_q)
+        else:
+            log_p, ps = softened([x.to(dtype) for x in teachers], torch.log_softmax)
+            grad = log_p - log_q
+            p = log_p.exp_()
+            value = torch.dot(p, grad).clamp_(min=0)
+        if temperature != 1:
+            value *= temperature**2
+        shapes = [x.shape for x in students]
         for each, q, out in zip(ps, qs, _views(grad, shapes), strict=True):
             _into_logits(each, q, dim, out)
         ctx.save_for_backward(grad)
@@ -290,19 +340,19 @@ class _TotalKL(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         grads = _views(grad * (upstream * ctx.factor), ctx.shapes)
-        return None, None, None, *(x.to(ctx.dtype) for x in grads)
+        return None, None, None, None, *(x.to(ctx.dtype) for x in grads)
 
 
-def _log_softmaxes(
-    maps: Sequence[Tensor], temperature: float, dim: int
+def _side_by_side(
+    maps: Sequence[Tensor], function: Callable[..., Tensor], temperature: float, dim: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """Of all maps one after the other, ``(numbers,)``, and of each."""
+    """A function of all softened maps, one after the other ``(numbers,)``, and of each."""
     found = maps[0].new_empty(sum(x.numel() for x in maps))
     views = _views(found, [x.shape for x in maps])
     if temperature != 1:
         maps = torch._foreach_div([*maps], temperature)
     for x, out in zip(maps, views, strict=True):
-        torch.log_softmax(x, dim, out=out)
+        function(x, dim, out=out)
     return found, views
 
 

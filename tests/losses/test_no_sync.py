@@ -44,6 +44,7 @@ from kd_dense.losses import (
     LDImitationLoss,
     LDLoss,
     LwFLoss,
+    MemoryLoss,
     MGDLoss,
     MimicLoss,
     NFDLoss,
@@ -255,6 +256,9 @@ def cases():
     for distance, reduction in (('smooth_l1', 'image'), ('squared', 'root')):
         yield MimicLoss, dict(norm='batch', distance=distance, reduction=reduction)
     yield FBKDLoss, dict(teacher_channels=[4])
+    for queue in ('ring', 'code'):
+        yield MemoryLoss, dict(student_channels=4, teacher_channels=4, num_classes=3,
+                               pixel_memory=32, region_memory=4, queue=queue)  # fmt: skip
     yield ReviewKDLoss, dict(student_channels=[4], teacher_channels=[4], width=4)
     for over, values in (('positions', 'unit'), ('channels', 'places'), ('images', 'classes')):
         for rows in ('none', 'l1', 'l2'):

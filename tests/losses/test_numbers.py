@@ -103,6 +103,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'DeFeatLoss': [dict()],
     'FGFILoss': [dict()],
     'ReviewKDLoss': [dict(width=2)],
+    'MemoryLoss': [
+        dict(pixel_memory=16, region_memory=4),
+        dict(pixel_memory=16, region_memory=4, queue='code', literal=True),
+    ],
     'RoIBoxLoss': [dict(), dict(beta=0.0)],
     'ERDLoss': [dict(), dict(without_strides=True), dict(candidates=1, sigmas=0.5)],
     'QueryBoxLoss': [dict(), dict(sigmoid=False), dict(unmatched='code')],
@@ -173,6 +177,7 @@ FUNCTIONS = dict(
     nst_loss='NSTLoss',
     fbkd_loss='FBKDLoss',
     review_loss='ReviewKDLoss',
+    memory_loss='MemoryLoss',
     masked_loss='DeFeatLoss',
     mgd_loss='MGDLoss',
     af_dcd_loss='AfDCDLoss',
@@ -181,8 +186,8 @@ FUNCTIONS = dict(
 # teacher; DIST and PKT, whose correlations of what is almost constant depend on an epsilon; and
 # queries, whose boxes are clamped in the teacher alone, and whose masks overlap most where they
 # are sharp.
-NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'ReviewKDLoss', 'MGDLoss', 'AfDCDLoss', 'NKDLoss',
-                  'DISTLoss', 'PKTLoss', 'APDLoss', 'QueryBoxLoss', 'QueryMaskLoss',
+NO_DIVERGENCES = {'HolisticLoss', 'FBKDLoss', 'ReviewKDLoss', 'MemoryLoss', 'MGDLoss', 'AfDCDLoss',
+                  'NKDLoss', 'DISTLoss', 'PKTLoss', 'APDLoss', 'QueryBoxLoss', 'QueryMaskLoss',
                   'QueryPointLoss'}  # fmt: skip
 
 
@@ -282,10 +287,11 @@ def at_length(test: Any) -> Any:
 def build(name: str, options: dict[str, Any], scene: Scene) -> DistillLoss:
     kind = getattr(losses, name)
     takes = inspect.signature(kind).parameters
+    widths: Any = [scene.channels] if kind.all_maps else scene.channels
     given = dict(
         channels=scene.channels,
-        student_channels=[scene.channels],
-        teacher_channels=[scene.channels],
+        student_channels=widths,
+        teacher_channels=widths,
         num_classes=CLASSES,
         temperature=scene.temperature,
     )

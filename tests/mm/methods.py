@@ -62,6 +62,20 @@ SEGMENTERS: dict[str, dict[str, Any]] = {
             loss=dict(type='AfDCDLoss', mask_ratio=0.0, pool=1, window=(2, 2)),
         ),
     ),
+    # With room for all, and compared with all: which are drawn depends on the process.
+    'memory': dict(
+        memory=dict(
+            tap=FEATURES,
+            loss=dict(
+                type='MemoryLoss',
+                pixel_memory=1024,
+                region_memory=16,
+                drawn=64,
+                pixel_contrast=8192,
+                region_contrast=4096,
+            ),
+        ),
+    ),
     'query-masks': dict(
         masks=dict(tap='decode_head', loss=dict(type='QueryMaskLoss', points=None)),
     ),

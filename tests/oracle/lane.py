@@ -72,10 +72,7 @@ LEFT_OUT: dict[tuple[str, str], str] = {
     ),
 }
 # Methods that are not in the package yet.
-NOT_YET: dict[tuple[str, str], str] = {
-    ('cirkd.npz', 'StudentSegContrast'): 'queues of pixels and of regions',
-    ('cirkd.npz', 'StudentSegChannelContrast'): 'a queue of channels',
-}
+NOT_YET: dict[tuple[str, str], str] = {}
 
 
 class Case(NamedTuple):

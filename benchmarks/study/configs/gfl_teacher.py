@@ -13,6 +13,6 @@ model = dict(
     ),
     neck=dict(in_channels=[32, 96, 320], start_level=0),
 )
-param_scheduler = [dict(type='OneCycleLR', eta_max=2e-3, total_steps=2400, by_epoch=False)]
-train_cfg = dict(max_iters=2400, val_interval=2400)
-default_hooks = dict(checkpoint=dict(interval=2400))
+param_scheduler = [dict(type='OneCycleLR', eta_max=2e-3, total_steps=1600, by_epoch=False)]
+train_cfg = dict(max_iters=1600, val_interval=1600)
+default_hooks = dict(checkpoint=dict(interval=1600))

@@ -306,6 +306,7 @@ class FGDLoss(DistillLoss):
     """
 
     needs = ('boxes', 'batch_shape', 'image_shapes')
+    divides_by_images = True
     parts = ('foreground', 'background', 'attention', 'relation')
 
     def __init__(

@@ -200,6 +200,7 @@ class IntRALoss(DistillLoss):
 
     needs = ('segmentation',)
     any_channels = True
+    divides_by_images = True
 
     def __init__(
         self,

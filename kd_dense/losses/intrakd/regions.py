@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kd_dense.functional import in_blocks
+from kd_dense.functional import for_cache, in_blocks
 
 __all__ = ['Pixels', 'Regions', 'ThirdDenominator', 'region_masks', 'region_moments']
 
@@ -272,6 +272,8 @@ def _blocks(maps: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _from_origin(x: Tensor, origin: Tensor) -> Tensor:
+    if not for_cache(x):
+        return x - origin  # in one step, in float64
     return x.to(torch.float64, copy=True, memory_format=torch.contiguous_format).sub_(origin)
 
 

@@ -148,6 +148,7 @@ class KDLoss(DistillLoss):
         check_choice('KDLoss', 'per', per, Per)
         self.temperature = temperature
         self.per: Per = per
+        self.divides_by_images = per == 'image'
         self.temperature_squared = temperature_squared
         self.standardise = standardise
         if not valid_only:

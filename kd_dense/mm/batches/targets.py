@@ -24,21 +24,38 @@ class Step(NamedTuple):
     """All that is known once the student's own loss has been computed.
 
     ``teacher`` is the teacher of some of the terms, and ``teacher_taps`` what it has yielded.
-    ``on_rois`` are the teacher's maps on the student's RoIs, by the name of their term.
+    ``on_rois`` are the teacher's maps on the student's RoIs, by the name of their term. ``rows``
+    is set where the step is that of the first pictures of a batch, as (how many, of how many):
+    those that have labels.
     """
 
     student: Any
     inputs: Any
     data_samples: Any
-    student_taps: Taps
-    teacher_taps: Taps | Mapping[str, Sequence[Tensor]] = MappingProxyType({})
+    student_taps: Any  # Taps, or what puts together what they have recorded of parts of a batch
+    teacher_taps: Any = MappingProxyType({})
     teacher: Any = None
     on_rois: Mapping[str, Tensor] = MappingProxyType({})
+    rows: tuple[int, int] | None = None
 
     @property
     def labelled(self) -> Sequence[Any]:
         """A sample for each image whose maps are compared with its labels."""
         return labelled_samples(self.data_samples)
+
+    def student_maps(
+        self, tap: str, alias: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
+    ) -> list[Tensor]:
+        """The maps of a tap of the student.
+
+        Args:
+            tap: The tap.
+            alias: Gives what stands for maps as they were recorded, whose gradients are measured.
+        """
+        if not isinstance(self.student_taps, Taps):  # of pictures with and without labels
+            return [*self.student_taps.maps(tap, alias)]
+        maps = self.student_taps[tap]
+        return maps if alias is None else [*alias(maps)]
 
 
 class Need(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.runner import Runner
 
 from kd_dense.mm.check.finding import OK, Subject
+from kd_dense.mm.data.unlabelled import labelled_pictures
 
 __all__ = ['check_data', 'in_this_process']
 
@@ -27,13 +28,16 @@ def check_data(subject: Subject) -> None:
         raise ValueError('the training data has not one batch')
     subject.batches = batches
     subject.loading = (time.perf_counter() - start) / len(batches)
+    unlabelled = labelled_pictures(loader.dataset).count(False)
     subject.say(
         OK,
         f'{len(loader.dataset)} training pictures, '
-        f'{config.train_dataloader.get("batch_size", "?")} in a batch, '
+        + f'{unlabelled} of them without labels, ' * bool(unlabelled)
+        + f'{config.train_dataloader.get("batch_size", "?")} in a batch, '
         f'{subject.iterations or "?"} iterations; {subject.loading:.2f} s to load a batch in one '
         'process',
         pictures=len(loader.dataset),
+        unlabelled=unlabelled,
         iterations=subject.iterations,
         seconds=subject.loading,
     )

@@ -46,13 +46,8 @@ def check_model(subject: Subject) -> None:
     millions = {name: f'{count / 1e6:.2f} M' for name, count in counts.items()}
     theirs = [f', {millions[whose]} in the {whose} (frozen)' for whose in teachers]
     names = ' and '.join(one.name for one in teachers.values())
-    # Nothing is written here, and terms are weighed as if their teachers always ran.
-    for name, guest in model.kd_plan.running.items():
-        subject.caches[name], guest.teacher.cache, guest.teacher.every = (
-            guest.teacher.cache,
-            None,
-            1,
-        )
+    for name, guest in model.kd_plan.running.items():  # nothing is written here
+        subject.caches[name], guest.teacher.cache = guest.teacher.cache, None
     subject.say(
         OK,
         f'{own_class(type(model)).__name__} from {names or "itself"}: {millions["student"]} '

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from kd_dense.measure import peak_memory, ratio, spread, time_interleaved
+from kd_dense.mm.batches.views import call_them_views
 from kd_dense.mm.configs import RequestError
 from kd_dense.mm.cost.batch import make_batch
 from kd_dense.mm.cost.floor import asked_of_box_heads, largest_layer, minimal_forward, on_rois
@@ -23,7 +25,8 @@ from kd_dense.mm.cost.steps import Batch, Trained, build_to_try
 from kd_dense.mm.cost.terms import crossing_alone, recorded, term_alone
 from kd_dense.mm.distil.crossing import CrossTerm
 from kd_dense.mm.distil.distilled import bare
-from kd_dense.mm.teachers.guest import Teacher
+from kd_dense.mm.teachers.cached import MapCache
+from kd_dense.mm.teachers.several import build_one, each_teacher, plain, teachers_of
 from kd_dense.taps import Taps
 
 __all__ = ['GOAL', 'Case', 'Guest', 'SideBySide']
@@ -43,7 +46,7 @@ class Guest(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A recipe: the names of its calls; without a teacher, if all its weights are 0.
+    """A recipe: the names of its calls; without a teacher, if it keeps maps or all weights are 0.
 
     ``crossings`` are those of the student's features through the rest of the teacher's head.
     """
@@ -87,6 +90,7 @@ class SideBySide:
         self.calls: dict[str, Callable[[], Any]] = {}
         self.teachers: dict[str, tuple[str, Any]] = {}  # name and model, by config
         self.distilled: dict[str, Trained] = {}
+        self._maps = TemporaryDirectory()
         self.cases = [self._case(name, recipe) for name, recipe in recipes.items()]
 
     def _case(self, name: str, recipe: Recipe) -> Case:
@@ -101,6 +105,10 @@ class SideBySide:
                 self.plain = Trained(alone, config.optim_wrapper, self.device)
                 self.batch = make_batch(recipe, alone, self.images)
                 self.calls[PLAIN] = lambda: self.plain.step(self.batch)
+            kept = model.kd_plan.teacher.cache is not None
+            if kept:  # from the second step on the teacher does not run
+                model.kd_plan.teacher.cache = MapCache(views=1, folder=self._maps.name)
+                call_them_views(self.batch.samples)
             trained = Trained(model, config.optim_wrapper, self.device)
             self.distilled[name] = trained
             arguments = recorded(trained, self.batch)
@@ -114,17 +122,37 @@ class SideBySide:
                 if isinstance(model.kd[term], CrossTerm):
                     crossings.append(f"{name}: {term}, the teacher's head")
                     self.calls[crossings[-1]] = crossing_alone(trained, term, arguments[term])
-            guest = self._guest(config, model, terms) if terms else None
+            guest = self._guests(config, model, terms) if terms and not kept else None
         return Case(name, step, terms, guest, crossings)
 
-    def _guest(self, config: Config, model: Any, terms: Iterable[str]) -> Guest:
+    def _guests(self, config: Config, model: Any, terms: Iterable[str]) -> Guest | None:
+        """Time the teachers, one after the other."""
+        specs = teachers_of(config.model.teacher)
+        used = [model.kd[term] for term in terms]
+        found = []
+        for name, guest in model.kd_plan.running.items():
+            learning = [term for term in used if name in term.teachers]
+            if learning:
+                found.append(self._guest(specs[name], model, guest, learning))
+        if len(found) < 2:
+            return found[0] if found else None
+        minimal = self._one_by_one([one.minimal for one in found])
+        full = self._one_by_one([one.full for one in found])
+        maps, layer = sum(one.maps for one in found), max(one.layer for one in found)
+        return Guest(minimal, full, maps, layer)
+
+    def _one_by_one(self, names: Sequence[str]) -> str:
+        """Make one call of several; returns its name."""
+        each = [self.calls.pop(name) for name in names]
+        self.calls[' and '.join(names)] = lambda: [call() for call in each]
+        return ' and '.join(names)
+
+    def _guest(self, spec: Any, model: Any, guest: Any, terms: Sequence[Any]) -> Guest:
         """Time a teacher of its own, without options: up to the taps in use, and as a whole."""
-        name, teacher = self._teacher(config.model.teacher)
-        plan = model.kd_plan
-        batch = Batch(plan.preprocess(*self.batch), self.batch.samples)
-        taps = chain(*(model.kd[term].teacher_taps for term in terms))
-        calls = {tap: plan.teacher_calls[tap] for tap in taps}
-        asked = asked_of_box_heads(model, [model.kd[term] for term in terms], self.batch)
+        name, teacher = self._teacher(spec, model)
+        batch = Batch(guest.preprocess(*self.batch), self.batch.samples)
+        calls = {tap: guest.calls[tap] for tap in chain(*(term.teacher_taps for term in terms))}
+        asked = asked_of_box_heads(model, terms, self.batch)
         reached = sorted({*calls, *chain(*(one.taps for one in asked))})
         minimal, full = f'{name} up to {", ".join(reached)}', f'{name} with its task loss'
 
@@ -143,11 +171,12 @@ class SideBySide:
         maps = bytes_of([found[tap] for tap in calls])
         return Guest(minimal, full, maps, largest_layer(teacher, run))
 
-    def _teacher(self, spec: Mapping[str, Any]) -> tuple[str, Any]:
+    def _teacher(self, spec: Any, model: Any) -> tuple[str, Any]:
         """Name and model of a teacher, which recipes with the same config share."""
-        key = str(spec['config'])
+        spec = each_teacher(spec, plain)
+        key = str(spec)
         if key not in self.teachers:
-            built = Teacher({k: spec[k] for k in ('config', 'checkpoint', 'strict') if k in spec})
+            built: Any = build_one(spec, bare(model))
             built.load()
             name = Path(built.name).stem
             if name in (other for other, _ in self.teachers.values()):

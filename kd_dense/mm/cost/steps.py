@@ -41,8 +41,9 @@ def preprocessed(model: Any, data: Any) -> Batch:
 def build_to_try(config: Mapping[str, Any]) -> Any:
     """Build a distilled model to try out, without weights.
 
-    All terms have their full weight, whatever their schedules say; the first iterations are not
-    watched; and there is no SyncBN, which does not run on CPUs, nor in one process.
+    All terms have their full weight, whatever their schedules say, and the teacher runs in every
+    step; the first iterations are not watched; and there is no SyncBN, which does not run on CPUs,
+    nor in one process.
 
     Args:
         config: Of the model. It is not changed.
@@ -50,6 +51,8 @@ def build_to_try(config: Mapping[str, Any]) -> Any:
     own: Any = ConfigDict(deepcopy(config))  # building changes it
     own.checks = False
     model = revert_sync_batchnorm(MODELS.build(own))
+    for guest in model.kd_plan.running.values():
+        guest.teacher.every = 1
     for term in model.kd.values():
         term.schedule = Schedule()
     return model

@@ -86,9 +86,9 @@ class CrossTerm(Term):
         self, step: Step, alias: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Features of the towers of both; behind those of the teacher, what its head predicts."""
-        student = step.student_taps[self.student_tap]
+        student = step.student_maps(self.student_tap, alias)
         teacher = [*step.teacher_taps[self.tower_tap], *step.teacher_taps[self.teacher_tap]]
-        return student if alias is None else [*alias(student)], teacher
+        return student, teacher
 
     def fits(self, student: list[Tensor], teacher: list[Tensor]) -> bool:
         return len(student) == len(self.adapters) < len(teacher)

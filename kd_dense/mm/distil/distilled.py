@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from math import lcm
 from typing import Any, cast
@@ -22,6 +22,7 @@ from kd_dense.mm.distil.first_steps import FirstSteps
 from kd_dense.mm.distil.fitting import build_terms
 from kd_dense.mm.distil.guests import Guest, inherited_from, taught
 from kd_dense.mm.distil.term import Term
+from kd_dense.mm.distil.unlabelled.step import Pictures, Unlabelled, sort_pictures, views
 from kd_dense.mm.finite import FiniteCheck
 from kd_dense.mm.models.inherit import check_inherit, inherit_parts
 from kd_dense.mm.presets.choose import Weights
@@ -46,6 +47,8 @@ FIELDS = (
     'weights',
     'data_preprocessor',
     'checks',
+    'unlabelled',
+    'compile_losses',
 )
 
 
@@ -59,6 +62,8 @@ def Distilled(  # noqa: N802  (a type in configs)
     weights: Weights = 'auto',
     data_preprocessor: Mapping[str, Any] | None = None,
     checks: bool = True,
+    unlabelled: bool = False,
+    compile_losses: bool = False,
     **unknown: Any,
 ) -> nn.Module:
     """Build a student that learns from a teacher.
@@ -85,6 +90,11 @@ def Distilled(  # noqa: N802  (a type in configs)
         checks: Whether the first iterations are watched, and warnings given where the teacher
             has little to teach or a term is off scale. See
             [`kd_dense.mm.distil.first_steps.FirstSteps`][].
+        unlabelled: Whether pictures may come that have no labels, of a
+            [`kd_dense.mm.data.unlabelled.Unlabelled`][] data set: the terms that need none learn
+            from them. See ``docs/unlabelled.md``.
+        compile_losses: Whether `torch.compile` fuses the steps of each loss. The first steps
+            take longer.
 
     Returns:
         The student.
@@ -162,6 +172,10 @@ def Distilled(  # noqa: N802  (a type in configs)
         source = inherited_from(guests, inherit)
         if source is not None:
             check_inherit(model, source.model, inherit)
+        rest = Unlabelled(model, [*distillation.values()], found) if unlabelled else None
+    if compile_losses:
+        for each in distillation.values():
+            cast(Term, each).compile_losses()
     student_taps = Taps(
         chain(*(term.student_taps for term in distillation.values())),
         seams=[term.student_tap for term in distillation.values() if term.shares],
@@ -172,6 +186,7 @@ def Distilled(  # noqa: N802  (a type in configs)
         any(one.student_by_loss for one in found.values()),
         tuple(inherit),
         checks,
+        rest,
     )
     model.__class__ = distilled(type(model))  # type: ignore[arg-type]
     model.kd = nn.ModuleDict(distillation)
@@ -189,6 +204,7 @@ class _Plan:
         student_by_loss: bool,
         inherit: tuple[str, ...],
         checks: bool,
+        unlabelled: Unlabelled | None,
     ) -> None:
         self.guests = guests  # by name; None is the student itself
         self.student_taps = student_taps
@@ -197,6 +213,7 @@ class _Plan:
         self.finite = FiniteCheck()
         self.meter = ShareMeter()
         self.first_steps = FirstSteps() if checks else None
+        self.unlabelled = unlabelled
 
     @property
     def running(self) -> dict[str, Guest]:
@@ -233,6 +250,8 @@ class _Plan:
         self.student_taps.clear()
         for guest in self.running.values():
             guest.taps.clear()
+        if self.unlabelled is not None:
+            self.unlabelled.clear()
 
     def taught(self, step: Step, terms: Mapping[str, Term]) -> dict[str, tuple[Step, Any]]:
         """For each term the step as it sees it, and what was gathered of that."""
@@ -271,17 +290,25 @@ class _Distilling:
     def loss(self, inputs: Tensor, data_samples: Any, *args: Any, **kwargs: Any) -> Any:
         """The student's own losses, and one more for each term."""
         plan = self.kd_plan
+        own_loss = partial(super().loss, *args, **kwargs) if args or kwargs else super().loss  # type: ignore[misc]
+        pictures = sort_pictures(plan.unlabelled, inputs, data_samples)
         factors = _factors(self.kd, plan.running)
         active = [term for name, term in self.kd.items() if factors[name]]
         if active:
             # The teachers go first: what they need is free again before the student's graph
             # grows.
-            _run_teachers(self, active, inputs, data_samples)
+            _run_teachers(self, active, pictures)
             plan.student_taps.start(self, [*chain(*(term.student_taps for term in active))])
         try:
-            losses = super().loss(inputs, data_samples, *args, **kwargs)  # type: ignore[misc]
+            if plan.unlabelled is not None and pictures.mixed:
+                losses = plan.unlabelled.loss(self, own_loss, pictures, plan.student_taps, active)
+            else:
+                losses = own_loss(inputs, data_samples)
             plan.student_taps.stop()
-            losses.update(_distil(self, losses, factors, inputs, data_samples))
+            added = _distil(self, losses, factors, pictures)
+            if plan.unlabelled is not None:
+                added = plan.unlabelled.in_touch(added)
+            losses.update(added)
         finally:
             plan.student_taps.stop()
             plan.clear()
@@ -334,11 +361,11 @@ def _factors(kd: Any, guests: Mapping[str, Guest]) -> dict[str, float]:
 
 
 @torch.compiler.disable
-def _run_teachers(model: Any, active: Sequence[Term], inputs: Tensor, samples: Any) -> None:
+def _run_teachers(model: Any, active: Sequence[Term], pictures: Pictures) -> None:
     plan = model.kd_plan
-    plan.run(model, active, inputs, samples)
-    if plan.first_steps is not None:
-        plan.first_steps.before(model, inputs, samples)
+    plan.run(model, active, pictures.inputs, pictures.samples)
+    if plan.first_steps is not None and pictures.real:
+        plan.first_steps.before(model, *pictures.with_labels)
 
 
 def _ran(term: Term, plan: _Plan) -> bool:
@@ -354,30 +381,30 @@ def _whose(term: Term, plan: _Plan) -> str:
 
 @torch.compiler.disable
 def _distil(
-    model: Any,
-    task: Mapping[str, Any],
-    factors: Mapping[str, float],
-    inputs: Tensor,
-    samples: Any,
+    model: Any, task: Mapping[str, Any], factors: Mapping[str, float], pictures: Pictures
 ) -> dict[str, Tensor]:
     plan = model.kd_plan
     losses: dict[str, Tensor] = {}
     ours: dict[str, Sequence[Tensor]] = {}
     theirs: dict[str, Sequence[Tensor]] = {}
     active = {name: term for name, term in model.kd.items() if factors[name] and _ran(term, plan)}
+    step = Step(model, pictures.inputs, pictures.samples, plan.student_taps)
     plan.meter.start()
-    steps = plan.taught(Step(model, inputs, samples, plan.student_taps), active)
+    steps: dict[str, tuple[Step, Any]] = {}
+    for view, terms in views(plan.unlabelled, step, pictures, active):
+        steps |= plan.taught(view, terms)
     for name, term in model.kd.items():
-        if name not in active:
-            losses.update(term.idle(any_tensor(inputs)))
+        if name not in steps:
+            losses.update(term.idle(any_tensor(pictures.inputs)))
             continue
         step, found = steps[name]
         student, teacher = term.maps(step)
         needs = term.needed(step, found)
         if term.shares:
-            losses.update(term.shared(step, factors[name], needs, plan.meter))
+            added = term.shared(step, factors[name], needs, plan.meter)
         else:
-            losses.update(term(student, teacher, factors[name], needs))
+            added = term(student, teacher, factors[name], needs)
+        losses.update(pictures.weighed(term, added))
         ours[term.student_tap], theirs[_whose(term, plan)] = student, teacher
     plan.finite.check(losses, theirs, ours)
     if plan.first_steps is not None:

@@ -15,6 +15,7 @@ from kd_dense.mm.batches.targets import Step
 from kd_dense.mm.distil.cacheable import check_cache, maps_alone
 from kd_dense.mm.distil.shared_rois import with_teacher_on_rois
 from kd_dense.mm.distil.term import Term
+from kd_dense.mm.distil.unlabelled.parts import Rows
 from kd_dense.mm.models.probe import Probe
 from kd_dense.mm.teachers.guest import Teacher
 from kd_dense.mm.teachers.several import has_own_weights
@@ -94,7 +95,9 @@ def taught(step: Step, guests: Sequence[Guest | None], terms: Sequence[Term]) ->
     first = guests[0]
     if first is None:
         return step._replace(teacher=step.student, teacher_taps=Detached(step.student_taps))
-    taps = [guest.taps for guest in guests if guest is not None]
+    taps: list[Any] = [guest.taps for guest in guests if guest is not None]
+    if step.rows is not None:
+        taps = [Rows(one, *step.rows) for one in taps]
     maps = taps[0] if len(taps) == 1 else together(taps, terms[0])
     step = step._replace(teacher=first.teacher.model, teacher_taps=maps)
     shared = [term.rois for term in terms if term.rois is not None]

@@ -99,6 +99,7 @@ class Term(nn.Module):
         self.teachers = teacher_names(name, teacher)
         self.within = False  # whether the student itself stands for the teacher
         self.losses = nn.ModuleList()  # one for all maps, or one for each
+        self.compiled = False
         self.adapter = adapter
         self.adapters = nn.ModuleList()
         self._config = loss
@@ -162,6 +163,12 @@ class Term(nn.Module):
         # adapter would take part in gradient clipping, if only with zeros.
         if self.loss.weight == 0:
             self.requires_grad_(False)
+
+    def compile_losses(self) -> None:
+        """Have the loss compiled when it is first used; copies of the term use it as it is."""
+        self.compiled = True
+        for loss in self.losses:
+            loss.compile()
 
     @property
     def loss(self) -> DistillLoss:
@@ -240,12 +247,13 @@ class Term(nn.Module):
             step: The step.
             alias: Gives what stands for the maps of the student, whose gradients are measured.
         """
-        student = step.student_taps[self.student_tap]
         if self.rois is not None:  # a sampler may have run the box head before
-            student, teacher = student[-1:], [step.on_rois[self.name]]
+            student = step.student_taps[self.student_tap][-1:]
+            student = student if alias is None else [*alias(student)]
+            teacher = [step.on_rois[self.name]]
         else:
+            student = step.student_maps(self.student_tap, alias)
             teacher = [*step.teacher_taps[self.teacher_tap]]
-        student = student if alias is None else [*alias(student)]
         if self.loss.of_queries:
             own = own_queries(step.student, self.student_tap)
             return as_queries(student, own), as_queries(teacher)
@@ -301,7 +309,9 @@ class Term(nn.Module):
             if self.loss.all_maps:
                 result = self.loss(ours, theirs, **needs)
             else:
-                result = self.loss.over_maps([*self.losses], ours, theirs, **needs)
+                # What is compiled is one map, and fused more than what takes all at once.
+                over_maps = DistillLoss.over_maps if self.compiled else self.loss.over_maps
+                result = over_maps([*self.losses], ours, theirs, **needs)
         found = result if self.loss.parts else {'': result}
         return {self._key(part): factor * found[part] for part in self.loss.parts or ('',)}
 

@@ -23,6 +23,8 @@ def check(
     *,
     teacher_checkpoint: str | os.PathLike[str] | None = None,
     weights: Weights = 'auto',
+    unlabelled: str | os.PathLike[str] | None = None,
+    labels: bool = True,
     options: Mapping[str, Any] | None = None,
     batches: int = 4,
     images: int = 50,
@@ -39,6 +41,8 @@ def check(
         teacher_checkpoint: Its weights, a path or an address; by default those published with
             its config; ``'none'`` for an untrained teacher.
         weights: Of the presets, see [`kd_dense.mm.presets.choose.choose_preset`][].
+        unlabelled: A folder of pictures without labels to learn from as well.
+        labels: Whether pictures with labels are trained on as well.
         options: Settings of the student's config to override, as ``{'train_cfg.max_epochs': 6}``.
         batches: How many batches of the training data each term is weighed on.
         images: How many pictures of the validation data both models are scored on.
@@ -62,5 +66,7 @@ def check(
         config = student
     else:
         chosen = [methods] if isinstance(methods, str) else methods
-        config = read_recipe(student, teacher, chosen, teacher_checkpoint, options, weights)
+        config = read_recipe(
+            student, teacher, chosen, teacher_checkpoint, options, weights, unlabelled, labels
+        )
     return check_config(config, batches, images, student_checkpoint, device)

@@ -50,6 +50,8 @@ def distill(
     config: Source | None = None,
     teacher_checkpoint: Source | None = None,
     weights: Weights = 'auto',
+    unlabelled: Source | None = None,
+    labels: bool = True,
     work_dir: Source | None = None,
     options: Mapping[str, Any] | None = None,
     amp: bool = False,
@@ -75,6 +77,9 @@ def distill(
             its config; ``'none'`` for an untrained teacher, to try things out.
         weights: Of the presets: ``'published'``, ``'shares'`` that set themselves, or ``'auto'``:
             see [`kd_dense.mm.presets.choose.choose_preset`][].
+        unlabelled: A folder of pictures without labels, or a file with a path on each line: as
+            many of them are added to each batch as it has with labels.
+        labels: Whether pictures with labels are trained on at all.
         work_dir: Where logs and checkpoints go.
         options: Settings to override, as ``{'train_cfg.max_epochs': 6}``.
         amp: Train in mixed precision.
@@ -111,6 +116,12 @@ def distill(
         found, build = _with_models(
             student, teacher, chosen, source, teacher_checkpoint, options, weights
         )
+        if unlabelled is not None or not labels:
+            raise RequestError(
+                'with a model that was built elsewhere pictures without labels are said in its '
+                'config, as a data set of type kd_dense.Unlabelled, and in '
+                'kd_dense.Distilled(..., unlabelled=True): see docs/unlabelled.md'
+            )
         if dump_config is not None:
             raise RequestError('a model that was built elsewhere cannot be written as a recipe')
     elif config is not None:
@@ -119,7 +130,9 @@ def distill(
         )
     else:
         source = student
-        found = read_recipe(student, teacher, chosen, teacher_checkpoint, options, weights)
+        found = read_recipe(
+            student, teacher, chosen, teacher_checkpoint, options, weights, unlabelled, labels
+        )
         if not distils(found):
             raise RequestError(f'{source} is no recipe: name a teacher and methods')
         if dump_config is not None:

@@ -170,3 +170,12 @@ def test_configs_stay_as_they_are():
     before = config.to_dict()
     SideBySide({'one': config}, (64, 64))
     assert config.to_dict() == before
+
+
+def test_a_teacher_whose_maps_are_kept_does_not_run_and_has_no_part_in_the_floor():
+    benchmark = side_by_side('seg_cwd', model__teacher__cache=dict(views=8, folder='nowhere'))
+    (case,) = benchmark.cases
+    assert case.guest is None
+    teacher = benchmark.distilled['seg_cwd'].model.kd_plan.teacher
+    assert layers_run(teacher.model, benchmark.calls[case.step]) == []
+    assert teacher.cache.read == 2  # the first step has computed both pictures

@@ -92,6 +92,20 @@ def shares(rank, world_size):
     return found | {n: b.clone() for n, b in model.kd.named_buffers() if 'shares' in n}
 
 
+def queues(rank, world_size):
+    """What a memory holds before and after some steps."""
+    model = build('memory')
+    outer = MMDistributedDataParallel(model, broadcast_buffers=False)
+    inputs, samples = toy.batch(model, methods.scenes('memory'), BATCH)
+    mine = slice(rank * BATCH // world_size, (rank + 1) * BATCH // world_size)
+    loss = model.kd.memory.loss
+    loss.drawn = 3  # others in each process
+    before = loss.pixel_memory.rows.clone()
+    for _ in range(STEPS):
+        added_gradient(outer, model, inputs[mine], samples[mine])
+    return before, {n: b.clone() for n, b in loss.named_buffers()}
+
+
 def guest(rank):
     """Train with another teacher on each process, and buffers that are broadcast."""
     config = toy.distilled(student=toy.segmenter(dropout=0.0))
@@ -260,6 +274,7 @@ def everything(rank, folder):
         gradients={m: gradients(rank, 2, m) for m in methods.METHODS},
         off=gradients(rank, 2, 'cwd', dict(stop=0)),
         shares=shares(rank, 2),
+        queues=queues(rank, 2),
         guest=guest(rank),
         communication={m: communication(rank, m) for m in ('cwd', 'ld')},
         memory=memory(rank),
@@ -290,6 +305,14 @@ def test_gradient_of_two_processes_is_that_of_one(ranks, method):
         difference = (first[name] - grad).abs().max()
         # The gradient of a bias in front of a standardisation is rounding errors alone.
         assert difference <= 1e-4 * grad.abs().max() + 1e-7, name
+
+
+def test_a_memory_is_the_same_in_both_processes(ranks):
+    (before, first), (_, second) = of(ranks, 'queues')
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not torch.equal(first['pixel_memory.rows'], before)
+    assert first['region_memory.next'].max() == STEPS * BATCH
 
 
 def test_shares_of_two_processes_are_those_of_one(ranks):

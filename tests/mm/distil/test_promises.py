@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -291,6 +292,10 @@ class TestPromise8ResumeEqualsNotHavingStopped:
                 loss=toy.CWD,
                 schedule=dict(warmup=2, decay='cosine'),
             ),
+            memory=dict(
+                tap='backbone.layer4',
+                loss=dict(type='MemoryLoss', pixel_memory=24, region_memory=4, pixel_contrast=24),
+            ),
             **toy.logits_term(),
         )
         return toy.distilled(terms=terms, inherit=['backbone.stem'], student=toy.segmenter(16))
@@ -367,11 +372,11 @@ class TestPromise10OtherFeaturesDoNotChangeWhatIsDistilled:
     def expected(self, model):
         return grad_of_terms(copy.deepcopy(model), *toy.batch(model))
 
-    def assert_close(self, grads, expected, rtol=1e-4):
+    def assert_close(self, grads, expected, rtol=1e-4, atol=1e-9):
         assert grads.keys() == expected.keys()
         for name in expected:
             scale = expected[name].abs().max()
-            assert (grads[name] - expected[name]).abs().max() <= rtol * scale + 1e-9, name
+            assert (grads[name] - expected[name]).abs().max() <= rtol * scale + atol, name
 
     def test_activation_checkpointing(self, model, expected):
         from mmengine.runner import turn_on_activation_checkpointing
@@ -410,6 +415,26 @@ class TestPromise10OtherFeaturesDoNotChangeWhatIsDistilled:
             sum(v for k, v in losses.items() if k.startswith('loss_kd')).backward()
         grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         self.assert_close(grads, expected)
+
+    def test_compiled_losses(self, model, expected, monkeypatch):
+        graphs = []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph.forward
+
+        monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=backend))
+        torch._dynamo.reset()
+        for term in model.kd.values():
+            term.compile_losses()
+        copied = copy.deepcopy(model)
+        pickle.dumps(copied.kd)
+        # The bias of logits has no gradient of CWD but by rounding.
+        self.assert_close(grad_of_terms(model, *toy.batch(model)), expected, atol=1e-6)
+        assert len(graphs) == 2  # a map of each term
+        self.assert_close(grad_of_terms(copied, *toy.batch(model)), expected)
+        built = toy.build(toy.distilled(compile_losses=True))
+        assert all(term.compiled for term in built.kd.values())
 
     @pytest.mark.long
     def test_compile_in_the_runner(self, tmp_path):

@@ -144,3 +144,16 @@ def test_a_preset_for_each_teacher_or_for_all():
         toy.build({**config, 'preset': 'pkd'})
     with pytest.raises(ValueError, match="no teacher 'c'"):
         toy.build({**config, 'preset': dict(c='kd')})
+
+
+def test_a_stage_follows_a_later_one_of_another_size():
+    tap = dict(student='backbone.layer1', teacher='backbone.layer3')
+    config = toy.distilled(terms=dict(sad=dict(tap=tap, loss=dict(type='SADLoss'))))
+    config.teacher = None
+    model = toy.build(config)
+    assert not [*model.kd.parameters()]
+    found = toy.losses(model)['loss_kd_sad']
+    assert found > 0
+    found.backward()
+    assert model.backbone.layer1[0].conv1.weight.grad.abs().sum() > 0
+    assert model.backbone.layer2[0].conv1.weight.grad is None

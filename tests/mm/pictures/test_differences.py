@@ -17,6 +17,7 @@ PARTS = {
     ('logits', 'dist'): None,
     ('rois', 'dist'): None,
     ('mimic', 'focus'): None,
+    ('memory', 'memory'): ('regions',),
     ('review', 'review'): None,
     ('predictions', 'class_tower'): None,
     ('predictions', 'box_tower'): None,

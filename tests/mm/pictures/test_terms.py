@@ -35,6 +35,7 @@ def test_every_term_is_drawn(method):
         'channels': 'Are the features alike',
         'direction': 'Are the features alike',
         'review': 'Are the features alike',
+        'memory': 'Are pixels like the regions of their class',
         'focus': 'FBKD: where are teacher and student active?',
         'class_relations': 'Which classes are active together?',
         'like': 'Where does a position find its like?',

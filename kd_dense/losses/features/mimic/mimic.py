@@ -160,19 +160,22 @@ def _grids(x: Tensor, sides: Sequence[int]) -> list[Tensor]:
     if not sides:
         return []
     rows, columns = (
-        torch.cat([_shares(length, side, x) for side in sides]) for length in x.shape[2:]
+        torch.cat([_shares(length, side) for side in sides]).to(
+            x.device, x.dtype, non_blocking=True
+        )
+        for length in x.shape[2:]
     )
     means = rows @ x @ columns.mT  # on the diagonal, grid by grid
     ends = accumulate(sides)
     return [means[:, :, e - n : e, e - n : e] for e, n in zip(ends, sides, strict=True)]
 
 
-def _shares(length: int, cells: int, like: Tensor) -> Tensor:
+def _shares(length: int, cells: int) -> Tensor:
     """What each of ``length`` places adds to the mean of each cell, ``(cells, length)``."""
-    place, cell = (torch.arange(n, device=like.device) for n in (length, cells))
+    place, cell = (torch.arange(n) for n in (length, cells))
     first, end = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
     inside = (place >= first[:, None]) & (place < end[:, None])
-    return inside.to(like.dtype) / (end - first)[:, None]
+    return inside.double() / (end - first)[:, None]
 
 
 def _check(

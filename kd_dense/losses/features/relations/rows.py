@@ -31,8 +31,9 @@ def sum_over_rows(function: OfRows, rows: Sequence[Tensor], others: Sequence[Ten
     Args:
         function: Given a block of ``rows`` and the same groups of ``others``, what these rows
             add to each group, ``(G',)``.
-        rows: Vectors ``(G, m, d)``, a row of the matrix each. A gradient flows into the first.
-        others: Vectors ``(G, n, d)``, a column each. A gradient flows into the first.
+        rows: Vectors ``(G, m, d)``, a row of the matrix each. A gradient flows into the first, if
+            it requires one.
+        others: Vectors ``(G, n, d)``, a column each. Likewise.
 
     Returns:
         ``(G,)``.
@@ -50,7 +51,8 @@ class _SumOverRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: OfRows, count: int, *vectors: Tensor) -> Tensor:
         rows, others = vectors[:count], vectors[count:]
-        needed = ctx.needs_input_grad[2] or ctx.needs_input_grad[2 + count]
+        needs = [ctx.needs_input_grad[place] for place in (2, 2 + count)]
+        needed = any(needs)
         value = rows[0].new_zeros(len(rows[0]))
         grads = [torch.zeros_like(x) if needed else x for x in (rows[0], others[0])]
         height, width = rows[0].shape[1], others[0].shape[1]
@@ -66,12 +68,15 @@ class _SumOverRows(torch.autograd.Function):
                 if not needed:
                     out += function(block, group[count:])
                     continue
-                leaves = [x.detach().requires_grad_() for x in (block[0], group[count])]
+                pair = zip((block[0], group[count]), needs, strict=True)
+                leaves = [x.detach().requires_grad_(need) for x, need in pair]
                 with torch.enable_grad():
                     some = function([leaves[0], *block[1:]], [leaves[1], *group[count + 1 :]])
-                    found = torch.autograd.grad(some.sum(), leaves)
+                    taught = [x for x in leaves if x.requires_grad]
+                    found = torch.autograd.grad(some.sum(), taught)
                 out += some.detach()
-                for total, one in zip((grad, into_others), found, strict=True):
+                totals = [x for x, need in zip((grad, into_others), needs, strict=True) if need]
+                for total, one in zip(totals, found, strict=True):
                     total += one
         if needed:
             ctx.save_for_backward(*grads)
