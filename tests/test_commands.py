@@ -97,6 +97,10 @@ ELSEWHERE = {
         'tests/tools/test_run_tests.py::test_the_gpu_lane_runs_dry',
     'kd_dense from-mmrazor mine/pkd_retinanet.py --output mine/recipe.py':
         'tests/cli/test_from_mmrazor.py::test_the_page',
+    'python examples/deploy/to_onnx.py student.py student.pth student.onnx --size 512 1024':
+        'tests/examples/test_deploy.py::test_onnx_yields_what_the_model_does',
+    'kd_dense train examples/deploy/seg_quantised.py':
+        'tests/examples/test_deploy.py::test_it_distils_like_any_student',
     'bash tools/wheelhouse.sh 3.12 wheels': 'tests/tools/test_wheelhouse.py::test_it_is_enough',
     'source tools/environment.sh':
         'tests/tools/test_environment.py::test_the_default_stack_needs_no_name',

@@ -83,8 +83,11 @@ def test_code_compiles_and_its_losses_build(code):
     for config in configs:
         if config['type'] in DEFINED:  # by another block of the page
             continue
-        takes = inspect.signature(getattr(kd_dense.losses, config['type'])).parameters
-        fitted = {k: 8 for k in ('channels', 'num_classes') if k in takes}
+        cls = getattr(kd_dense.losses, config['type'])
+        takes = inspect.signature(cls).parameters
+        widths = ('student_channels', 'teacher_channels')
+        fitted = {k: [8] if cls.all_maps else 8 for k in widths if k in takes}
+        fitted |= {k: 8 for k in ('channels', 'num_classes') if k in takes}
         MODELS.build({'_scope_': 'kd_dense', **fitted, **config})
 
 

@@ -16,7 +16,7 @@ from kd_dense.functional.divergence import (
     soft_kl_total,
     two_class_logits,
 )
-from kd_dense.functional.labels import labels_at
+from kd_dense.functional.labels import Where, check_where, labels_at, share_of_labels
 from kd_dense.functional.ranks import (
     gather_over_ranks,
     mean_and_std,
@@ -26,10 +26,12 @@ from kd_dense.functional.ranks import (
 )
 
 __all__ = [
+    'Where',
     'at_least_float32',
     'check_choice',
     'check_published_batch',
     'check_temperature',
+    'check_where',
     'for_cache',
     'gather_over_ranks',
     'in_blocks',
@@ -37,6 +39,7 @@ __all__ = [
     'mean_and_std',
     'mean_over_ranks',
     'published_sum',
+    'share_of_labels',
     'soft_cross_entropy',
     'soft_kl',
     'soft_kl_total',

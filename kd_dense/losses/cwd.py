@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from kd_dense.functional import (
+    Where,
     at_least_float32,
     check_choice,
     check_temperature,
+    check_where,
+    mean_over_ranks,
+    share_of_labels,
+    soft_kl,
     soft_kl_total,
     standardised,
     two_class_logits,
@@ -23,6 +29,8 @@ from kd_dense.losses.base import DistillLoss, check_same_shape
 
 __all__ = ['CWDLoss', 'cwd_loss']
 
+# A logit of no probability, as a number whose differences are numbers.
+LEAST = -1e30
 Norm = Literal['channel', 'spatial', 'channel_mean', 'none']
 Divergence = Literal['kl', 'mse']
 
@@ -35,6 +43,7 @@ def cwd_loss(
     divergence: Divergence = 'kl',
     first_image_only: bool = False,
     standardise: bool = False,
+    positions: Tensor | None = None,
 ) -> Tensor:
     r"""Match, channel by channel, where student and teacher put their activation.
 
@@ -74,6 +83,10 @@ def cwd_loss(
             positions, and divide by the standard deviation, as a batch norm does that has no
             parameters: $(x - \mu) / \sqrt{v + 10^{-5}}$ with the biased variance. This is what
             MMRazor's recipe for RTMDet does.
+        positions: How much each position counts, ``(N, H, W)``, ``>= 0``: as one that many
+            positions like it would. It goes with ``'kl'`` of ``'channel'``, where each
+            distribution is over the positions that count, and of ``'spatial'``, a mean over
+            them.
 
     Returns:
         Scalar, at least float32; for ``kl`` in nats.
@@ -93,6 +106,8 @@ def cwd_loss(
     check_same_shape('cwd_loss', student, teacher)
     check_temperature(temperature)
     _check_variant('cwd_loss', norm, divergence, first_image_only, standardise)
+    if positions is not None:
+        _check_positions('cwd_loss', norm, divergence)
     teacher = teacher.detach()
     if standardise:
         student, teacher = _batch_normed(student), _batch_normed(teacher)
@@ -106,6 +121,8 @@ def cwd_loss(
         dim = 1
     if norm == 'spatial':
         student, teacher = two_class_logits(student), two_class_logits(teacher)
+    if positions is not None:
+        return _where_it_counts(student, teacher, positions, temperature, norm)
     if divergence == 'kl' and norm != 'channel_mean':
         return soft_kl_total([student], [teacher], temperature, dim) / count
 
@@ -122,8 +139,33 @@ def cwd_loss(
     return (student - teacher).square().sum() / count
 
 
+def _where_it_counts(
+    student: Tensor, teacher: Tensor, positions: Tensor, temperature: float, norm: Norm
+) -> Tensor:
+    if norm == 'spatial':
+        kl = soft_kl(student, teacher, temperature, dim=1)
+        positions = positions.to(kl.dtype)
+        count = mean_over_ranks(positions.sum())
+        return (kl * positions).sum() / torch.where(count > 0, count, 1)
+    counted = positions.flatten(1)[:, None].to(at_least_float32(student[:0]).dtype)
+    # A factor on what a softmax adds up; what does not count is as good as not there.
+    shift = torch.where(counted > 0, counted.log() * temperature, LEAST)
+    any_counts = (counted > 0).any(2, keepdim=True)
+    shift = torch.where(any_counts, shift, 0)
+    kl = soft_kl(student + shift, teacher + shift, temperature, dim=2)
+    return (kl * any_counts[..., 0]).mean()
+
+
 def _batch_normed(x: Tensor) -> Tensor:
     return standardised(x, (0, 2, 3), eps=1e-5, unbiased=False, eps_on='variance')
+
+
+def _check_positions(owner: str, norm: str, divergence: str) -> None:
+    if divergence != 'kl' or norm not in ('channel', 'spatial'):
+        raise ValueError(
+            f"{owner} tells positions apart with divergence='kl' and norm='channel' or 'spatial', "
+            f'got {divergence!r} and {norm!r}'
+        )
 
 
 def _check_variant(
@@ -153,6 +195,10 @@ class CWDLoss(DistillLoss):
     Args:
         weight: Factor on the result.
         temperature: See [`cwd_loss`][], as the other arguments.
+        where: ``'edge'`` and ``'body'`` count the pixels at the edges of classes, or the others:
+            see [`share_of_labels`][kd_dense.functional.labels.share_of_labels].
+        edge: Likewise.
+        ignore_index: Likewise.
 
     Examples:
         >>> import torch
@@ -171,6 +217,9 @@ class CWDLoss(DistillLoss):
         divergence: Divergence = 'kl',
         first_image_only: bool = False,
         standardise: bool = False,
+        where: Where = 'all',
+        edge: int = 7,
+        ignore_index: int = 255,
     ) -> None:
         super().__init__(weight)
         check_temperature(temperature)
@@ -180,8 +229,22 @@ class CWDLoss(DistillLoss):
         self.divergence: Divergence = divergence
         self.first_image_only = first_image_only
         self.standardise = standardise
+        check_where('CWDLoss', where, edge)
+        if where != 'all':
+            _check_positions('CWDLoss', norm, divergence)
+            self.needs = ('segmentation',)
+        self.where: Where = where
+        self.edge = edge
+        self.ignore_index = ignore_index
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(
+        self, student: Tensor, teacher: Tensor, segmentation: Tensor | None = None
+    ) -> Tensor:
+        positions = None
+        if segmentation is not None:
+            positions = share_of_labels(
+                segmentation, student.shape[2:], self.where, self.edge, self.ignore_index
+            )
         return self.weight * cwd_loss(
             student,
             teacher,
@@ -190,6 +253,7 @@ class CWDLoss(DistillLoss):
             self.divergence,
             self.first_image_only,
             self.standardise,
+            positions,
         )
 
     @classmethod
@@ -202,8 +266,9 @@ class CWDLoss(DistillLoss):
     ) -> Tensor:
         loss = losses[0]
         widths = {x.shape[:2] for x in students}
-        if loss.norm != 'channel' or loss.divergence != 'kl' or len(widths) > 1:
-            found: Tensor = super().over_maps(losses, students, teachers)
+        plain = loss.norm == 'channel' and loss.divergence == 'kl' and not needs
+        if not plain or len(widths) > 1:
+            found: Tensor = super().over_maps(losses, students, teachers, **needs)
             return found
         for student, teacher in zip(students, teachers, strict=True):
             check_same_shape('CWDLoss', student, teacher)

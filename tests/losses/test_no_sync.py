@@ -228,6 +228,9 @@ def cases():
             yield CWDLoss, dict(norm=norm, divergence=divergence, temperature=2.0)
     yield CWDLoss, dict(norm='none', divergence='mse', first_image_only=True)
     yield CWDLoss, dict(standardise=True)
+    yield CWDLoss, dict(where='body', edge=3)
+    yield CWDLoss, dict(norm='spatial', where='edge', edge=3)
+    yield KDLoss, dict(where='edge', edge=3)
     for divergence in ('cross_entropy', 'kl'):
         yield PixelWiseLoss, dict(divergence=divergence)
     for detach_norm in (True, False):

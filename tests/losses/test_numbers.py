@@ -42,6 +42,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         dict(norm='channel_mean', divergence='mse'),
         dict(norm='none', divergence='mse'),
         dict(standardise=True),
+        dict(where='body', edge=3),
+        dict(norm='spatial', where='edge', edge=3),
     ],  # channel_mean with kl is defined for positive means only
     'FGDLoss': [dict(), dict(box_scale='image')],
     'PixelWiseLoss': [dict(), dict(divergence='kl'), dict(published_batch=None)],
@@ -91,7 +93,12 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'MGDLoss': [dict(), dict(mask_over='channels')],
     'AfDCDLoss': [dict(pool=2, window=(2, 2)), dict(deep=True)],
     'CAMKDLoss': [dict(), dict(confidence='image', per_teacher=True)],
-    'KDLoss': [dict(), dict(sigmoid=True, valid_only=False), dict(per='map')],
+    'KDLoss': [
+        dict(),
+        dict(where='edge', edge=3),
+        dict(sigmoid=True, valid_only=False),
+        dict(per='map'),
+    ],
     'DISTLoss': [dict(), dict(sigmoid=True), dict(per_image=True)],
     'DKDLoss': [dict(), dict(beta=8.0, reduction='sum')],
     'GDKDLoss': [dict(), dict(k=1, valid_only=True)],

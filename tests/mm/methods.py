@@ -14,6 +14,11 @@ SEGMENTERS: dict[str, dict[str, Any]] = {
         features=dict(tap=FEATURES, loss=toy.CWD),
         logits=dict(tap=LOGITS, loss=toy.CWD),
     ),
+    # These label maps are noise, without bodies.
+    'edge_body': dict(
+        edge=dict(tap=LOGITS, loss=dict(type='KDLoss', where='edge', edge=3)),
+        places=dict(tap=LOGITS, loss=dict(type='CWDLoss', where='edge', edge=3)),
+    ),
     'skd': dict(
         pixel=dict(tap=LOGITS, loss=dict(type='PixelWiseLoss', weight=10.0)),
         pair=dict(tap=FEATURES, loss=dict(type='PairWiseLoss', weight=0.5)),

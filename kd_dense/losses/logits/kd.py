@@ -13,7 +13,16 @@ from typing import Literal
 
 from torch import Tensor
 
-from kd_dense.functional import check_choice, check_temperature, soft_kl, two_class_logits
+from kd_dense.functional import (
+    Where,
+    check_choice,
+    check_temperature,
+    check_where,
+    mean_over_ranks,
+    share_of_labels,
+    soft_kl,
+    two_class_logits,
+)
 from kd_dense.losses.base import DistillLoss
 from kd_dense.losses.logits.rows import Rows, labels_of, mean_of_valid, rows_of
 
@@ -32,6 +41,8 @@ def kd_loss(
     standardise: bool = False,
     sigmoid: bool | None = None,
     ignore_index: int = 255,
+    where: Where = 'all',
+    edge: int = 7,
 ) -> Tensor:
     r"""Match the class distributions of student and teacher at every position.
 
@@ -68,6 +79,11 @@ def kd_loss(
         sigmoid: Whether each channel is a logit of its own, as in most dense detectors. The
             divergences of the channels of a position, each of two classes, are added up.
         ignore_index: A label that is no class.
+        where: ``'edge'`` weighs each position by its share of pixels at the edge of a class,
+            ``'body'`` by that of the others: see
+            [`share_of_labels`][kd_dense.functional.labels.share_of_labels]. $|V|$ is the sum of
+            these weights. It takes a segmentation ``(N, H', W')``.
+        edge: Likewise.
 
     Returns:
         Scalar, at least float32, in nats; 0 where no position is left.
@@ -87,11 +103,21 @@ def kd_loss(
     """
     check_temperature(temperature)
     check_choice('kd_loss', 'per', per, Per)
+    check_where('kd_loss', where, edge)
     rows = rows_of('kd_loss', student, teacher, standardise, sigmoid)
     valid = None
     if segmentation is not None:
         _, valid = labels_of('kd_loss', segmentation, rows, ignore_index)
     kl = kd_at(rows, temperature, sigmoid)
+    if where != 'all':
+        if segmentation is None or student.dim() != 4:
+            raise ValueError(
+                f'kd_loss with where={where!r} expects maps (N, K, H, W) and a segmentation'
+            )
+        share = share_of_labels(segmentation, student.shape[2:], where, edge, ignore_index)
+        share = share.to(kl.dtype)
+        count = mean_over_ranks(share.sum())
+        kl, valid = kl * share * (share.numel() / count.where(count > 0, 1)), None
     if not temperature_squared:
         kl = kl / temperature**2
     if per in ('position', 'entry'):
@@ -142,6 +168,8 @@ class KDLoss(DistillLoss):
         valid_only: bool = True,
         sigmoid: bool | None = None,
         ignore_index: int = 255,
+        where: Where = 'all',
+        edge: int = 7,
     ) -> None:
         super().__init__(weight)
         check_temperature(temperature)
@@ -151,8 +179,15 @@ class KDLoss(DistillLoss):
         self.divides_by_images = per == 'image'
         self.temperature_squared = temperature_squared
         self.standardise = standardise
+        check_where('KDLoss', where, edge)
         if not valid_only:
+            if where != 'all':
+                raise ValueError(
+                    f'KDLoss with where={where!r} takes label maps: expected valid_only=True'
+                )
             self.needs = ()
+        self.where: Where = where
+        self.edge = edge
         self.sigmoid = sigmoid
         self.ignore_index = ignore_index
 
@@ -169,4 +204,6 @@ class KDLoss(DistillLoss):
             self.standardise,
             self.sigmoid,
             self.ignore_index,
+            self.where,
+            self.edge,
         )

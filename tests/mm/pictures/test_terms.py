@@ -25,6 +25,8 @@ def test_every_term_is_drawn(method):
         'fpn': 'CWD: where does each channel look?',
         'classes': 'CWD: where does each channel look?',
         'pixel': 'Which classes does each position get?',
+        'edge': 'Which classes does each position',
+        'places': 'CWD: where does each class channel look?',
         'pair': 'SKD, pair-wise',
         'holistic': 'Score of the critic: teacher',
         'affinity': 'IntRA-KD: how alike are the classes',

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from kd_dense.functional import soft_kl
+from kd_dense.functional import share_of_labels, soft_kl
 from kd_dense.losses import CWDLoss
 from kd_dense.mm.pictures.canvas import (
     begin,
@@ -101,7 +102,8 @@ def _shares(compared: Compared) -> list[Tensor]:
     maps = []
     for level, (s, t) in enumerate(zip(compared.student, compared.teacher, strict=True)):
         loss = compared.loss(level)
-        ours, theirs = ((x[0].double() / loss.temperature).flatten(1) for x in (s, t))
+        counted = _counted(compared, level)
+        ours, theirs = ((x[0].double() / loss.temperature + counted).flatten(1) for x in (s, t))
         p, q = theirs.softmax(1), ours.softmax(1)
         if loss.divergence == 'mse':
             shares = (p - q).square()
@@ -112,12 +114,26 @@ def _shares(compared: Compared) -> list[Tensor]:
     return maps
 
 
+def _counted(compared: Compared, level: int) -> Tensor:
+    """What is added to logits where some positions count more than others, ``(H, W)``."""
+    loss, size = compared.loss(level), compared.student[level].shape[2:]
+    if loss.where == 'all':
+        return torch.zeros(size, dtype=torch.float64)
+    truth = compared.needs['segmentation']
+    [share] = share_of_labels(truth, size, loss.where, loss.edge, loss.ignore_index).double()
+    if not share.any():
+        return torch.zeros_like(share)
+    return torch.where(share > 0, share.log(), -1e30)
+
+
 CHANNELS = LossPictures(draw_cwd, _shares, 'the loss, all channels together')
 
 
 def _by_norm(compared: Compared) -> LossPictures:
     """Other norms make other distributions: ``spatial`` those of the classes at a position."""
-    return {'channel': CHANNELS, 'spatial': CLASSES}.get(compared.loss(0).norm, ANY)
+    norm, where = compared.loss(0).norm, compared.loss(0).where
+    known = {'channel': CHANNELS, 'spatial': CLASSES if where == 'all' else ANY}
+    return known.get(norm, ANY)
 
 
 PICTURES: dict[type, Known] = {CWDLoss: _by_norm}

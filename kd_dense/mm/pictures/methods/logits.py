@@ -10,7 +10,7 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from kd_dense.functional import two_class_logits
+from kd_dense.functional import share_of_labels, two_class_logits
 from kd_dense.losses import (
     CAMKDLoss,
     DISTLoss,
@@ -171,7 +171,19 @@ def _shares(at: At) -> Callable[[Compared], list[Tensor]]:
                 truth = compared.needs['segmentation']
                 labels, valid = labels_of(type(loss).__name__, truth, rows, loss.ignore_index)
             values = at(loss, rows, labels).where(valid, 0)[0]
-            maps.append(loss.weight * values / _count(loss, rows, valid))
+            scale = 1.0
+            if getattr(loss, 'where', 'all') != 'all':  # edges, or bodies, in place of all
+                counted = share_of_labels(
+                    compared.needs['segmentation'],
+                    values.shape,
+                    loss.where,
+                    loss.edge,
+                    loss.ignore_index,
+                )[0]
+                values = at(loss, rows, labels)[0] * counted
+                valid = torch.ones_like(valid)
+                scale = counted.numel() / max(float(counted.sum()), 1e-12)
+            maps.append(loss.weight * scale * values / _count(loss, rows, valid))
         return maps
 
     return shares

@@ -97,6 +97,32 @@ METHODS = {
             ),
         ),
     ),
+    'edge_body': Method(
+        'classes at the edges of objects, and where each class is active away from them',
+        (
+            Preset(
+                models='segmenters with class logits',
+                terms={
+                    'edge': {
+                        'tap': 'logits',
+                        'loss': {'type': 'KDLoss', 'weight': 1.0, 'where': 'edge', 'edge': 7},
+                    },
+                    'body': {
+                        'tap': 'logits',
+                        'loss': {
+                            'type': 'CWDLoss',
+                            'weight': 3.0,
+                            'temperature': 4.0,
+                            'where': 'body',
+                            'edge': 7,
+                        },
+                    },
+                },
+                inherit=(),
+                source='ours: the idea of BPKD, with the weights of KD in CIRKD and of CWD',
+            ),
+        ),
+    ),
 }
 
 # Nothing is summed over a map: all are means over its positions.
