@@ -23,8 +23,8 @@ import kd_dense.mm  # noqa: F401
 from kd_dense.cli.config import add_config
 from kd_dense.mm.check.survey import Pair, Place, compare, survey
 from kd_dense.mm.configs import build_model, distils, read_config
-from kd_dense.mm.teachers.openmmlab import read_teacher_config
-from kd_dense.mm.teachers.several import called, each_teacher, plain, teachers_of
+from kd_dense.mm.teachers.openmmlab import config_of_teacher
+from kd_dense.mm.teachers.several import called, each_teacher, plain, runs_by_itself, teachers_of
 
 COLORS = {'fits': 'green', 'adapter': 'yellow', 'adapter, resized': 'yellow'}
 
@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> None:
         teachers['teacher'] = read_config(args.match)
     elif distils(config):
         for name, one in teachers_of(each_teacher(config.model.teacher, plain)).items():
-            if isinstance(one, Mapping) and 'config' in one:  # not the student itself
-                teachers[called(name)] = read_teacher_config(one['config'])
+            if runs_by_itself(one):
+                teachers[called(name)] = config_of_teacher(one)
     if distils(config):
         config.model = config.model.student
     size = (args.size[0], args.size[1])

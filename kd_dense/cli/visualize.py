@@ -34,6 +34,7 @@ from kd_dense.mm.pictures.predictions import draw_predictions
 from kd_dense.mm.pictures.terms import draw_term
 from kd_dense.mm.pictures.views import View, class_names, load, look
 from kd_dense.mm.teachers.average import AverageTeacher
+from kd_dense.mm.teachers.foreign import predicts
 from kd_dense.mm.teachers.several import called, each_teacher, plain
 
 ALONE, DISTILLED, UNTRAINED = 'student alone', 'distilled student', 'untrained student'
@@ -237,7 +238,11 @@ def show(
     last = students[[*students][-1]].model
     view = look(last, shown.data, classes)
     parts = []
-    found = {whose: predict(teacher, shown.data, view) for whose, teacher in teachers.items()}
+    found = {
+        whose: predict(teacher, shown.data, view)
+        for whose, teacher in teachers.items()
+        if predicts(teacher)
+    }
     found |= {name: predict(one.model, shown.data, view) for name, one in students.items()}
     file = f'{shown.key}_predictions.png'
     save(draw_predictions(view, found), out / file)

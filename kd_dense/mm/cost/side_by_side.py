@@ -26,6 +26,7 @@ from kd_dense.mm.cost.terms import crossing_alone, recorded, term_alone
 from kd_dense.mm.distil.crossing import CrossTerm
 from kd_dense.mm.distil.distilled import bare
 from kd_dense.mm.teachers.cached import MapCache
+from kd_dense.mm.teachers.foreign import predicts
 from kd_dense.mm.teachers.several import build_one, each_teacher, plain, teachers_of
 from kd_dense.taps import Taps
 
@@ -164,7 +165,7 @@ class SideBySide:
 
         def run_all() -> None:
             with torch.no_grad(), self.plain.context():
-                teacher.loss(*batch)
+                (teacher.loss if predicts(teacher) else teacher)(*batch)
 
         self.calls[minimal], self.calls[full] = run, run_all
         found = run()
@@ -174,7 +175,8 @@ class SideBySide:
     def _teacher(self, spec: Any, model: Any) -> tuple[str, Any]:
         """Name and model of a teacher, which recipes with the same config share."""
         spec = each_teacher(spec, plain)
-        key = str(spec)
+        said = spec.items() if isinstance(spec, Mapping) else [('type', spec)]
+        key = str({name: value for name, value in said if name != 'checkpoint'})
         if key not in self.teachers:
             built: Any = build_one(spec, bare(model))
             built.load()

@@ -28,7 +28,7 @@ DEFAULT = ('auto',)
 
 def read_recipe(
     config: str | os.PathLike[str],
-    teacher: str | os.PathLike[str] | None,
+    teacher: str | os.PathLike[str] | Mapping[str, Any] | None,
     methods: Sequence[str],
     teacher_checkpoint: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -85,18 +85,24 @@ def set_work_dir(
 
 
 def teacher_spec(
-    name: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None = None
+    name: str | os.PathLike[str] | Mapping[str, Any],
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """What a recipe says of a teacher.
 
     Args:
-        name: Name or path of its config; ``'ema'`` for the student's running average.
+        name: Name or path of its config; ``'ema'`` for the student's running average; or all that
+            is said of it, as a dict.
         checkpoint: Its weights, a path or an address; ``'none'`` for an untrained teacher; by
             default those published with the config.
 
     Raises:
         RequestError: If there is no such config or checkpoint, or none is published.
     """
+    if isinstance(name, Mapping):
+        if checkpoint is not None:
+            raise RequestError('say the checkpoint of this teacher beside the rest of it')
+        return dict(name)
     name = os.fspath(name)
     if name == EMA:
         if checkpoint is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from kd_dense.mm.teachers.average import AverageTeacher
-from kd_dense.mm.teachers.guest import FIELDS, SWITCHES, Teacher
+from kd_dense.mm.teachers.guest import FIELDS, Teacher, what_it_is
 
 __all__ = [
     'EMA',
@@ -20,6 +20,7 @@ __all__ = [
     'each_teacher',
     'has_own_weights',
     'plain',
+    'runs_by_itself',
     'teachers_of',
     'untrained',
 ]
@@ -81,17 +82,13 @@ def each_teacher(spec: Any, change: Callable[[Any], Any]) -> Any:
     for name, one in teachers_of(spec).items():
         if isinstance(one, (str, os.PathLike)) and one != EMA:
             one = dict(config=one)
-        own = one is None or _is_average(one)
-        found[name] = one if own else change(one)
+        found[name] = change(one) if runs_by_itself(one) else one
     return found.get(ONLY, found)
 
 
 def plain(spec: Any) -> Any:
     """A teacher without what it runs faster by."""
-    if not isinstance(spec, Mapping):
-        return spec
-    faster = ('precision', 'cache', 'every', *SWITCHES)
-    return {name: value for name, value in spec.items() if name not in faster}
+    return what_it_is(spec) if isinstance(spec, Mapping) else spec
 
 
 def untrained(spec: Any) -> Any:
@@ -99,6 +96,11 @@ def untrained(spec: Any) -> Any:
     if not isinstance(spec, Mapping) or 'module' in spec:
         return spec
     return {**spec, 'checkpoint': None}
+
+
+def runs_by_itself(spec: Any) -> bool:
+    """Whether this is neither the student itself nor its average."""
+    return spec is not None and not _is_average(spec)
 
 
 def _is_average(spec: Any) -> bool:
