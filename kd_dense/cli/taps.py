@@ -21,7 +21,8 @@ import kd_dense.mm  # noqa: F401
 from kd_dense.cli.config import add_config
 from kd_dense.mm.check.survey import Pair, Place, compare, survey
 from kd_dense.mm.configs import build_model, distils, read_config
-from kd_dense.mm.teachers.openmmlab import read_teacher_config
+from kd_dense.mm.teachers.guest import what_it_is
+from kd_dense.mm.teachers.openmmlab import config_of_teacher
 
 COLORS = {'fits': 'green', 'adapter': 'yellow', 'adapter, resized': 'yellow'}
 
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     if distils(config):
         if teacher is None:
             found = config.model.teacher
-            teacher = read_teacher_config(found if isinstance(found, str) else found['config'])
+            teacher = config_of_teacher(found if isinstance(found, str) else what_it_is(found))
         config.model = config.model.student
     size = (args.size[0], args.size[1])
 

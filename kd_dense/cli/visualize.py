@@ -32,6 +32,8 @@ from kd_dense.mm.pictures.observe import Compared, compare, predict
 from kd_dense.mm.pictures.predictions import draw_predictions
 from kd_dense.mm.pictures.terms import draw_term
 from kd_dense.mm.pictures.views import View, class_names, load, look
+from kd_dense.mm.teachers.foreign import predicts
+from kd_dense.mm.teachers.guest import what_it_is
 
 ALONE, DISTILLED, UNTRAINED = 'student alone', 'distilled student', 'untrained student'
 FIRST = 4  # pictures, if none are chosen
@@ -103,8 +105,7 @@ def build_students(
     """
     teacher = config.model.get('teacher')
     if isinstance(teacher, Mapping):  # how it would run faster is of no use here
-        kept = ('config', 'checkpoint', 'strict')
-        config.model.teacher = {k: v for k, v in teacher.items() if k in kept}
+        config.model.teacher = what_it_is(teacher)
     try:
         model = build_model(config)
         model.kd_plan.teacher.load()
@@ -232,7 +233,7 @@ def show(
     last = students[[*students][-1]].model
     view = look(last, shown.data, classes)
     parts = []
-    found = {'teacher': predict(teacher, shown.data, view)}
+    found = {'teacher': predict(teacher, shown.data, view)} if predicts(teacher) else {}
     found |= {name: predict(one.model, shown.data, view) for name, one in students.items()}
     file = f'{shown.key}_predictions.png'
     save(draw_predictions(view, found), out / file)

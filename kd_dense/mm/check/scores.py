@@ -22,6 +22,7 @@ from kd_dense.mm.check.ranking import SCORES, lower_is_better, main_score, watch
 from kd_dense.mm.configs import dicts_in
 from kd_dense.mm.distil.distilled import bare
 from kd_dense.mm.files.checkpoint import load_weights, read_checkpoint
+from kd_dense.mm.teachers.foreign import predicts
 from kd_dense.mm.teachers.several import has_own_weights
 
 __all__ = ['check_scores']
@@ -60,6 +61,8 @@ def check_scores(subject: Subject) -> None:
     }
     for whose in subject.unloaded:
         subject.say(WARNING, f'the {whose} is not scored without its weights')
+    for whose in [who for who, one in teachers.items() if not predicts(one.model)]:
+        subject.say(OK, f'the {whose} {teachers.pop(whose).name} yields features and has no score')
     if not teachers:
         return
     if not subject.config.get('val_dataloader') or not subject.config.get('val_evaluator'):

@@ -26,7 +26,8 @@ from kd_dense.mm.cost.terms import crossing_alone, recorded, term_alone
 from kd_dense.mm.distil.crossing import CrossTerm
 from kd_dense.mm.distil.distilled import bare
 from kd_dense.mm.teachers.cached import MapCache
-from kd_dense.mm.teachers.guest import Teacher
+from kd_dense.mm.teachers.foreign import predicts
+from kd_dense.mm.teachers.guest import Teacher, what_it_is
 from kd_dense.taps import Taps
 
 __all__ = ['GOAL', 'Case', 'Guest', 'SideBySide']
@@ -144,7 +145,7 @@ class SideBySide:
 
         def run_all() -> None:
             with torch.no_grad(), self.plain.context():
-                teacher.loss(*batch)
+                (teacher.loss if predicts(teacher) else teacher)(*batch)
 
         self.calls[minimal], self.calls[full] = run, run_all
         found = run()
@@ -153,9 +154,10 @@ class SideBySide:
 
     def _teacher(self, spec: Mapping[str, Any]) -> tuple[str, Any]:
         """Name and model of a teacher, which recipes with the same config share."""
-        key = str(spec['config'])
+        spec = what_it_is(spec)
+        key = str({name: value for name, value in spec.items() if name != 'checkpoint'})
         if key not in self.teachers:
-            built = Teacher({k: spec[k] for k in ('config', 'checkpoint', 'strict') if k in spec})
+            built = Teacher(spec)
             built.load()
             name = Path(built.name).stem
             if name in (other for other, _ in self.teachers.values()):

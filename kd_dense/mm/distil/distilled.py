@@ -22,6 +22,7 @@ from kd_dense.mm.distil.first_steps import FirstSteps
 from kd_dense.mm.distil.fitting import build_terms
 from kd_dense.mm.distil.guests import Guest, inherited_from, taught
 from kd_dense.mm.distil.term import Term
+from kd_dense.mm.distil.unlabelled.pseudo import pseudo_of
 from kd_dense.mm.distil.unlabelled.step import Pictures, Unlabelled, sort_pictures, views
 from kd_dense.mm.finite import FiniteCheck
 from kd_dense.mm.models.inherit import check_inherit, inherit_parts
@@ -48,6 +49,7 @@ FIELDS = (
     'data_preprocessor',
     'checks',
     'unlabelled',
+    'pseudo',
     'compile_losses',
 )
 
@@ -63,6 +65,7 @@ def Distilled(  # noqa: N802  (a type in configs)
     data_preprocessor: Mapping[str, Any] | None = None,
     checks: bool = True,
     unlabelled: bool = False,
+    pseudo: Mapping[str, Any] | None = None,
     compile_losses: bool = False,
     **unknown: Any,
 ) -> nn.Module:
@@ -93,6 +96,9 @@ def Distilled(  # noqa: N802  (a type in configs)
         unlabelled: Whether pictures may come that have no labels, of a
             [`kd_dense.mm.data.unlabelled.Unlabelled`][] data set: the terms that need none learn
             from them. See ``docs/unlabelled.md``.
+        pseudo: With ``dict(score_thr=0.5)`` terms that need boxes or label maps take the teacher's
+            predictions where there are none: see
+            [`kd_dense.mm.distil.unlabelled.pseudo.Pseudo`][].
         compile_losses: Whether `torch.compile` fuses the steps of each loss. The first steps
             take longer.
 
@@ -172,7 +178,11 @@ def Distilled(  # noqa: N802  (a type in configs)
         source = inherited_from(guests, inherit)
         if source is not None:
             check_inherit(model, source.model, inherit)
-        rest = Unlabelled(model, [*distillation.values()], found) if unlabelled else None
+        rest = None
+        if unlabelled or pseudo is not None:
+            rest = Unlabelled(
+                model, [*distillation.values()], found, pseudo_of(pseudo, model, guests)
+            )
     if compile_losses:
         for each in distillation.values():
             cast(Term, each).compile_losses()

@@ -15,6 +15,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 
 from kd_dense.mm.pictures import observe, views
 from kd_dense.mm.randomness import kept_random_state
+from kd_dense.mm.teachers.foreign import predicts
 from kd_dense.mm.teachers.several import called
 from kd_dense.registry import HOOKS
 
@@ -136,6 +137,7 @@ class PictureHook(Hook):
                 self._teachers[index] = {
                     called(name): observe.predict(guest.teacher.model.to(device), data, view)
                     for name, guest in guests.items()
+                    if predicts(guest.teacher.model)
                 }
 
     @master_only

@@ -15,10 +15,14 @@ from kd_dense.mm.models.inherit import fits
 from kd_dense.mm.models.probe import FEATURES, Probe, probe
 from kd_dense.taps import TapError, Taps
 
-__all__ = ['IMAGE', 'LOGITS', 'Map', 'Pair', 'Side']
+__all__ = ['ENCODER', 'IMAGE', 'LOGITS', 'Map', 'Pair', 'Side']
 
 # The taps that stand for class logits of a segmenter.
 LOGITS = ('logits', 'aux_logits')
+
+# The tap that stands for the last map of a teacher that has nothing but features, and for the
+# student's map whose stride is nearest to its.
+ENCODER = 'encoder'
 
 # The taps that stand for the last convolution of a tower of a dense head, and where it lies.
 TOWERS = {'cls_tower': 'bbox_head.cls_convs', 'reg_tower': 'bbox_head.reg_convs'}
@@ -59,6 +63,12 @@ class Side:
     def segments(self) -> bool:
         """Whether this is a semantic segmenter."""
         return 'decode_head' in self.parts
+
+    @property
+    def features_only(self) -> bool:
+        """Whether it has a backbone and no head."""
+        heads = any('head' in name.partition('.')[0] for name in self.parts)
+        return 'backbone' in self.parts and 'neck' not in self.parts and not heads
 
     def has(self, part: str, kinds: Sequence[str] = ()) -> bool:
         """Whether there is such a part, and its class or one of its bases is one of these."""
@@ -185,8 +195,9 @@ class Pair:
         """Find a tap in both models.
 
         Args:
-            tap: ``'logits'`` or ``'aux_logits'``; ``'cls_tower'`` or ``'reg_tower'``; the name of
-                a part; or a tap in backbone or neck: of its maps those that both models have at
+            tap: ``'logits'`` or ``'aux_logits'``; ``'cls_tower'`` or ``'reg_tower'``;
+                ``'encoder'``, of a teacher that has nothing but features; the name of a part; or
+                a tap in backbone or neck: of its maps those that both models have at
                 the same strides, of which ``[:4]`` takes the first four; ``[-1]`` is the last map
                 of each.
 
@@ -198,8 +209,10 @@ class Pair:
         Raises:
             RuntimeError: If the models run at no size that could be tried.
         """
-        path, _, index = tap.partition('[')
         ours, theirs = self.student, self.teacher
+        if tap == ENCODER and not theirs.features_only:
+            return None
+        path, _, index = ('backbone', '', tap) if tap == ENCODER else tap.partition('[')
         names: Sequence[str | None]
         maps: list[Map] = []
         if tap in LOGITS:
@@ -235,7 +248,7 @@ class Pair:
 
     def _probe(self, path: str) -> _Features | None:
         """Run both models; None, if one has no such path, or no maps there."""
-        if self.student.segments != self.teacher.segments:
+        if self.student.segments != self.teacher.segments and not self.teacher.features_only:
             return None  # features for different tasks are not compared unasked
         ours, theirs = self.student.spelt(path), self.teacher.spelt(path)
         models = self.student.model, self.teacher.model
@@ -255,7 +268,9 @@ class Pair:
 def _aligned(found: _Features, index: str) -> tuple[list[str], list[Map]]:
     """Name the maps that are compared, in both models; and those of the teacher."""
     both = [*zip(found.paths, found.shapes, strict=True)]
-    if index == '-1]':  # from the end, because some yield more maps in training
+    if index == ENCODER:
+        names, first, count = _nearest(found)
+    elif index == '-1]':  # from the end, because some yield more maps in training
         first, count = [max(i for i, x in enumerate(s) if len(x) == 4) for s in found.shapes], 1
         names = [f'{path}[{at - len(s)}]' for at, (path, s) in zip(first, both, strict=True)]
     else:
@@ -266,6 +281,22 @@ def _aligned(found: _Features, index: str) -> tuple[list[str], list[Map]]:
         ]
     compared = found.shapes[1][first[1] : first[1] + count]
     return names, [Map(s[1], s[2] * s[3] * IMAGE / found.pixels) for s in compared]
+
+
+def _nearest(found: _Features) -> tuple[list[str], list[int], int]:
+    """The teacher's last map, and of those of the student nearest to it in size the last."""
+    cells = [
+        {i: shape[2] * shape[3] for i, shape in enumerate(side) if len(shape) == 4}
+        for side in found.shapes
+    ]
+    theirs = max(cells[1])
+    ours = min(cells[0], key=lambda i: (abs(log(cells[0][i] / cells[1][theirs])), -i))
+    counts = [len(side) for side in found.shapes]
+    names = [
+        _spelt(path, i, 1, n)
+        for path, i, n in zip(found.paths, (ours, theirs), counts, strict=True)
+    ]
+    return names, [ours, theirs], 1
 
 
 def _common_run(ours: Sequence[Shape], theirs: Sequence[Shape]) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ from kd_dense.mm.presets.choose import Weights
 from kd_dense.mm.run.export import export
 from kd_dense.mm.run.recipes import DEFAULT, read_recipe, set_work_dir, teacher_spec, write_recipe
 from kd_dense.mm.run.train import train
+from kd_dense.mm.teachers.foreign import ForeignModel, check_fields
 
 __all__ = ['Outcome', 'distill']
 
@@ -44,7 +45,7 @@ class Outcome(NamedTuple):
 
 def distill(
     student: Source | nn.Module,
-    teacher: Source | nn.Module | None = None,
+    teacher: Source | Mapping[str, Any] | nn.Module | None = None,
     methods: str | Sequence[str] = (),
     *,
     config: Source | None = None,
@@ -69,7 +70,9 @@ def distill(
         student: Config of the student, or a recipe, which needs no teacher: a path, or a name as
             ``'mmdet::FOLDER/FILE.py'``; or a model that has been built, which starts from the
             weights that it has.
-        teacher: Config of the teacher: a path or a name; or a model with its weights.
+        teacher: Config of the teacher: a path or a name; or a model with its weights; or what
+            else [`kd_dense.mm.teachers.guest.Teacher`][] takes, as
+            ``dict(type='timm', model=...)`` or ``dict(module=NET, mean=..., std=...)``.
         methods: One or several presets, as ``'fgd'``; with a teacher alone it is ``'auto'``, what
             made the best students in our study.
         config: Where the student is a model, the config of data, schedule and evaluation.
@@ -106,6 +109,9 @@ def distill(
         raise RequestError(f'expected methods together with a teacher, got {chosen}')
     if teacher is not None and not chosen:
         chosen = [*DEFAULT]
+    if isinstance(teacher, Mapping) and isinstance(teacher.get('module'), nn.Module):
+        check_fields(teacher)
+        teacher = ForeignModel(**teacher)
     build: Callable[[], nn.Module] | None = None
     if isinstance(student, nn.Module) or isinstance(teacher, nn.Module):
         source = config if isinstance(student, nn.Module) else student

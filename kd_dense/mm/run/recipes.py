@@ -26,7 +26,7 @@ DEFAULT = ('auto',)
 
 def read_recipe(
     config: str | os.PathLike[str],
-    teacher: str | os.PathLike[str] | None,
+    teacher: str | os.PathLike[str] | Mapping[str, Any] | None,
     methods: Sequence[str],
     teacher_checkpoint: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -83,18 +83,23 @@ def set_work_dir(
 
 
 def teacher_spec(
-    name: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None = None
+    name: str | os.PathLike[str] | Mapping[str, Any],
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """What a recipe says of a teacher.
 
     Args:
-        name: Name or path of its config.
+        name: Name or path of its config; or all that is said of it, as a dict.
         checkpoint: Its weights, a path or an address; ``'none'`` for an untrained teacher; by
             default those published with the config.
 
     Raises:
         RequestError: If there is no such config or checkpoint, or none is published.
     """
+    if isinstance(name, Mapping):
+        if checkpoint is not None:
+            raise RequestError('say the checkpoint of this teacher beside the rest of it')
+        return dict(name)
     name = os.fspath(name)
     published = read_config(name, pretrained=True).get('model_path')
     if checkpoint is None and published is None:

@@ -246,6 +246,11 @@ def _cut(x: Tensor, shown: Size, whole: Size) -> Tensor:
     return x[..., :height, :width]
 
 
+def predicts(model: nn.Module) -> bool:
+    """Whether a teacher predicts something, and not features alone."""
+    return not isinstance(model, ForeignModel)
+
+
 def check_fields(fields: Iterable[str]) -> None:
     """Name a field that no module takes.
 

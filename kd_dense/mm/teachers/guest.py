@@ -23,13 +23,25 @@ from kd_dense.mm.teachers.fuse import fuse_norms
 from kd_dense.mm.teachers.openmmlab import build_teacher
 from kd_dense.taps import Taps, near_names
 
-__all__ = ['Teacher']
+__all__ = ['Teacher', 'what_it_is']
 
 PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 SWITCHES = ('fuse', 'channels_last', 'compile', 'stream')
 # Of a map's largest value: what folding a norm into a convolution may change it by.
 FUSED_ALIKE = 1e-3
-FIELDS = ('config', 'checkpoint', 'strict', 'precision', *SWITCHES, 'cache', 'every')
+# How a teacher runs, and how seldom.
+RUNNING = ('precision', *SWITCHES, 'cache', 'every')
+FIELDS = ('config', 'checkpoint', 'strict', *RUNNING)
+
+
+def what_it_is(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe says of a teacher, without how it runs.
+
+    Examples:
+        >>> what_it_is(dict(config='large.py', precision='bf16'))
+        {'config': 'large.py'}
+    """
+    return {name: value for name, value in spec.items() if name not in RUNNING}
 
 
 class Teacher:

@@ -19,7 +19,7 @@ from kd_dense.mm.configs import RequestError, distils, read_config, type_name
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.mm.teachers.foreign import config_of
 
-__all__ = ['Built', 'build_teacher', 'read_teacher_config']
+__all__ = ['Built', 'build_teacher', 'config_of_teacher', 'read_teacher_config']
 
 UNTRAINED_SEED = 0
 
@@ -116,6 +116,13 @@ def build_teacher(fields: Mapping[str, Any]) -> Built:
         if checkpoint is None:
             _set_the_rest(built)
     return Built(built, name, checkpoint, strict)
+
+
+def config_of_teacher(spec: str | Mapping[str, Any]) -> Any:
+    """The config of what a recipe says of a teacher; always with a ``model``."""
+    if not isinstance(spec, Mapping):
+        return read_teacher_config(spec)
+    return read_teacher_config(config_of(spec)['config'])
 
 
 def read_teacher_config(source: Any) -> Any:

@@ -342,6 +342,91 @@ def test_maps_that_cannot_be_put_together():
         parts.Joined([one, other], 4)['x']
 
 
+class TestPseudo:
+    """Terms that need labels take the teacher's predictions."""
+
+    def test_label_maps(self):
+        model = segmenter(pseudo=dict(score_thr=0.0))
+        inputs, samples = batch(model, [0, 2])
+        pseudo = model.kd_plan.unlabelled.pseudo
+        with torch.no_grad():
+            sure = pseudo.teacher.model(inputs, mode='tensor').softmax(1).amax(1)
+        pseudo.score_thr = float(sure.median())
+        predicted = pseudo(inputs[[0, 2]], [samples[0], samples[2]])
+        labels = torch.cat([one.gt_sem_seg.data for one in predicted])
+        assert {*labels.unique().tolist()} > {255}  # sure of some pixels, and not of others
+        found = model.loss(inputs, samples)
+        assert (samples[0].gt_sem_seg.data == 255).all()  # as it came
+        inputs, samples = batch(model, [])
+        for place, one in zip((0, 2), predicted, strict=True):
+            samples[place].gt_sem_seg = one.gt_sem_seg
+        expected = segmenter().loss(inputs, samples)
+        for name in ('loss_kd_labels', 'loss_kd_affinity', 'loss_kd_logits'):
+            close({name: found[name]}, {name: expected[name]})
+        alone = segmenter().loss(inputs[[1, 3]], [samples[1], samples[3]])
+        close({'': found['decode.loss_ce']}, {'': alone['decode.loss_ce']})
+
+    def test_boxes(self):
+        model = detector(pseudo=dict(score_thr=0.0))
+        head = model.kd_plan.teacher.model.bbox_head
+        head.test_cfg.update(score_thr=0.0, max_per_img=5)
+        inputs, samples = batch(model, [1, 2], 'fgd')
+        predicted = model.kd_plan.unlabelled.pseudo(inputs[1:3], samples[1:3])
+        boxes = [one.gt_instances.bboxes for one in predicted]
+        assert all(len(one) for one in boxes)
+        assert torch.cat(boxes).max() <= 64  # where the student sees them
+        found = model.loss(inputs, samples)
+        inputs, samples = batch(model, [], 'fgd')
+        for place, one in zip((1, 2), predicted, strict=True):
+            samples[place].gt_instances = one.gt_instances
+        expected = detector().loss(inputs, samples)
+        for name in (name for name in found if 'kd' in name):
+            close({name: found[name]}, {name: expected[name]})
+
+    def test_the_teacher_sees_them_by_its_own_preprocessing(self):
+        made = config('cwd', TERMS, pseudo=dict(score_thr=0.0))
+        made.teacher.config.data_preprocessor.update(
+            mean=[90.0] * 3, std=[30.0] * 3, bgr_to_rgb=False
+        )
+        model = toy.build(made).train()
+        inputs, samples = batch(model, [0, 1])
+        ours = model.kd_plan.unlabelled.pseudo(inputs[:2], samples[:2])
+        teacher = model.kd_plan.teacher.model
+        theirs, _ = toy.batch(teacher, methods.scenes('cwd'), 2)
+        logits = teacher.inference(theirs, [one.metainfo for one in samples[:2]])
+        for one, labels in zip(ours, logits.argmax(1), strict=True):
+            assert (one.gt_sem_seg.data[0] == labels).float().mean() > 0.99
+
+    def test_a_term_on_regions_skips_all_the_same(self, log):
+        terms = dict(**toy_rois.terms(), free=FREE)
+        toy.build(toy_rois.distilled(terms=terms, pseudo=dict(score_thr=0.5)))
+        assert 'skips pictures without labels: it compares regions' in log()
+
+    @pytest.mark.parametrize(
+        ('pseudo', 'message'),
+        [
+            (dict(score_th=0.5), r"unknown field 'score_th', did you mean 'score_thr'"),
+            (dict(score_thr=1.0), r'expects 0 <= score_thr < 1, got score_thr=1.0'),
+            (True, r'expected pseudo as dict\(score_thr=0.5\), got True'),
+        ],
+    )
+    def test_bad_fields(self, pseudo, message):
+        with pytest.raises(ValueError, match=message):
+            segmenter(pseudo=pseudo)
+
+    def test_a_teacher_of_other_classes(self):
+        made = config('cwd', dict(features=TERMS['features']), pseudo=dict(score_thr=0.5))
+        made.teacher.config.decode_head.num_classes = 7
+        with pytest.raises(ValueError, match='predicts 7 classes and the student 5'):
+            toy.build(made)
+
+    def test_a_teacher_that_does_not_predict(self):
+        made = config('cwd', dict(features=FREE), pseudo=dict(score_thr=0.5))
+        made.teacher.config = toy.detector(16)
+        with pytest.raises(ValueError, match='the teacher RetinaNet predicts no label maps: take'):
+            toy.build(made)
+
+
 # --- two processes -----------------------------------------------------------------------------
 
 SPLITS = {

@@ -1,4 +1,4 @@
-"""A sum over rows of a matrix of affinities that is never made whole."""
+"""A sum over rows of a matrix of affinities, which is not made whole where it is large."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ OfRows = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 
 
 def sum_over_rows(function: OfRows, rows: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """Add up what each row of a matrix is worth, a block of rows at a time.
+    """Add up what each row of a matrix is worth.
 
-    The gradient is computed with the value, so that what is kept for the backward pass is as
-    large as the vectors, and not as the matrix.
+    Where the matrix is larger than the vectors, it is made a block of rows at a time, and the
+    gradient is computed with the value: what is kept for the backward pass is as large as the
+    vectors then, and not as the matrix.
 
     Args:
         function: Given a block of ``rows`` and the same groups of ``others``, what these rows
@@ -43,6 +44,8 @@ def sum_over_rows(function: OfRows, rows: Sequence[Tensor], others: Sequence[Ten
         >>> sum_over_rows(lambda rows, all: (rows[0] @ all[0].mT).sum((1, 2)), [x], [x])
         tensor([18.])
     """
+    if others[0].shape[1] <= rows[0].shape[2]:
+        return function(rows, others)
     value: Tensor = _SumOverRows.apply(function, len(rows), *rows, *others)
     return value
 

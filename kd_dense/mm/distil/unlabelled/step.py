@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from kd_dense.mm.data.unlabelled import hide_labels, is_unlabelled
 from kd_dense.mm.distil.rehearsal import alone
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.distil.unlabelled.parts import Joined, Rows, shared_features
+from kd_dense.mm.distil.unlabelled.pseudo import NEEDS, Pseudo
 from kd_dense.mm.models.probe import Probe, forward, needs_features_only, replicate
 from kd_dense.taps import Taps
 
@@ -41,6 +42,7 @@ class Pictures(NamedTuple):
         real: Whether these have labels; one that has none stands in where other processes
             have some, and would wait for this one.
         mixed: Whether there are pictures without labels, in any process.
+        skipping: The terms that have nothing to do on these, by their names.
     """
 
     inputs: Any
@@ -49,6 +51,7 @@ class Pictures(NamedTuple):
     counts: float = 1.0
     real: bool = True
     mixed: bool = False
+    skipping: frozenset[str] = frozenset()
 
     @property
     def with_labels(self) -> tuple[Any, Any]:
@@ -63,7 +66,7 @@ class Pictures(NamedTuple):
         A loss that is a mean over the pictures with labels of this process counts by how many
         these are.
         """
-        if not self.mixed or not skips(term):
+        if not self.mixed or term.name not in self.skipping:
             return losses
         factor = 0.0 if not self.real else self.counts if term.loss.divides_by_images else 1.0
         if factor == 1.0:
@@ -71,9 +74,9 @@ class Pictures(NamedTuple):
         return {k: factor * v if k.startswith('loss') else v for k, v in losses.items()}
 
 
-def skips(term: Term) -> bool:
-    """Whether a term has nothing to do on a picture without labels."""
-    return term.rois is not None or not FREE.issuperset(term.needs)
+def skips(term: Term, known: frozenset[str] = FREE) -> bool:
+    """Whether a term has nothing to do on a picture of which only so much is known."""
+    return term.rois is not None or not known.issuperset(term.needs)
 
 
 @torch.compiler.disable
@@ -112,9 +115,9 @@ def views(
     """
     if unlabelled is None or not pictures.mixed:
         return [(step, {**terms})]
-    free = {name: term for name, term in terms.items() if not skips(term)}
+    free = {name: term for name, term in terms.items() if name not in pictures.skipping}
     others = {name: term for name, term in terms.items() if name not in free}
-    whole, labelled = unlabelled.steps(step, pictures)
+    whole, labelled = unlabelled.steps(step, pictures, free.values())
     return [(whole, free), *([(labelled, others)] if pictures.first else [])]
 
 
@@ -130,26 +133,37 @@ class Unlabelled:
         student: The student, before it is distilled.
         terms: Its terms.
         found: By the name of each teacher what their taps yield.
+        pseudo: Predicts labels for those that have none, for terms that need some.
 
     Raises:
         ValueError: If the student, or a term, cannot be taught so.
     """
 
-    def __init__(self, student: Any, terms: Sequence[Term], found: Mapping[str, Probe]) -> None:
+    def __init__(
+        self,
+        student: Any,
+        terms: Sequence[Term],
+        found: Mapping[str, Probe],
+        pseudo: Pseudo | None = None,
+    ) -> None:
         if layout(student) != 'images':
             raise ValueError(
                 f'unlabelled=True is for students that are trained on images; '
                 f'{type(student).__name__} is trained on {layout(student)}'
             )
-        _say_who_skips(terms)
+        self.pseudo = pseudo
+        known = FREE if pseudo is None else FREE | NEEDS
+        self.skipping = frozenset(term.name for term in terms if skips(term, known))
+        _say_who_skips(terms, known)
         probes = [*found.values()]
         self._calls = {tap: one.calls for probe in probes for tap, one in probe.student.items()}
         self._by_loss = any(probe.student_by_loss for probe in probes)
-        self._rest = Taps(chain(*(t.student_taps for t in terms if not skips(t))))
+        others = [term for term in terms if term.name not in self.skipping]
+        self._rest = Taps(chain(*(term.student_taps for term in others)))
         self._group: Any = None
         self._zero: Tensor | None = None
         size = max(probe.size for probe in probes)
-        _rehearse(student, terms, size, self._by_loss, self._rest)
+        _rehearse(student, others, size, self._by_loss, self._rest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unlabelled:
         other = object.__new__(type(self))
@@ -184,6 +198,7 @@ class Unlabelled:
             own[0] / mean if mean else 0.0,
             real=not stands_in,
             mixed=True,
+            skipping=self.skipping,
         )
 
     def _rank(self) -> int:
@@ -225,7 +240,9 @@ class Unlabelled:
         """
         inputs, samples, first = pictures.inputs, pictures.samples, pictures.first
         losses: dict[str, Any] = {}
-        wanted = [tap for term in active if not skips(term) for tap in term.student_taps]
+        wanted = [
+            tap for term in active if term.name not in self.skipping for tap in term.student_taps
+        ]
         with shared_features(student, inputs) as features:
             if not active:  # nothing looks at the others
                 features.whole = inputs[:first]
@@ -280,14 +297,18 @@ class Unlabelled:
         with self._rest.on(student, names, stop_after=calls):
             forward(student, inputs, samples, names)
 
-    def steps(self, step: Step, pictures: Pictures) -> tuple[Step, Step]:
+    def steps(self, step: Step, pictures: Pictures, terms: Iterable[Term]) -> tuple[Step, Step]:
         """What is known of all pictures, and of those with labels.
 
         Args:
             step: What both models have recorded.
             pictures: The batch.
+            terms: Those that look at all pictures.
         """
         total, first = len(pictures.samples), pictures.first
+        if self.pseudo is not None and any(not FREE.issuperset(t.needs) for t in terms):
+            samples = self._with_predictions(pictures)
+            step = step._replace(data_samples=samples)
         joined = Joined([step.student_taps, self._rest], total)
         labelled = step._replace(
             inputs=step.inputs[:first],
@@ -296,6 +317,15 @@ class Unlabelled:
             rows=(first, total),
         )
         return step._replace(student_taps=joined), labelled
+
+    def _with_predictions(self, pictures: Pictures) -> list[Any]:
+        """The samples, with labels that the teacher predicts where there are none."""
+        assert self.pseudo is not None
+        samples = [*pictures.samples]
+        at = next((i for i, one in enumerate(samples) if is_unlabelled(one)), len(samples))
+        if at < len(samples):
+            samples[at:] = self.pseudo(pictures.inputs[at:], samples[at:])
+        return samples
 
     def clear(self) -> None:
         """Drop what was recorded."""
@@ -324,7 +354,7 @@ def _synchronised(student: nn.Module) -> bool:
     return any(isinstance(module, nn.SyncBatchNorm) for module in student.modules())
 
 
-def _say_who_skips(terms: Sequence[Term]) -> None:
+def _say_who_skips(terms: Sequence[Term], known: frozenset[str]) -> None:
     """Log which terms learn nothing on pictures without labels.
 
     Raises:
@@ -336,9 +366,9 @@ def _say_who_skips(terms: Sequence[Term]) -> None:
                 f'unlabelled=True, and term {term.name!r} compares queries of decoders, which '
                 'are not taught on pictures without labels: leave it out, or tap backbone or neck'
             )
-    off = [term for term in terms if skips(term)]
+    off = [term for term in terms if skips(term, known)]
     for term in off:
-        why = f'its loss needs {", ".join(n for n in term.needs if n not in FREE)}'
+        why = f'its loss needs {", ".join(n for n in term.needs if n not in known)}'
         if term.rois is not None:
             why = 'it compares regions that are sampled by labels'
         print_log(f'term {term.name!r} skips pictures without labels: {why}', logger='current')
@@ -370,7 +400,7 @@ def _rehearse(
     add_labels(student, samples, size)
     for sample in samples:
         hide_labels(sample)
-    who = next(t.name for t in terms if not skips(t))
+    who = terms[0].name
     try:
         with torch.device('cpu'), alone(), taps.on(replica):
             forward(replica, inputs, samples, names, by_loss)

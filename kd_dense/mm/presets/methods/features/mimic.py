@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kd_dense.mm.presets.roles import ENCODER
 from kd_dense.mm.presets.settings import P2_TO_P5, P3_TO_P7, Layout, Method, Preset, Sums
 
 __all__ = ['METHODS', 'SUMS']
@@ -24,7 +25,19 @@ def _vkd(tap: str) -> dict[str, Any]:
     return {'vkd': {'tap': tap, 'loss': {'type': 'VkDLoss', 'weight': 1.0}, 'adapter': adapter}}
 
 
+def _foreign(name: str, loss: str, **fields: Any) -> Preset:
+    """Of a teacher from elsewhere, whose maps no weight was published for."""
+    term = {'tap': ENCODER, 'loss': {'type': loss}, 'share': 1.0, **fields}
+    return Preset(
+        models='any student of a teacher that has nothing but features',
+        terms={name: term},
+        inherit=(),
+        source='ours: weight by share; its last map, and the one of the nearest stride',
+    )
+
+
 FITNETS = (
+    _foreign('fitnets', 'FitNetsLoss'),
     Preset(
         models='segmenters',
         part='decode_head',
@@ -48,6 +61,7 @@ FITNETS = (
     ),
 )
 PKD = (
+    _foreign('pkd', 'PKDLoss'),
     Preset(
         models='segmenters',
         part='decode_head',
@@ -79,6 +93,7 @@ PKD = (
     ),
 )
 VKD = (
+    _foreign('vkd', 'VkDLoss', adapter={'type': 'Adapter', 'orthogonal': True}),
     Preset(
         models='segmenters',
         part='decode_head',
@@ -100,6 +115,7 @@ VKD = (
     ),
 )
 COSINE = (
+    _foreign('cosine', 'CosineLoss'),
     Preset(
         models='models with a backbone',
         terms={
