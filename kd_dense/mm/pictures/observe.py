@@ -104,6 +104,19 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def _live(teachers: Sequence[Any]) -> Iterator[None]:
+    """Let teachers run whose maps are kept: what is looked at is no view of a training picture."""
+    caches = [teacher.cache for teacher in teachers]
+    for teacher in teachers:
+        teacher.cache = None
+    try:
+        yield
+    finally:
+        for teacher, cache in zip(teachers, caches, strict=True):
+            teacher.cache = cache
+
+
 def predict(model: Any, data: Mapping[str, Any], view: View) -> Prediction:
     """Let a model, of mmdet or mmseg, say what it finds.
 
@@ -165,7 +178,7 @@ def compare(
         or any(term.rois is not None for term in terms.values())
         or any(NEEDS[need].loss_taps for term in terms.values() for need in term.needs)
     )
-    with _undisturbed(model):
+    with _undisturbed(model), _live([guest.teacher for guest in plan.running.values()]):
         try:
             plan.run(model, [*terms.values()], inputs, samples)
             with ours.on(model):

@@ -15,6 +15,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from kd_dense.functional import without_autocast
 from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.batches.views import View, view_of
 from kd_dense.mm.files.entries import CHANGED, Entries
@@ -137,7 +138,8 @@ class MapCache:
         self._map(lambda i: entries.write(names[i], made_of[i], found[i]), missing)
         self.computed += len(missing)
         self.read += len(views) - len(missing)
-        taps.hold({name: _joined(found, name, inputs.device) for name in taps.names})
+        with without_autocast(inputs):  # which does not stack float16 on a CPU
+            taps.hold({name: _joined(found, name, inputs.device) for name in taps.names})
 
     def _map(self, function: Any, *arguments: Any) -> list[Any]:
         if self._pool is None:
@@ -179,7 +181,7 @@ class MapCache:
         """Refuse what would fill the disk, before anything is written."""
         need = gigabytes_of(size, view.pictures, view.views)
         sum_ = (
-            f'{" and ".join(names)} of the teacher takes {size / 1e6:.3g} MB in float16 a picture '
+            f'the maps of {" and ".join(names)} take {size / 1e6:.3g} MB in float16 a picture '
             f'and view: {view.pictures} pictures x {view.views} views are {need:.3g} GB'
         )
         remedy = 'cache what is small, as the logits of a segmenter, or take fewer views'

@@ -1,6 +1,8 @@
 """Tensors on a disk: there completely, made of what is asked for, or not at all."""
 
 import os
+import signal
+import time
 
 import pytest
 import torch
@@ -69,3 +71,24 @@ def test_what_killed_processes_left_is_swept_away_once_nobody_can_be_writing_it(
     assert entries.sweep() == 1
     assert new.exists()
     assert not old.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_a_kill_leaves_whole_entries_alone(tmp_path):
+    entries = Entries(tmp_path)
+    for seed in range(4):
+        child = os.fork()
+        if child == 0:  # writes until it is killed
+            try:
+                for number in range(10**6):
+                    maps = {'a': torch.full((20_000,), number)}
+                    entries.write(str(number % 5), str(number), maps)
+            finally:
+                os._exit(1)
+        while len(list(tmp_path.glob('*.maps'))) < 5:
+            time.sleep(0.01)
+        time.sleep(0.01 * seed)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for name in range(5):
+            assert entries.read(str(name), 'something else') == CHANGED  # and not damaged

@@ -246,3 +246,15 @@ def test_one_process_looks_while_the_other_waits():
     data = load(methods.scenes('ld'), 1)
     compared, _ = compare(model, data, look(model, data, ()))
     assert found == {name: one.value for name, one in compared.items()}
+
+
+def test_a_teacher_whose_maps_are_kept_runs(tmp_path):
+    maps = dict(views=2, folder=str(tmp_path / 'maps'))
+    teacher = dict(config=toy.segmenter(16), checkpoint=None, cache=maps)
+    model, scenes = toy.build(toy.distilled(teacher=teacher)).eval(), toy.SegScenes(augment=False)
+    data = load(scenes, 0)
+    found, left_out = compare(model, data, look(model, data, class_names(scenes)))
+    assert found.keys() == {'logits'}
+    assert not left_out
+    assert model.kd_plan.teacher.cache.views == 2
+    assert not (tmp_path / 'maps').exists()

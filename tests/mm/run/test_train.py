@@ -9,7 +9,7 @@ from torch import nn
 from kd_dense.mm import CriticHook, RandomStateHook
 from kd_dense.mm.configs import RequestError
 from kd_dense.mm.run.processes import _distribute_on_cpu
-from kd_dense.mm.run.train import add_hooks, use_mixed_precision, use_safe_checkpoints
+from kd_dense.mm.run.train import add_hooks, fix_views, use_mixed_precision, use_safe_checkpoints
 
 
 class Derived(CriticHook):
@@ -89,3 +89,27 @@ def test_synchronised_statistics_on_cpus(kind, monkeypatch):
     assert made.model_wrapper_cfg == dict(
         type='Mine', device_ids=None, broadcast_buffers=True, find_unused_parameters=False
     )
+
+
+class TestFixedViews:
+    """The training set of a recipe that keeps its teacher's maps."""
+
+    def recipe(self, dataset, **teacher):
+        model = dict(
+            type='kd_dense.Distilled', student=dict(), teacher=dict(config='x', **teacher)
+        )
+        return Config(dict(model=model, train_dataloader=dict(batch_size=2, dataset=dataset)))
+
+    def test_is_wrapped_once(self):
+        dataset = dict(type='CocoDataset')
+        config = self.recipe(dataset, cache=dict(views=5, folder='maps'))
+        for _ in range(2):
+            fix_views(config)
+        fixed = dict(type='kd_dense.FixedViews', views=5, dataset=dataset)
+        assert config.train_dataloader.to_dict() == dict(batch_size=2, dataset=fixed)
+
+    def test_is_left_alone_without_a_cache(self):
+        config = self.recipe(dict(type='CocoDataset'))
+        before = config.to_dict()
+        fix_views(config)
+        assert config.to_dict() == before

@@ -147,6 +147,15 @@ class TestMaps:
             scenes.images ^= 1
         assert 'come out differently twice' in log()
 
+    def test_are_kept_in_float16_under_autocast_too(self, tmp_path):
+        model = toy.build(recipe(tmp_path)).train()
+        for _ in range(2):
+            with torch.autocast('cpu', torch.bfloat16):
+                losses = model(*batch(model), mode='loss')
+            assert losses['loss_kd_logits'].dtype == torch.float32
+            assert losses['loss_kd_logits'].isfinite()
+        assert cache(model).read == 2
+
 
 class TestTraining:
     def test_resumes_as_if_it_had_not_stopped(self, tmp_path):

@@ -230,7 +230,8 @@ class TestWeights:
         spec = toy_foreign.of_transformers('dinov2', checkpoint=file)
         found = model(spec, load=True).state_dict()
         expected = safetensors.torch.load_file(file)
-        assert sum(x.sum() for x in found.values()) == sum(x.sum() for x in expected.values())
+        sums = (sorted(float(x.sum()) for x in one.values()) for one in (found, expected))
+        assert len({*map(tuple, sums)}) == 1
 
     @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
     def test_of_timm_may_be_a_file(self, tmp_path, suffix):
