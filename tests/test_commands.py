@@ -113,6 +113,11 @@ ELSEWHERE = {
         'tests/test_package.py::test_an_sdist_builds_the_same_wheel',
     'python -m benchmarks.losses': 'tests/benchmarks/test_losses.py',
     'python -m benchmarks.losses --scaling': 'tests/benchmarks/test_losses.py',
+    'python -m benchmarks.launches': 'tests/benchmarks/test_launches.py',
+    'python -m benchmarks.scale_out': 'tests/benchmarks/test_scale_out.py',
+    'python -m benchmarks.scale_out --simulate': 'tests/benchmarks/test_scale_out.py',
+    'torchrun --nproc_per_node 4 -m benchmarks.scale_out --check':
+        'tests/benchmarks/test_scale_out.py::test_messages_do_not_grow_with_processes',
     'python -m mkdocs build': 'tests/test_site.py',
     'python -m mkdocs serve': 'tests/test_site.py',
     'python -m benchmarks.zoo --output zoo.jsonl':

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from kd_dense.mm.presets.choose import METHODS
 from tests.miniature import ROOT
 
 # Where each family has a file, and what lies there beside them.
@@ -86,3 +89,15 @@ def test_the_tables_of_methods_have_all(page):
     here = 'docs/methods/' if page == 'README.md' else ''
     missing = [name for name in FAMILIES if f']({here}{name}.md)' not in text]
     assert not missing, f'{page} has no row for {missing}'
+
+
+def test_each_method_has_its_line_and_costs_what_is_counted():
+    lines = (ROOT / 'docs/methods/README.md').read_text().splitlines()
+    rows = {line.split('`')[1]: line for line in lines if line.startswith('| [`')}
+    assert rows.keys() == METHODS.keys()
+    counted = (ROOT / 'docs/performance.md').read_text().split('<!-- launches')[1]
+    passes = {line.split('|')[3].strip() for line in counted.splitlines() if line.count('|') > 4}
+    for name, row in rows.items():
+        _, _, what, _, cost, *_ = (cell.strip() for cell in row.split('|'))
+        assert what == METHODS[name].summary
+        assert {*re.findall(r'\d+\.\d', cost)} <= passes, name

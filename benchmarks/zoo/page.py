@@ -12,13 +12,15 @@ from benchmarks.zoo.records import METHODS, NO_MODEL, PLAIN
 
 LOGITS = ('kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld')
 FEATURES = ('fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'nst')
+MASKED = ('frs', 'defeat', 'fgfi', 'reviewkd')
 DENSE = ('bckd', 'adl', 'crosskd', 'pgd')
 HEADS = ('fbkd', 'roi_dkd', 'roi_dist', 'detrdistill', 'kddetr')
-SEGMENTERS = ('af_dcd', 'dsd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd', 'detrdistill')
+SEGMENTERS = ('af_dcd', 'dsd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd', 'cirkd', 'edge_body',
+              'reviewkd', 'pea', 'detrdistill')  # fmt: skip
 APPLY = {
-    'mmdet': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, *DENSE, *HEADS),
+    'mmdet': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, *MASKED, *DENSE, *HEADS),
     'mmseg': (PLAIN, 'cwd', 'skd', 'intrakd', *LOGITS, *FEATURES, *SEGMENTERS),
-    'kd_dense': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, *DENSE),
+    'kd_dense': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, *MASKED, *DENSE),
 }
 
 PAGE = """# Which models of the zoos can be distilled
@@ -55,6 +57,9 @@ kd_dense runs NMS, soft-NMS, RoIAlign and deformable convolutions in PyTorch.
   whose box heads can be asked about any regions, LD to heads with box distributions; BCKD, ADL,
   CrossKD and PGD to dense heads whose assignment, boxes or towers they can read, DETRDistill to
   decoders with queries, KD-DETR to those of DAB-DETR and DINO.
+- FRS, DeFeat and ReviewKD apply to detectors that FGD applies to (FRS where a head of sigmoids has
+  the levels of the neck), FGFI to those with anchors; CIRKD and ReviewKD to segmenters, edge_body
+  to those with class logits, PEA to mix transformers.
 - The methods that came after the first five are tried together, in one step of training in which
   each term must send its own gradient; where that fails, each by itself.
 - To save time, detectors propose, sample and keep at most {boxes} boxes, images have the first

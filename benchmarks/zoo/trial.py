@@ -17,6 +17,7 @@ from benchmarks.zoo.families import choose, read
 from benchmarks.zoo.models import SEGMENTER_SIZES, SIZES, build, own_sizes, prepared
 from benchmarks.zoo.records import described
 from kd_dense.mm.batches import head_boxes, head_targets
+from kd_dense.mm.batches.targets import NEEDS
 from kd_dense.mm.distil.first_steps import split_losses
 from kd_dense.mm.models.box_heads import check_box_heads
 from kd_dense.mm.models.towers import find_tower
@@ -112,24 +113,32 @@ def logits(model: nn.Module) -> list[str]:
     return [name for name in ('decode_head', *heads) if name in names and 'auxiliary' not in name]
 
 
+# Heads whose class scores FRS can read.
+SURE = (('rpn_head', ()), ('bbox_head', ('BaseDenseHead',)))
+
+
 def applicable(model: nn.Module, taps: Taps) -> list[str]:
     """The methods that a model has what they need for."""
+    side = Side(model)
     found = ['cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'nst']
     widths = [[x.shape[1] for x in _maps(taps, name)] for name in necks(model)]
     if any(len(one) > 1 and len({*one}) == 1 for one in widths) and not logits(model):
-        found.append('fgd')
+        found += ['fgd', 'defeat', 'reviewkd']
+        found += ['frs'] * any(side.has(head, kinds) for head, kinds in SURE)
+        found += ['fgfi'] * _has_anchors(model)
     classes = {m.out_channels for m in model.modules() if hasattr(m, 'conv_seg')}
     if any(x.shape[1] in classes for name in logits(model) for x in _maps(taps, name)):
         found += ['skd', 'intrakd', 'dsd', 'kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld']
+        found.append('edge_body')
     if any(isinstance(getattr(m, 'reg_max', None), int) for m in model.modules()):
         found.append('ld')
     if hasattr(model, 'decode_head'):
-        found += ['af_dcd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd']
+        found += ['af_dcd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd', 'cirkd', 'reviewkd']
+        found += ['pea'] * side.has('backbone', ['MixVisionTransformer'])
     if _assigns(model):
         found += ['bckd', 'adl']
         found += ['crosskd'] * _has_towers(model)
     found += ['pgd'] * _guides(model)
-    side = Side(model)
     if any(side.has(preset.part) for preset in METHODS['dist'].presets if preset.part):
         found.append('dist')
     if side.has('roi_head') and necks(model):
@@ -144,6 +153,16 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
     ):
         found.append('kddetr')
     return list(dict.fromkeys(found))
+
+
+def _has_anchors(model: nn.Module) -> bool:
+    check = NEEDS['anchors'].check
+    try:
+        if check is not None:
+            check(model, model)
+    except ValueError:
+        return False
+    return True
 
 
 def _assigns(model: nn.Module) -> bool:

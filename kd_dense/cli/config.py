@@ -47,7 +47,9 @@ def add_distill_options(parser: argparse.ArgumentParser) -> Any:
         'Methods, by what they need (docs/presets.md has their settings):\n' + listed_methods(),
     )
     group.add_argument(
-        '--teacher', help="config of the teacher: a path, or a name as 'mmdet::FOLDER/FILE.py'"
+        '--teacher',
+        help="config of the teacher: a path, or a name as 'mmdet::FOLDER/FILE.py'; or 'ema', the "
+        "student's running average",
     )
     group.add_argument(
         '--teacher-checkpoint',

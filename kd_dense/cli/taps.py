@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 from rich.console import Console
@@ -21,8 +23,8 @@ import kd_dense.mm  # noqa: F401
 from kd_dense.cli.config import add_config
 from kd_dense.mm.check.survey import Pair, Place, compare, survey
 from kd_dense.mm.configs import build_model, distils, read_config
-from kd_dense.mm.teachers.guest import what_it_is
 from kd_dense.mm.teachers.openmmlab import config_of_teacher
+from kd_dense.mm.teachers.several import called, each_teacher, plain, runs_by_itself, teachers_of
 
 COLORS = {'fits': 'green', 'adapter': 'yellow', 'adapter, resized': 'yellow'}
 
@@ -82,41 +84,65 @@ def record(pair: Pair, alone: bool) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> None:
     config = read_config(args.config)
-    teacher = None if args.match is None else read_config(args.match)
+    teachers: dict[str, Any] = {}
+    if args.match is not None:
+        teachers['teacher'] = read_config(args.match)
+    elif distils(config):
+        for name, one in teachers_of(each_teacher(config.model.teacher, plain)).items():
+            if runs_by_itself(one):
+                teachers[called(name)] = config_of_teacher(one)
     if distils(config):
-        if teacher is None:
-            found = config.model.teacher
-            teacher = config_of_teacher(found if isinstance(found, str) else what_it_is(found))
         config.model = config.model.student
     size = (args.size[0], args.size[1])
-
-    if teacher is None:
+    if not teachers:
         pairs = [Pair(place.tap, place, None, '') for place in survey(build_model(config), size)]
-    else:
-        pairs = compare(build_model(config), build_model(teacher), size)
-    shown = [pair for pair in pairs if args.all or pair.tap.count('.') < args.depth]
-
-    if args.json:
-        print(json.dumps([record(pair, alone=teacher is None) for pair in shown]))
+        show(args, {'': pairs}, size)
         return
-    columns = ['channels', 'stride', 'height x width']
-    if teacher is not None:
-        columns = ['student', 'teacher', 'can be distilled']
-    table = Table('tap', 'layer', *columns)
-    table.columns[0].no_wrap = True
-    for pair in shown:
-        place = pair.student or pair.teacher
-        assert place is not None
-        row = described(pair.student, size)
-        if teacher is not None:
-            color = COLORS.get(pair.verdict, 'dim')
-            theirs = described(pair.teacher, size)
-            row = [*map(in_short, (row, theirs)), f'[{color}]{pair.verdict}[/]']
-        table.add_row(branch(pair.tap), place.kind, *row)
+    show(
+        args,
+        {
+            whose: compare(build_model(deepcopy(config)), build_model(teacher), size)
+            for whose, teacher in teachers.items()
+        },
+        size,
+    )
+
+
+def show(
+    args: argparse.Namespace, found: Mapping[str, Sequence[Pair]], size: tuple[int, int]
+) -> None:
+    """Print the taps of the student, beside those of each teacher."""
+    chosen = {
+        whose: [pair for pair in pairs if args.all or pair.tap.count('.') < args.depth]
+        for whose, pairs in found.items()
+    }
+    if args.json:
+        listed = [
+            {**record(pair, alone=not whose), **({'of': whose} if len(found) > 1 else {})}
+            for whose, pairs in chosen.items()
+            for pair in pairs
+        ]
+        print(json.dumps(listed))
+        return
     console = Console()
     console.print(f'On images of {size[0]}x{size[1]} pixels:')
-    console.print(table)
-    hidden = len(pairs) - len(shown)
+    for whose, pairs in chosen.items():
+        columns = ['channels', 'stride', 'height x width']
+        if whose:
+            columns = ['student', whose, 'can be distilled']
+        table = Table('tap', 'layer', *columns)
+        table.columns[0].no_wrap = True
+        for pair in pairs:
+            place = pair.student or pair.teacher
+            assert place is not None
+            row = described(pair.student, size)
+            if whose:
+                color = COLORS.get(pair.verdict, 'dim')
+                theirs = described(pair.teacher, size)
+                row = [*map(in_short, (row, theirs)), f'[{color}]{pair.verdict}[/]']
+            table.add_row(branch(pair.tap), place.kind, *row)
+        console.print(table)
+    hidden = max(len(found[whose]) - len(chosen[whose]) for whose in found)
     if hidden:
         console.print(f'{hidden} places lie deeper: --depth {args.depth + 1}, or --all.')
     console.print("One or some of the maps of a tap are 'neck[0]', 'neck[:4]'.")

@@ -25,6 +25,7 @@ from torch import nn
 import kd_dense.mm  # noqa: F401
 from kd_dense.cli.config import add_config, add_options, chosen_config
 from kd_dense.mm.configs import RequestError, build_model, distils, type_name
+from kd_dense.mm.distil.distilled import bare
 from kd_dense.mm.files.checkpoint import load_weights, read_file, weights_of
 from kd_dense.mm.pictures.canvas import save
 from kd_dense.mm.pictures.differences import differences, draw_differences
@@ -32,8 +33,9 @@ from kd_dense.mm.pictures.observe import Compared, compare, predict
 from kd_dense.mm.pictures.predictions import draw_predictions
 from kd_dense.mm.pictures.terms import draw_term
 from kd_dense.mm.pictures.views import View, class_names, load, look
+from kd_dense.mm.teachers.average import AverageTeacher
 from kd_dense.mm.teachers.foreign import predicts
-from kd_dense.mm.teachers.guest import what_it_is
+from kd_dense.mm.teachers.several import called, each_teacher, plain
 
 ALONE, DISTILLED, UNTRAINED = 'student alone', 'distilled student', 'untrained student'
 FIRST = 4  # pictures, if none are chosen
@@ -97,18 +99,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def build_students(
     config: Any, distilled: str | None, alone: str | None
 ) -> tuple[dict[str, Student], Any]:
-    """Build the recipe's model once for each checkpoint, with one teacher.
+    """Build the recipe's model once for each checkpoint, with the same teachers.
 
     Raises:
         RequestError: If the recipe cannot be built, a checkpoint is not there, or is of another
             model.
     """
-    teacher = config.model.get('teacher')
-    if isinstance(teacher, Mapping):  # how it would run faster is of no use here
-        config.model.teacher = what_it_is(teacher)
+    config.model.teacher = each_teacher(config.model.get('teacher'), plain)
     try:
         model = build_model(config)
-        model.kd_plan.teacher.load()
+        for guest in model.kd_plan.running.values():
+            guest.teacher.load()
     except (ValueError, FileNotFoundError) as error:
         raise RequestError(f'{config.filename}: {error}') from error
     students = {}
@@ -121,8 +122,12 @@ def build_students(
     device = get_device()
     for student in students.values():
         student.model.to(device).eval()
-    model.kd_plan.teacher.model.to(device)
-    return students, model.kd_plan.teacher.model
+    guests = model.kd_plan.running
+    for guest in guests.values():
+        guest.teacher.model.to(device)
+        if isinstance(guest.teacher, AverageTeacher):
+            guest.teacher.start(bare(model))
+    return students, {called(name): guest.teacher.model for name, guest in guests.items()}
 
 
 def load_student(model: nn.Module, source: str) -> bool:
@@ -227,13 +232,17 @@ def without_annotations(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str,
 
 
 def show(
-    shown: Shown, students: Mapping[str, Student], teacher: Any, classes: Any, out: Path
+    shown: Shown, students: Mapping[str, Student], teachers: Any, classes: Any, out: Path
 ) -> str:
     """Draw everything of one picture, and return its part of the page, without the title."""
     last = students[[*students][-1]].model
     view = look(last, shown.data, classes)
     parts = []
-    found = {'teacher': predict(teacher, shown.data, view)} if predicts(teacher) else {}
+    found = {
+        whose: predict(teacher, shown.data, view)
+        for whose, teacher in teachers.items()
+        if predicts(teacher)
+    }
     found |= {name: predict(one.model, shown.data, view) for name, one in students.items()}
     file = f'{shown.key}_predictions.png'
     save(draw_predictions(view, found), out / file)
@@ -317,15 +326,18 @@ def run(args: argparse.Namespace) -> None:
     alone = args.student_checkpoint or config.get('load_from')
     with DefaultScope.overwrite_default_scope(config.get('default_scope')):
         pictures, classes = read_pictures(config, args.split, args.images, args.indices)
-        students, teacher = build_students(config, args.checkpoint, alone)
+        students, teachers = build_students(config, args.checkpoint, alone)
         out.mkdir(parents=True, exist_ok=True)
         console = Console()
         parts = []
         for shown in pictures:
             console.print(f'drawing {shown.title}', highlight=False)
-            parts.append((shown.title, show(shown, students, teacher, classes, out)))
-    guest = next(iter(students.values())).model.kd_plan.teacher
-    models = [('teacher', f'{guest.name}, {guest.checkpoint or "untrained"}')]
+            parts.append((shown.title, show(shown, students, teachers, classes, out)))
+    guests = next(iter(students.values())).model.kd_plan.running
+    models = [
+        (called(name), f'{one.teacher.name}, {one.teacher.checkpoint or "untrained"}')
+        for name, one in guests.items()
+    ]
     sources = {ALONE: alone, DISTILLED: args.checkpoint, UNTRAINED: 'no checkpoint was given'}
     models += [(name, sources[name] or '') for name in students]
     write_page(out / 'index.html', Path(args.config).stem, models, parts)

@@ -9,6 +9,7 @@ from kd_dense.functional.checks import (
     without_autocast,
 )
 from kd_dense.functional.divergence import (
+    better_together,
     for_cache,
     in_blocks,
     soft_cross_entropy,
@@ -28,6 +29,7 @@ from kd_dense.functional.ranks import (
 __all__ = [
     'Where',
     'at_least_float32',
+    'better_together',
     'check_choice',
     'check_published_batch',
     'check_temperature',

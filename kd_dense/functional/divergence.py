@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from kd_dense.functional.checks import at_least_float32
 
@@ -44,6 +45,18 @@ def for_cache(x: Tensor) -> bool:
         (True, False)
     """
     return x.device.type == CACHED and not torch.compiler.is_compiling()
+
+
+def better_together(maps: Sequence[Tensor]) -> bool:
+    """Whether maps are best laid side by side: not for a cache, and where there is room.
+
+    Examples:
+        >>> better_together([torch.zeros(2)]), better_together([torch.zeros(2, device='meta')])
+        (False, True)
+    """
+    if torch.compiler.is_compiling() or for_cache(maps[0]):
+        return False
+    return sum(x.numel() for x in maps) <= TOGETHER_NUMBERS
 
 
 def in_blocks(
@@ -262,10 +275,8 @@ def soft_kl_total(
         >>> soft_kl_total(maps, maps, temperature=4.0, dim=1)
         tensor(0.)
     """
-    numbers = sum(x.numel() for x in students)
     alike = len({x.dtype for x in (*students, *teachers)}) == 1
-    few = numbers <= TOGETHER_NUMBERS and not torch.compiler.is_compiling()
-    if for_cache(students[0]) or not (alike and few):
+    if not (alike and better_together(students)):
         maps = zip(students, teachers, strict=True)
         totals = [soft_kl(*both, temperature, dim).sum() for both in maps]
         return torch.stack(totals).sum() if len(totals) > 1 else totals[0]
@@ -274,30 +285,28 @@ def soft_kl_total(
     return total
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     r"""Add up [`soft_kl`][] over all distributions, and the teacher's entropies times $T^2$.
 
     Args:
-        student: As of [`soft_kl`][], with all other arguments.
-        teacher: No gradient flows into it.
+        student: Logits, ``(N, K, ...)``: a distribution over the K of each position.
+        teacher: Of the same shape. No gradient flows into it.
         temperature: Of both.
-        dim: The dimension that holds one distribution.
 
     Returns:
         A scalar, at least float32.
 
     Examples:
-        >>> soft_cross_entropy(torch.zeros(3, 2), torch.zeros(3, 2), temperature=1.0, dim=1)
+        >>> soft_cross_entropy(torch.zeros(3, 2), torch.zeros(3, 2), temperature=1.0)
         tensor(2.0794)
     """
     teacher = teacher.detach()
-    few = student.numel() <= TOGETHER_NUMBERS and student.dtype == teacher.dtype
-    if few and not (for_cache(student) or torch.compiler.is_compiling()):
-        total: Tensor = _Total.apply(temperature, dim, True, [teacher], student)
+    if student.dtype == teacher.dtype and better_together([student]):
+        total: Tensor = _Total.apply(temperature, 1, True, [teacher], student)
         return total
-    target = _softened(at_least_float32(teacher), temperature).softmax(dim)
-    log_q = _softened(at_least_float32(student), temperature).log_softmax(dim)
-    return -(temperature**2) * (target * log_q).sum()
+    target = _softened(at_least_float32(teacher), temperature).softmax(1)
+    logits = _softened(at_least_float32(student), temperature)
+    return temperature**2 * F.cross_entropy(logits, target, reduction='sum')
 
 
 class _Total(torch.autograd.Function):

@@ -41,6 +41,8 @@ class DistillLoss(nn.Module):
             ``(N, Q, K)`` of each layer, then boxes ``(N, Q, 4)`` or masks ``(N, Q, H, W)`` of
             each, without the queries that a model has in training alone. The numbers of layers and
             of queries may differ, and the loss pairs them itself.
+        of_teachers: Whether it takes the maps of several teachers, one behind the other
+            ``(K N, C, H, W)``, rather than their mean.
         divides_by_images: Whether what it returns is a mean over the images of this process,
             rather than a sum divided by a count of all processes. It matters where some of the
             images have no labels, and the loss needs them.
@@ -66,6 +68,7 @@ class DistillLoss(nn.Module):
     extra_classes = False
     adaptable = True
     of_queries = False
+    of_teachers = False
     divides_by_images = False
 
     def __init__(self, weight: float = 1.0) -> None:

@@ -89,7 +89,7 @@ def pixel_wise_loss(
     if divergence == 'kl':
         total = soft_kl_total([student], [teacher], temperature, dim=1)
     else:
-        total = soft_cross_entropy(student, teacher, temperature, dim=1)
+        total = soft_cross_entropy(student, teacher, temperature)
     return published_sum(total / (height * width), images, published_batch)
 
 

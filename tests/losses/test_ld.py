@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kd_dense.losses import LDLoss, ld, ld_loss
+from kd_dense.losses import LDLoss, ld_loss
+from kd_dense.losses.ld import ld
 from kd_dense.losses.ld.regions import vlr_region
 from tests.losses.ld_head import (
     BINS,

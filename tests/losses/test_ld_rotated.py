@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from kd_dense.losses import LDLoss, RotatedLDLoss, ld, ld_loss, rotated_ld_loss
+from kd_dense.losses import LDLoss, RotatedLDLoss, ld_loss, rotated_ld_loss
+from kd_dense.losses.ld import ld
 from kd_dense.losses.ld.imitation import general_instances
 from kd_dense.losses.ld.regions import nearby_region
 from tests.losses.ld_head import (

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from kd_dense.losses import (
+    CAMKDLoss,
     CWDLoss,
     DISTLoss,
     DKDLoss,
@@ -17,6 +18,8 @@ from kd_dense.losses import (
     PixelWiseLoss,
     UnbiasedKDLoss,
     WSLDLoss,
+    camkd_loss,
+    confidence_weights,
     dist_loss,
     dkd_loss,
     gdkd_loss,
@@ -551,3 +554,77 @@ def test_two_processes_find_what_one_does():
         values, grads = zip(first[name], second[name], strict=True)
         assert torch.allclose(sum(values) / 2, value, rtol=1e-12), name
         assert torch.allclose(torch.cat(grads) / 2, grad, rtol=1e-10, atol=1e-15), name
+
+
+class TestCAMKD:
+    """With labels, of two teachers or more."""
+
+    def example(self, seed=0):
+        torch.manual_seed(seed)
+        student, *teachers = torch.randn(4, 3, 4, 5, 6, dtype=torch.float64)
+        return student.requires_grad_(), teachers, LABELS.expand(3, -1, -1)
+
+    def plain(self, student, teachers, labels, temperature):
+        """Position by position, as the formula says."""
+        labels = labels[:, ::2, ::2]
+        total, count = 0, 0
+        for n, i, j in (labels < 4).nonzero().tolist():
+            rows = [x[n, :, i, j] for x in teachers]
+            known = torch.stack([-x.log_softmax(0)[labels[n, i, j]] for x in rows])
+            weights = (1 - known.exp() / known.exp().sum()) / (len(rows) - 1)
+            ours = (student[n, :, i, j] / temperature).log_softmax(0)
+            for weight, row in zip(weights, rows, strict=True):
+                soft = (row / temperature).log_softmax(0)
+                total += weight * temperature**2 * (soft.exp() * (soft - ours)).sum()
+            count += 1
+        return total / count
+
+    def test_equals_the_formula(self):
+        student, teachers, labels = self.example()
+        found = camkd_loss(student, teachers, labels, temperature=2.0)
+        expected = self.plain(student, teachers, labels, 2.0)
+        assert torch.allclose(found, expected, rtol=1e-12)
+        for a, b in zip(
+            *(torch.autograd.grad(x, student) for x in (found, expected)), strict=True
+        ):
+            assert torch.allclose(a, b, rtol=1e-9)
+        each = camkd_loss(student, teachers, labels, temperature=2.0, per_teacher=True)
+        assert torch.allclose(3 * each, found)
+
+    def test_the_module_takes_them_one_behind_the_other(self):
+        student, teachers, labels = self.example()
+        loss = CAMKDLoss(weight=3.0, temperature=2.0, confidence='image')
+        found = loss(student, torch.cat(teachers), segmentation=labels)
+        assert torch.equal(
+            found, 3 * camkd_loss(student, teachers, labels, 2.0, confidence='image')
+        )
+
+    def test_an_image_has_one_weight(self):
+        student, _, labels = self.example()
+        right = F.one_hot(labels[:, ::2, ::2] % 4, 4).movedim(3, 1) * 50.0
+        wrong = -right
+        right[:, :, 0, 0], wrong[:, 0, 0, 0] = 0, 9  # where the other one knows more
+        found = camkd_loss(student, [right, wrong], labels, confidence='image')
+        assert torch.allclose(found, kd_loss(student, right, labels, 4.0))
+        assert not torch.allclose(camkd_loss(student, [right, wrong], labels), found)
+
+    def test_nothing_flows_into_teachers_and_labels_may_be_missing(self):
+        student, teachers, labels = self.example()
+        teachers = [x.requires_grad_() for x in teachers]
+        for confidence in ('position', 'image'):
+            value = camkd_loss(
+                student, teachers, torch.full_like(labels, 255), confidence=confidence
+            )
+            value.backward()
+            assert value == 0
+            assert not student.grad.any()
+            assert teachers[0].grad is None
+
+    def test_one_teacher_is_too_few(self):
+        student, teachers, labels = self.example()
+        with pytest.raises(ValueError, match='two teachers or more, got 1; KDLoss is for one'):
+            camkd_loss(student, teachers[:1], labels)
+        with pytest.raises(ValueError, match='two teachers or more, got 1'):
+            confidence_weights(torch.zeros(1, 2))
+        with pytest.raises(ValueError, match='sigmoids'):
+            CAMKDLoss(sigmoid=True)

@@ -18,6 +18,7 @@ from kd_dense.losses import (
     AttentionChangeLoss,
     AttentionMapLoss,
     BCKDLoss,
+    CAMKDLoss,
     CCKDLoss,
     CosineLoss,
     CrossImageLoss,
@@ -281,6 +282,8 @@ def cases():
         yield kind, {}
     for kind in (DKDLoss, NKDLoss, WSLDLoss, LwFLoss, UnbiasedKDLoss):
         yield kind, dict(standardise=False)
+    for confidence in ('position', 'image'):
+        yield CAMKDLoss, dict(confidence=confidence)
     for standardise in (True, False):
         yield KDLoss, dict(standardise=standardise)
         yield GDKDLoss, dict(standardise=standardise, valid_only=True)
@@ -412,6 +415,8 @@ def prepare(kind, options, device, dtype=torch.float32):
     if kind in (FBKDLoss, ReviewKDLoss, AttentionChangeLoss):
         count = 2 if kind is AttentionChangeLoss else 1
         student, teacher = [student] * count, [teacher] * count
+    if kind is CAMKDLoss:
+        teacher = torch.cat([teacher, teacher.flip(1)])
 
     @mock.patch.object(matching, 'solve', in_order)
     def call():

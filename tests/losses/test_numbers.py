@@ -92,6 +92,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     'NSTLoss': [dict()],
     'MGDLoss': [dict(), dict(mask_over='channels')],
     'AfDCDLoss': [dict(pool=2, window=(2, 2)), dict(deep=True)],
+    'CAMKDLoss': [dict(), dict(confidence='image', per_teacher=True)],
     'KDLoss': [
         dict(),
         dict(where='edge', edge=3),
@@ -159,6 +160,7 @@ FUNCTIONS = dict(
     query_mask_loss='QueryMaskLoss',
     query_point_loss='QueryPointLoss',
     kd_loss='KDLoss',
+    camkd_loss='CAMKDLoss',
     dist_loss='DISTLoss',
     dkd_loss='DKDLoss',
     gdkd_loss='GDKDLoss',
@@ -337,10 +339,11 @@ def shapes(name: str, scene: Scene) -> list[tuple[int, ...]]:
 def maps(name: str, scene: Scene) -> tuple[list[Tensor], list[Tensor]]:
     torch.manual_seed(scene.seed)
     teacher = [CONTENTS[scene.teacher](s).to(scene.teacher_dtype) for s in shapes(name, scene)]
+    several = [torch.cat([x, x]) for x in teacher] if name == 'CAMKDLoss' else teacher
     if scene.student == 'as the teacher':
-        return [x.clone() for x in teacher], teacher
+        return [x.clone() for x in teacher], several
     student = [CONTENTS[scene.student](s).to(scene.student_dtype) for s in shapes(name, scene)]
-    return student, teacher
+    return student, several
 
 
 def head_targets(scene: Scene) -> HeadTargets:

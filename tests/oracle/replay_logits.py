@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_dense.losses.logits import (
+    confidence_weights,
     dist_loss,
     dkd_loss,
     gdkd_loss,
@@ -30,6 +31,10 @@ Loss = Callable[['Case', Tensor, Tensor], Tensor]
 
 def is_input(name: str) -> bool:
     return not name.startswith(('loss', 'grad'))
+
+
+def is_camkd_input(name: str) -> bool:
+    return is_input(name) and name != 'weight'
 
 
 def replay(loss: Loss) -> Callable[[Case], dict[str, Tensor]]:
@@ -185,5 +190,34 @@ LOSSES: dict[Key, Loss] = {
     (INCREMENTAL, 'UnbiasedKnowledgeDistillationLoss'): incremental,
     (INCREMENTAL, 'UnbiasedCrossEntropy'): incremental,
 }
-REPLAYS = {key: replay(loss) for key, loss in LOSSES.items()}
-INPUTS = dict.fromkeys(REPLAYS, is_input)
+
+
+def camkd(case: Case) -> dict[str, Tensor]:
+    """The weights of teachers, on the errors of features and divided by their number, as there."""
+    count = case.arguments['teachers']
+
+    def call(dtype: torch.dtype) -> tuple[Tensor, Tensor, list[Tensor]]:
+        def each(name: str) -> list[Tensor]:
+            return [case.tensor(f'{name}/{i}', dtype) for i in range(count)]
+
+        ours = [x.requires_grad_() for x in each('student')]
+        errors = [
+            (s - t).square().mean((1, 2, 3)) for s, t in zip(ours, each('teacher'), strict=True)
+        ]
+        true = case.tensor('labels', torch.int64)
+        known = [F.cross_entropy(x, true, reduction='none') for x in each('teacher_logits')]
+        weights = confidence_weights(torch.stack(known))
+        return (weights * torch.stack(errors)).sum(0).mean() / count, weights, ours
+
+    value, weights, ours = call(torch.float64)
+    grads = torch.autograd.grad(value, ours)
+    return {
+        'loss': value,
+        'weight': weights,
+        'loss_f32': call(torch.float32)[0],
+        **{f'grad_student/{i}': grad for i, grad in enumerate(grads)},
+    }
+
+
+REPLAYS = {**{key: replay(loss) for key, loss in LOSSES.items()}, 'camkd.npz': camkd}
+INPUTS = {**dict.fromkeys(REPLAYS, is_input), 'camkd.npz': is_camkd_input}

@@ -15,12 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from kd_dense.functional import (
     at_least_float32,
+    better_together,
     check_choice,
     check_temperature,
-    for_cache,
     without_autocast,
 )
-from kd_dense.functional.divergence import TOGETHER_NUMBERS
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
 from kd_dense.losses.fgd.masks import box_masks
 from kd_dense.losses.fgd.together import fgd_together
@@ -387,14 +386,12 @@ def _fit_together(
     sides = 'student_context', 'teacher_context'
     blocks: list[Any] = [getattr(loss, side, None) for loss in losses for side in sides]
     return (
-        not for_cache(students[0])
-        and not torch.compiler.is_compiling()
+        better_together(students)
         and len(losses) == len(students) > 1
         and all(
             s.shape == t.shape and s.dim() == 4 for s, t in zip(students, teachers, strict=True)
         )
         and len({x.shape[:2] for x in students}) == 1
-        and sum(x.numel() for x in students) <= TOGETHER_NUMBERS
         # Not wrapped, as by FSDP.
         and all(isinstance(block, GlobalContext) for block in blocks)
         and all(block.channels == students[0].shape[1] for block in blocks)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kd_dense.functional import (
     at_least_float32,
+    better_together,
     check_choice,
     check_published_batch,
     check_temperature,
@@ -273,6 +274,14 @@ def prior_divergence(
     temperature: float,
 ) -> Tensor:
     """Sum the ``mean_kl`` of the ``sides`` distributions of each prior, ``(N, A)``."""
+    if len({*anchors}) == 1 and better_together(student):  # all levels in the steps of one
+        ours, theirs = (
+            torch.cat([at_least_float32(x).flatten(2) for x in maps], 2).unflatten(
+                1, (anchors[0], sides, -1)
+            )
+            for maps in (student, [x.detach() for x in teacher])
+        )
+        return by_prior(mean_kl(ours, theirs, temperature, dim=3).sum(2))
     levels = []
     for s, t, k in zip(student, teacher, anchors, strict=True):
         s, t = (at_least_float32(x).unflatten(1, (k, sides, -1)) for x in (s, t.detach()))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from kd_dense.measure import peak_memory, spread, time_interleaved
 from kd_dense.mm.check.finding import OK, Subject
 from kd_dense.mm.cost.nested import bytes_of
@@ -16,10 +20,10 @@ def check_cost(subject: Subject) -> None:
     """Take steps with and without distillation."""
     steps, note = _steps(subject)
     batch = subject.batches[0]
-    calls = {
-        name: lambda one=one: one.step(preprocessed(one.model, batch))
-        for name, one in steps.items()
+    calls: dict[str, Callable[[], Any]] = {
+        name: partial(_step, one, batch) for name, one in steps.items()
     }
+    calls.update(_teachers_alone(subject, batch))
     seconds = time_interleaved(
         calls,
         rounds=2,
@@ -35,7 +39,10 @@ def check_cost(subject: Subject) -> None:
         'optimizer': bytes_of(distilled.optimizer.optimizer.state),
         'a step': peak_memory(calls['distilled'], subject.device),
     }
+    each = {whose: medians[whose] for whose in subject.teachers}
     text = f'{ours:.2f} s a step on {subject.device}'
+    if len(each) > 1:
+        text += f' ({", ".join(f"{whose} {value:.2f} s" for whose, value in each.items())})'
     if alone is not None:
         text += f', {alone:.2f} s without distillation'
     if subject.iterations:
@@ -52,9 +59,28 @@ def check_cost(subject: Subject) -> None:
         f'{text}; {sum(memory.values()) / 2**20:.0f} MiB of memory ({parts}){note}',
         seconds=ours,
         seconds_alone=alone,
+        seconds_of_teachers=each,
         iterations=subject.iterations,
         bytes=memory,
     )
+
+
+def _step(trained: Trained, batch: Any) -> None:
+    trained.step(preprocessed(trained.model, batch))
+
+
+def _teachers_alone(subject: Subject, batch: Any) -> dict[str, Callable[[], Any]]:
+    """Each teacher up to the last of its taps, by what it is called."""
+
+    def run(guest: Any) -> None:
+        guest.run(guest.calls, *preprocessed(subject.model, batch))
+        guest.wait()
+        guest.taps.clear()
+
+    guests = subject.model.kd_plan.running.values()
+    return {
+        whose: partial(run, guest) for whose, guest in zip(subject.teachers, guests, strict=True)
+    }
 
 
 def _steps(subject: Subject) -> tuple[dict[str, Trained], str]:

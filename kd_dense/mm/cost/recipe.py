@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mmengine.config import Config
 
 from kd_dense.mm.configs import RequestError, distils, type_name
+from kd_dense.mm.teachers.several import each_teacher, untrained
 
 __all__ = ['DETECTION_SIZE', 'Recipe', 'prepared']
 
@@ -41,10 +42,9 @@ def prepared(
             f'the recipes in configs/ have, got {type_name(config.get("model")) or None}'
         )
     config = deepcopy(config)
-    if isinstance(config.model.teacher, str):
-        config.model.teacher = dict(config=config.model.teacher)
-    if not pretrained:
-        config.model.teacher.checkpoint = None
+    config.model.teacher = each_teacher(
+        config.model.teacher, lambda spec: spec if pretrained else untrained(spec)
+    )
     student = config.model.student
     student.setdefault('data_preprocessor', config.get('data_preprocessor'))
     preprocessor = student.data_preprocessor

@@ -27,7 +27,7 @@ from kd_dense.mm.distil.crossing import CrossTerm
 from kd_dense.mm.distil.distilled import bare
 from kd_dense.mm.teachers.cached import MapCache
 from kd_dense.mm.teachers.foreign import predicts
-from kd_dense.mm.teachers.guest import Teacher, what_it_is
+from kd_dense.mm.teachers.several import build_one, each_teacher, plain, teachers_of
 from kd_dense.taps import Taps
 
 __all__ = ['GOAL', 'Case', 'Guest', 'SideBySide']
@@ -123,17 +123,37 @@ class SideBySide:
                 if isinstance(model.kd[term], CrossTerm):
                     crossings.append(f"{name}: {term}, the teacher's head")
                     self.calls[crossings[-1]] = crossing_alone(trained, term, arguments[term])
-            guest = self._guest(config, model, terms) if terms and not kept else None
+            guest = self._guests(config, model, terms) if terms and not kept else None
         return Case(name, step, terms, guest, crossings)
 
-    def _guest(self, config: Config, model: Any, terms: Iterable[str]) -> Guest:
+    def _guests(self, config: Config, model: Any, terms: Iterable[str]) -> Guest | None:
+        """Time the teachers, one after the other."""
+        specs = teachers_of(config.model.teacher)
+        used = [model.kd[term] for term in terms]
+        found = []
+        for name, guest in model.kd_plan.running.items():
+            learning = [term for term in used if name in term.teachers]
+            if learning:
+                found.append(self._guest(specs[name], model, guest, learning))
+        if len(found) < 2:
+            return found[0] if found else None
+        minimal = self._one_by_one([one.minimal for one in found])
+        full = self._one_by_one([one.full for one in found])
+        maps, layer = sum(one.maps for one in found), max(one.layer for one in found)
+        return Guest(minimal, full, maps, layer)
+
+    def _one_by_one(self, names: Sequence[str]) -> str:
+        """Make one call of several; returns its name."""
+        each = [self.calls.pop(name) for name in names]
+        self.calls[' and '.join(names)] = lambda: [call() for call in each]
+        return ' and '.join(names)
+
+    def _guest(self, spec: Any, model: Any, guest: Any, terms: Sequence[Any]) -> Guest:
         """Time a teacher of its own, without options: up to the taps in use, and as a whole."""
-        name, teacher = self._teacher(config.model.teacher)
-        guest = model.kd_plan.guest
+        name, teacher = self._teacher(spec, model)
         batch = Batch(guest.preprocess(*self.batch), self.batch.samples)
-        taps = chain(*(model.kd[term].teacher_taps for term in terms))
-        calls = {tap: guest.calls[tap] for tap in taps}
-        asked = asked_of_box_heads(model, [model.kd[term] for term in terms], self.batch)
+        calls = {tap: guest.calls[tap] for tap in chain(*(term.teacher_taps for term in terms))}
+        asked = asked_of_box_heads(model, terms, self.batch)
         reached = sorted({*calls, *chain(*(one.taps for one in asked))})
         minimal, full = f'{name} up to {", ".join(reached)}', f'{name} with its task loss'
 
@@ -152,12 +172,13 @@ class SideBySide:
         maps = bytes_of([found[tap] for tap in calls])
         return Guest(minimal, full, maps, largest_layer(teacher, run))
 
-    def _teacher(self, spec: Mapping[str, Any]) -> tuple[str, Any]:
+    def _teacher(self, spec: Any, model: Any) -> tuple[str, Any]:
         """Name and model of a teacher, which recipes with the same config share."""
-        spec = what_it_is(spec)
-        key = str({name: value for name, value in spec.items() if name != 'checkpoint'})
+        spec = each_teacher(spec, plain)
+        said = spec.items() if isinstance(spec, Mapping) else [('type', spec)]
+        key = str({name: value for name, value in said if name != 'checkpoint'})
         if key not in self.teachers:
-            built = Teacher(spec)
+            built: Any = build_one(spec, bare(model))
             built.load()
             name = Path(built.name).stem
             if name in (other for other, _ in self.teachers.values()):

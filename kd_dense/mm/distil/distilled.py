@@ -268,9 +268,10 @@ class _Plan:
         for guest in self.running.values():
             guest.wait()
         found: dict[str, tuple[Step, Any]] = {}
-        for who in dict.fromkeys(term.teachers for term in terms.values()):
-            group = {name: term for name, term in terms.items() if term.teachers == who}
-            one = taught(step, [self.guests[name] for name in who], [*group.values()])
+        kinds = {name: (term.teachers, term.loss.of_teachers) for name, term in terms.items()}
+        for kind in dict.fromkeys(kinds.values()):
+            group = {name: term for name, term in terms.items() if kinds[name] == kind}
+            one = taught(step, [self.guests[name] for name in kind[0]], [*group.values()])
             needs = gather(chain(*(term.needs for term in group.values())), one)
             found |= dict.fromkeys(group, (one, needs))
         return found

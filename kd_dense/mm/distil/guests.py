@@ -25,11 +25,11 @@ from kd_dense.taps import Taps, near_names
 __all__ = [
     'Detached',
     'Guest',
-    'Together',
     'check_alike',
     'inherited_from',
     'settle_teachers',
     'taught',
+    'together',
 ]
 
 
@@ -87,7 +87,7 @@ def taught(step: Step, guests: Sequence[Guest | None], terms: Sequence[Term]) ->
     Args:
         step: What the student has recorded.
         guests: The teachers, which have run; None is the student itself.
-        terms: The terms.
+        terms: The terms, whose losses take the mean of several or all of them.
 
     Returns:
         The same with what the taps of the teachers have yielded.
@@ -95,11 +95,11 @@ def taught(step: Step, guests: Sequence[Guest | None], terms: Sequence[Term]) ->
     first = guests[0]
     if first is None:
         return step._replace(teacher=step.student, teacher_taps=Detached(step.student_taps))
-    taps = [guest.taps for guest in guests if guest is not None]
-    recorded: Any = taps[0] if len(taps) == 1 else Together(*taps)
+    taps: list[Any] = [guest.taps for guest in guests if guest is not None]
     if step.rows is not None:
-        recorded = Rows(recorded, *step.rows)
-    step = step._replace(teacher=first.teacher.model, teacher_taps=recorded)
+        taps = [Rows(one, *step.rows) for one in taps]
+    maps = taps[0] if len(taps) == 1 else together(taps, terms[0])
+    step = step._replace(teacher=first.teacher.model, teacher_taps=maps)
     shared = [term.rois for term in terms if term.rois is not None]
     return with_teacher_on_rois(first.teacher, shared, step)
 
@@ -141,12 +141,25 @@ class Detached(_OfTaps):
         return [x.detach() for x in self.recorded[0][tap]]
 
 
-class Together(_OfTaps):
+class _Mean(_OfTaps):
     """The mean of the maps of several teachers."""
 
     def __getitem__(self, tap: str) -> list[Tensor]:
         each = zip(*(taps[tap] for taps in self.recorded), strict=True)
         return [torch.stack(maps).mean(0) for maps in each]
+
+
+class _Joined(_OfTaps):
+    """The maps of several teachers, one behind the other."""
+
+    def __getitem__(self, tap: str) -> list[Tensor]:
+        each = zip(*(taps[tap] for taps in self.recorded), strict=True)
+        return [torch.cat(maps) for maps in each]
+
+
+def together(recorded: Sequence[Any], term: Term) -> Mapping[str, Sequence[Tensor]]:
+    """The maps of several teachers, as a term is given them."""
+    return (_Joined if term.loss.of_teachers else _Mean)(*recorded)
 
 
 def settle_teachers(
@@ -212,6 +225,11 @@ def check_alike(term: Term, found: Mapping[str, Probe]) -> None:
         raise ValueError(
             f'term {term.name!r}: {type(term.loss).__name__} asks its teacher for more than maps '
             'here: give it one teacher, and each other one a term of its own'
+        )
+    if term.loss.of_teachers and not others:
+        raise ValueError(
+            f'term {term.name!r}: {type(term.loss).__name__} weighs several teachers: name them, '
+            "as teacher=['large', 'other']"
         )
     tap = term.paired_tap
     for other in others:

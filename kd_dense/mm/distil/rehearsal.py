@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 
 from kd_dense.mm.batches.made_up import add_labels, blank_batch
 from kd_dense.mm.batches.targets import Step, gather
-from kd_dense.mm.distil.guests import Detached, Together
+from kd_dense.mm.distil.guests import Detached, together
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.models.probe import LARGEST, Probe, probe, replicate
 from kd_dense.mm.wording import spelt
@@ -107,7 +107,7 @@ def _rehearse(student: nn.Module, teacher: nn.Module, terms: Sequence[Term], fou
         for term in terms:
             theirs: Any = Detached(taps) if term.within else maps
             if len(term.teachers) > 1:
-                theirs = Together(*[maps] * len(term.teachers))
+                theirs = together([maps] * len(term.teachers), term)
             _compute(term, step._replace(teacher_taps=theirs))
     return True
 

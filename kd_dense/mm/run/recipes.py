@@ -13,10 +13,12 @@ from mmengine.registry import MODELS, DefaultScope
 from kd_dense.mm.configs import RequestError, distils, has_hook, is_pure, read_config
 from kd_dense.mm.distil.distilled import Distilled
 from kd_dense.mm.hooks.critic import CriticHook
-from kd_dense.mm.presets.choose import Weights, choose_preset
+from kd_dense.mm.presets.choose import Weights
 from kd_dense.mm.presets.recipe import recipe
+from kd_dense.mm.presets.settings import Preset
+from kd_dense.mm.presets.teachers import choose_for_teachers
 from kd_dense.mm.run.unlabelled import add_unlabelled
-from kd_dense.mm.teachers.guest import Teacher
+from kd_dense.mm.teachers.several import EMA, ONLY, build_one, has_own_weights, teachers_of
 
 __all__ = ['DEFAULT', 'add_teacher', 'read_recipe', 'set_work_dir', 'teacher_spec', 'write_recipe']
 
@@ -89,7 +91,8 @@ def teacher_spec(
     """What a recipe says of a teacher.
 
     Args:
-        name: Name or path of its config; or all that is said of it, as a dict.
+        name: Name or path of its config; ``'ema'`` for the student's running average; or all that
+            is said of it, as a dict.
         checkpoint: Its weights, a path or an address; ``'none'`` for an untrained teacher; by
             default those published with the config.
 
@@ -101,6 +104,13 @@ def teacher_spec(
             raise RequestError('say the checkpoint of this teacher beside the rest of it')
         return dict(name)
     name = os.fspath(name)
+    if name == EMA:
+        if checkpoint is not None:
+            raise RequestError(
+                f"the teacher {EMA!r} is the student's running average, and has no checkpoint of "
+                'its own: leave out --teacher-checkpoint'
+            )
+        return dict(type=EMA)
     published = read_config(name, pretrained=True).get('model_path')
     if checkpoint is None and published is None:
         raise RequestError(
@@ -178,16 +188,16 @@ def write_recipe(config: Config, base: str, with_teacher: bool, file: Path | Non
         raise RequestError(f'{file} exists already: choose another name, or remove it')
     if file is not None and file.suffix != '.py':
         raise RequestError(f'expected the name of a recipe to end in .py, got {file}')
-    names = [model.preset] if isinstance(model.preset, str) else model.preset
+    methods = model.preset.values() if isinstance(model.preset, Mapping) else [model.preset]
+    names = [x for one in methods for x in ([one] if isinstance(one, str) else one)]
     if 'data_preprocessor' in config:
         model.student.setdefault('data_preprocessor', config.data_preprocessor)
     with DefaultScope.overwrite_default_scope(config.get('default_scope')):
-        student, guest = MODELS.build(model.student), Teacher(model.teacher).model
-        chosen = choose_preset(names, student, guest, model.get('weights', 'auto'))
-        Distilled(student, guest, chosen.terms, chosen.inherit)  # all of it fits
+        chosen = _chosen(model)
     teacher: Any = None
     if with_teacher:
-        teacher = model.teacher if 'checkpoint' in model.teacher else model.teacher.config
+        alone = model.teacher.keys() == {'config'}
+        teacher = model.teacher.config if alone else model.teacher
     folder = Path.cwd() if file is None else file.absolute().parent
     pure = is_pure(config)
     text = recipe(
@@ -207,3 +217,17 @@ def write_recipe(config: Config, base: str, with_teacher: bool, file: Path | Non
         except OSError as error:
             raise RequestError(f'cannot write {file}: {error.strerror}') from error
     return text
+
+
+def _chosen(model: Any) -> Preset:
+    """What the presets of a recipe choose, all of which fits."""
+    student = MODELS.build(model.student)
+    specs = teachers_of(model.teacher)
+    built = {name: build_one(one, student) for name, one in specs.items()}
+    bearer = next((name for name, one in built.items() if has_own_weights(one)), None)
+    models = {name: student if one is None else one.model for name, one in built.items()}
+    weights = model.get('weights', 'auto')
+    chosen = choose_for_teachers(model.preset, student, models, weights, bearer)
+    again = {name: models[name] if has_own_weights(built[name]) else specs[name] for name in specs}
+    Distilled(student, again.get(ONLY, again), chosen.terms, chosen.inherit)
+    return chosen

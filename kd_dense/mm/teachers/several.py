@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
 from kd_dense.mm.teachers.average import AverageTeacher
-from kd_dense.mm.teachers.guest import FIELDS, Teacher
+from kd_dense.mm.teachers.guest import FIELDS, Teacher, what_it_is
 
-__all__ = ['build_one', 'called', 'has_own_weights', 'teachers_of']
+__all__ = [
+    'EMA',
+    'ONLY',
+    'build_one',
+    'called',
+    'each_teacher',
+    'has_own_weights',
+    'plain',
+    'runs_by_itself',
+    'teachers_of',
+    'untrained',
+]
 
 EMA = 'ema'
 ONLY = 'teacher'  # the name of a teacher that has none
@@ -58,6 +69,45 @@ def teachers_of(spec: Any) -> dict[str, Any]:
     return named
 
 
+def each_teacher(spec: Any, change: Callable[[Any], Any]) -> Any:
+    """Change what a recipe says of each of its teachers; a name of a config is given as a dict.
+
+    The student itself and its average are left as they are.
+
+    Args:
+        spec: What a recipe says of its teacher.
+        change: Takes what it says of one, a dict or a model, and returns that changed.
+    """
+    found = {}
+    for name, one in teachers_of(spec).items():
+        if isinstance(one, (str, os.PathLike)) and one != EMA:
+            one = dict(config=one)
+        found[name] = change(one) if runs_by_itself(one) else one
+    return found.get(ONLY, found)
+
+
+def plain(spec: Any) -> Any:
+    """A teacher without what it runs faster by."""
+    return what_it_is(spec) if isinstance(spec, Mapping) else spec
+
+
+def untrained(spec: Any) -> Any:
+    """A teacher without weights to read, where it is not a model that has its own."""
+    if not isinstance(spec, Mapping) or 'module' in spec:
+        return spec
+    return {**spec, 'checkpoint': None}
+
+
+def runs_by_itself(spec: Any) -> bool:
+    """Whether this is neither the student itself nor its average."""
+    return spec is not None and not _is_average(spec)
+
+
+def _is_average(spec: Any) -> bool:
+    kind = spec.get('type') if isinstance(spec, Mapping) else spec
+    return isinstance(kind, str) and kind == EMA
+
+
 def build_one(spec: Any, student: Any) -> Teacher | None:
     """Build one teacher.
 
@@ -76,10 +126,7 @@ def build_one(spec: Any, student: Any) -> Teacher | None:
     """
     if spec is None:
         return None
-    kind = spec.get('type') if isinstance(spec, Mapping) else spec
-    if isinstance(kind, str) and kind == EMA:
-        return AverageTeacher.of(student, spec)
-    return Teacher(spec)
+    return AverageTeacher.of(student, spec) if _is_average(spec) else Teacher(spec)
 
 
 def has_own_weights(teacher: Teacher | None) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.zoo import __main__ as command
 from benchmarks.zoo import sweep as sweeps
+from benchmarks.zoo.page import APPLY
 from benchmarks.zoo.records import load
 
 # Quick ones: detectors, segmenters, one of our heads, and one that needs a package.
@@ -20,14 +21,16 @@ DETECTOR, FLAT, LACKS, SEGMENTER, OURS = FAMILIES = (
     'kd_dense/fcos-distribution',
 )
 FEATURES = ('plain', 'cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'nst')
-SEGMENTERS = ('dsd', 'af_dcd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd')
+SEGMENTERS = ('dsd', 'edge_body', 'af_dcd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd', 'cirkd',
+              'reviewkd')  # fmt: skip
+PYRAMIDS = ('fgd', 'defeat', 'reviewkd', 'frs')
 LOGITS = ('kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld')
 EXPECTED = {
-    DETECTOR: (*FEATURES, 'fgd'),
+    DETECTOR: (*FEATURES, *PYRAMIDS),
     FLAT: FEATURES,
     LACKS: ('plain',),
     SEGMENTER: (*FEATURES, 'skd', 'intrakd', *LOGITS, *SEGMENTERS),
-    OURS: (*FEATURES, 'fgd', 'ld', 'dist', 'bckd', 'adl', 'crosskd', 'pgd'),
+    OURS: (*FEATURES, *PYRAMIDS, 'ld', 'dist', 'bckd', 'adl', 'crosskd', 'pgd'),
 }
 
 
@@ -138,9 +141,10 @@ def test_the_page(run, output, tmp_path):
     assert run('--table', page, '--results', output, other)[0] == 0
     text = page.read_text()
     rows = {line.split(' | ')[0]: line.split(' | ') for line in text.splitlines()}
-    assert rows['| erfnet'][4:] == [*['yes'] * 16, ' |']
-    assert rows['| fcos-distribution'][4:] == [*['yes'] * 13, 'yes |']
-    assert rows['| yolof'][4:] == ['yes', 'yes', '', '', '', *['yes'] * 5, *[''] * 8, ' |']
+    for family in (SEGMENTER, OURS, FLAT):
+        framework, _, name = family.partition('/')
+        *cells, last = ('yes' * (m in EXPECTED[family]) for m in APPLY[framework])
+        assert rows[f'| {name}'][4:] == [*cells, f'{last} |']
     good, bad = ('2 of 2', '1 of 2') if here else ('1 of 2', '2 of 2')
     assert f'| mmdet | cwd | {good} | {bad} |' in text
     assert 'ValueError: too / wide' in text

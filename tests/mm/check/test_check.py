@@ -271,3 +271,19 @@ def test_another_check_is_a_function_in_the_list(monkeypatch):
     found = run(Config(dict(model=dict(type='x'))))
     assert [finding.check for finding in found] == ['model', 'data', 'own']
     assert found[-1] == ('own', OK, '6 pictures', '', {'images': 6})
+
+
+def test_several_teachers_each_with_its_memory_and_time(recipe):
+    findings = run(recipe('seg_two_teachers'))
+    model = of(findings, 'model')
+    assert "in the teacher 'large' (frozen)" in model.message
+    assert "in the teacher 'average' (frozen)" in model.message
+    loaded = [finding.message for finding in of(findings, 'teacher checkpoint')]
+    assert loaded[0].startswith('all 140 tensors')
+    assert loaded[1] == "the student's running average starts as the student does"
+    assert 'learns from the average of the student' in of(findings, 'terms')[-1].message
+    assert "the teacher 'large' has mIoU" in of(findings, 'scores').message
+    cost = of(findings, 'cost').figures
+    names = {"teacher 'large'", "teacher 'average'"}
+    assert cost['bytes'].keys() > names == cost['seconds_of_teachers'].keys()
+    assert all(cost['seconds_of_teachers'].values())

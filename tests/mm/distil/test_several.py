@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kd_dense.losses import camkd_loss, kd_loss
 from tests.mm import toy
 
 LOGITS = 'decode_head.conv_seg'
@@ -77,6 +78,72 @@ def test_without_a_teacher_places_of_the_student_are_compared():
     found.backward()
     assert model.backbone.layer3[0].conv1.weight.grad is not None
     assert model.backbone.layer4[0].conv1.weight.grad is None  # nothing flows into the taught side
+
+
+def test_teachers_are_weighed_by_what_they_know():
+    loss = dict(type='CAMKDLoss', weight=2.0, confidence='image')
+    both = dict(tap=LOGITS, teacher=['a', 'b'], loss=loss)
+    mean = dict(tap=LOGITS, teacher=['a', 'b'], loss=dict(type='KDLoss', temperature=4.0))
+    model = toy.build(several(dict(both=both, mean=mean))).eval()
+    inputs, samples = toy.batch(model)
+    with torch.no_grad():
+        a, b, ours = (
+            one(inputs, samples, mode='tensor')
+            for one in (*(g.teacher.model for g in model.kd_plan.guests.values()), model)
+        )
+    labels = torch.stack([sample.gt_sem_seg.data[0] for sample in samples])
+    found = model(inputs, samples, mode='loss')
+    expected = 2 * camkd_loss(ours, [a, b], labels, confidence='image')
+    assert torch.allclose(found['loss_kd_both'], expected)
+    expected = kd_loss(ours, (a + b) / 2, labels, temperature=4.0)
+    assert torch.allclose(found['loss_kd_mean'], expected)
+
+
+@pytest.mark.parametrize(
+    ('terms', 'teachers', 'message'),
+    [
+        (dict(one=term()), None, "say which, as teacher='NAME' or a list"),
+        (dict(one=term(teacher='c')), None, "no teacher 'c', known are 'a', 'b'"),
+        (dict(one=term(teacher='a')), None, "no term learns from the teacher 'b'"),
+        (dict(one=term(teacher=['a', 'a'])), None, 'each once'),
+        (dict(one=term(teacher=[])), None, 'each once'),
+        (
+            dict(one=dict(tap='backbone.layer4', loss=toy.CWD, teacher=['a', 'b'])),
+            None,
+            'which must be of one shape',
+        ),
+        (
+            dict(one=dict(tap=LOGITS, loss=dict(type='CAMKDLoss'), teacher='a')),
+            dict(a=untrained()),
+            'weighs several teachers: name them, as teacher=',
+        ),
+        (dict(one=term(teacher=['a', 'own'])), dict(a=untrained(), own=None), 'is not averaged'),
+        (dict(one=term()), dict(own=None), 'is compared with itself'),
+        (dict(one=term()), {'a-b': untrained()}, 'cannot be the name of a teacher'),
+        (dict(one=term()), dict(confg='x.py'), "unknown field 'confg', did you mean 'config'"),
+        (dict(one=term()), dict(a=3), 'as the name of one of several teachers'),
+    ],
+)
+def test_bad_input(terms, teachers, message):
+    with pytest.raises(ValueError, match=message):
+        toy.build(several(terms, **(teachers or {})))
+
+
+def test_a_preset_for_each_teacher_or_for_all():
+    config = several(None, a=untrained(), b=untrained(24))
+    del config.terms
+    each = toy.build({**config, 'preset': dict(a='kd', b='cwd'), 'weights': 'shares'})
+    assert {name: term.teachers for name, term in each.kd.items()} == {
+        'kd_a': ('a',),
+        'cwd_b': ('b',),
+    }
+    assert [term.shares['whole'].share for term in each.kd.values()] == [0.5, 0.5]
+    both = toy.build({**config, 'preset': 'kd'})
+    assert {term.teachers for term in both.kd.values()} == {('a', 'b')}
+    with pytest.raises(ValueError, match=r'say what is learnt from each, as preset=dict\(a=...'):
+        toy.build({**config, 'preset': 'pkd'})
+    with pytest.raises(ValueError, match="no teacher 'c'"):
+        toy.build({**config, 'preset': dict(c='kd')})
 
 
 def test_a_stage_follows_a_later_one_of_another_size():

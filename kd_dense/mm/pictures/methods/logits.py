@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kd_dense.functional import share_of_labels, two_class_logits
 from kd_dense.losses import (
+    CAMKDLoss,
     DISTLoss,
     DKDLoss,
     GDKDLoss,
@@ -21,6 +22,7 @@ from kd_dense.losses import (
     UnbiasedKDLoss,
     WSLDLoss,
 )
+from kd_dense.losses.logits.camkd import camkd_at
 from kd_dense.losses.logits.dist import correlation, moments, probabilities
 from kd_dense.losses.logits.dkd import dkd_at, gdkd_at
 from kd_dense.losses.logits.incremental import first_classes, known_classes
@@ -224,6 +226,25 @@ def _incremental_shares(compared: Compared) -> list[Tensor]:
     return maps
 
 
+def _camkd_shares(compared: Compared) -> list[Tensor]:
+    maps = []
+    for level, student in enumerate(compared.student):
+        loss = compared.loss(level)
+        rows = [rows_of('CAMKDLoss', student, x) for x in compared.teacher[level].split(1)]
+        truth = compared.needs['segmentation']
+        labels, valid = labels_of('CAMKDLoss', truth, rows[0], loss.ignore_index)
+        values = camkd_at(rows, labels, valid, loss.temperature, loss.confidence).where(valid, 0)
+        count = max(int(valid.sum()), 1) * (len(rows) if loss.per_teacher else 1)
+        maps.append(loss.weight * values[0] / count)
+    return maps
+
+
+def _draw_mean_of_teachers(view: View, compared: Compared) -> Any:
+    mean = [x.mean(0, keepdim=True) for x in compared.teacher]
+    alone = KDLoss(temperature=compared.loss(0).temperature)
+    return draw_distributions(view, compared._replace(losses=[alone], teacher=mean))
+
+
 def _of(at: At, what: str) -> LossPictures:
     return LossPictures(draw_distributions, _shares(at), what)
 
@@ -236,6 +257,9 @@ def _by_sigmoid(compared: Compared) -> LossPictures:
 KD = _of(_kd_at, 'how far apart the class distributions are')
 OLD = LossPictures(draw_distributions, _incremental_shares, "the loss of the teacher's classes")
 PICTURES: dict[type, Known] = {
+    CAMKDLoss: LossPictures(
+        _draw_mean_of_teachers, _camkd_shares, 'the loss, each teacher by what it knows'
+    ),
     KDLoss: _by_sigmoid,
     DISTLoss: LossPictures(
         draw_correlations, _dist_shares, 'the part between the classes of a position'
