@@ -11,10 +11,12 @@ from mmengine.model import ImgDataPreprocessor
 from torch import nn
 
 from kd_dense.mm.batches.preprocessing import Repreprocess
-from kd_dense.mm.configs import RequestError, read_config
+from kd_dense.mm.check.survey import survey
+from kd_dense.mm.configs import RequestError, build_model, read_config
 from kd_dense.mm.stack import torchvision
-from kd_dense.mm.teachers.foreign import ForeignModel
-from kd_dense.mm.teachers.guest import Teacher
+from kd_dense.mm.teachers.foreign import ForeignModel, predicts
+from kd_dense.mm.teachers.guest import Teacher, what_it_is
+from kd_dense.mm.teachers.openmmlab import config_of_teacher
 from tests.mm import toy, toy_foreign
 from tests.mm.toy_foreign import MEAN, STD
 
@@ -395,3 +397,41 @@ def test_is_registered_so_that_a_config_can_name_it():
     )  # fmt: skip
     assert isinstance(teacher.model, ForeignModel)
     assert teacher.model.extract_feat(torch.zeros(1, 3, 16, 16))[0].shape == (1, 8, 8, 8)
+
+
+class TestPresets:
+    @pytest.mark.parametrize(
+        ('student', 'teacher', 'taps'),
+        [
+            (toy.segmenter(), toy_foreign.vit(), ('backbone[3]', 'backbone')),  # of stride 8
+            (toy.segmenter(), toy_foreign.convnext(), ('backbone[3]', 'backbone[3]')),
+            (toy.detector(), toy_foreign.vit(), ('backbone[2]', 'backbone')),  # of stride 16
+            (toy.detector(), toy_foreign.convnext(), ('backbone[3]', 'backbone[3]')),
+        ],
+    )
+    def test_take_the_last_map_and_the_nearest(self, student, teacher, taps):
+        config = dict(type='kd_dense.Distilled', student=student, teacher=teacher)
+        model = toy.build({**config, 'preset': ['auto', 'cosine', 'vkd']})
+        found = {name: (term.student_tap, term.teacher_tap) for name, term in model.kd.items()}
+        assert found == dict.fromkeys(('pkd', 'cosine', 'vkd'), taps)
+        assert all(term.shares for term in model.kd.values())
+
+    def test_have_no_such_map_where_the_teacher_has_a_head(self):
+        model = toy.build(
+            dict(
+                type='kd_dense.Distilled', student=toy.segmenter(), preset='pkd',
+                teacher=dict(config=toy.segmenter(16), checkpoint=None),
+            )
+        )  # fmt: skip
+        assert model.kd.pkd.teacher_tap == 'backbone[-1]'
+
+
+def test_what_a_recipe_says_is_a_config_for_taps():
+    spec = toy_foreign.vit(precision='bf16')
+    found = survey(build_model(config_of_teacher(what_it_is(spec))), (64, 96))
+    assert [place.found.shapes for place in found if place.tap == 'backbone'] == [[(2, 16, 4, 6)]]
+
+
+def test_is_not_scored_nor_are_its_predictions_drawn():
+    assert not predicts(model(toy_foreign.vit()))
+    assert predicts(toy.build(toy.segmenter()))
