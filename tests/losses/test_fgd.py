@@ -340,7 +340,7 @@ def test_a_thousand_boxes_cost_no_more_memory_than_the_map():
     boxes = [torch.cat([corner, corner + torch.rand(1000, 2) * 300 + 1], 1)] * 2
     with Recorder() as record:
         foreground, background = box_masks(boxes, [(800, 1216)], size)
-    assert record.largest == 2 * 1000 * 152  # boxes and columns, instead of also rows
+    assert record.largest == 2 * 1000 * (152 + 152)  # boxes by rows and by columns, not by cells
     assert ((foreground > 0) != (background > 0)).all()
     cell = torch.tensor([[40, 60]]) * 8 + 4
     inside = ((boxes[0][:, :2] < cell.flip(1)) & (boxes[0][:, 2:] > cell.flip(1))).all(1)
