@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kd_dense.functional import at_least_float32, check_choice, in_blocks, mean_over_ranks
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
-from kd_dense.losses.ld.ld import HeadTargets, by_prior, check_maps, level_means
+from kd_dense.losses.ld.head_targets import HeadTargets
+from kd_dense.losses.ld.ld import by_prior, check_maps, level_means
 from kd_dense.losses.ld.regions import (
     centers,
     fine_grained_region,

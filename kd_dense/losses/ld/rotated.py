@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kd_dense.functional import at_least_float32, check_choice, check_temperature
 from kd_dense.losses.base import DistillLoss, check_weight
-from kd_dense.losses.ld.ld import HeadTargets, check_maps, level_means, prior_divergence
+from kd_dense.losses.ld.head_targets import HeadTargets
+from kd_dense.losses.ld.ld import check_maps, level_means, prior_divergence
 from kd_dense.losses.ld.regions import nearby_region
 
 __all__ = ['RotatedLDLoss', 'region_around', 'rotated_ld_loss']

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from kd_dense.functional import at_least_float32, mean_over_ranks
 from kd_dense.losses.base import DistillLoss
-from kd_dense.losses.ld.ld import HeadTargets, by_prior
+from kd_dense.losses.ld.head_targets import HeadTargets
+from kd_dense.losses.ld.ld import by_prior
 from kd_dense.losses.predictions.heads import anchors_of, positives
 
 __all__ = ['ADLLoss', 'adl_loss']

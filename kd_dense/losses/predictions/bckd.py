@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd_dense.functional import at_least_float32, mean_over_ranks
 from kd_dense.losses.base import DistillLoss, check_weight
-from kd_dense.losses.ld.ld import HeadTargets
+from kd_dense.losses.ld.head_targets import HeadTargets
 from kd_dense.losses.predictions.boxes import HeadBoxes, overlap_loss
 from kd_dense.losses.predictions.heads import (
     EPS,

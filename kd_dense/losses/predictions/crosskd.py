@@ -23,7 +23,8 @@ from kd_dense.functional import (
     standardised,
 )
 from kd_dense.losses.base import DistillLoss, check_weight
-from kd_dense.losses.ld.ld import HeadTargets, by_prior, largest_score
+from kd_dense.losses.ld.head_targets import HeadTargets
+from kd_dense.losses.ld.ld import by_prior, largest_score
 from kd_dense.losses.predictions.boxes import HeadBoxes, overlap_loss
 from kd_dense.losses.predictions.heads import EPS, anchors_of, focal_difference, positives
 

@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kd_dense.functional import at_least_float32, mean_over_ranks
-from kd_dense.losses.ld.ld import HeadTargets, by_prior
+from kd_dense.losses.ld.head_targets import HeadTargets
+from kd_dense.losses.ld.ld import by_prior
 
 __all__ = ['EPS', 'anchors_of', 'class_difference', 'focal_difference', 'positives']
 

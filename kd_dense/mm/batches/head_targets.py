@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_dense.losses.ld.ld import HeadTargets
+from kd_dense.losses.ld.head_targets import HeadTargets
 from kd_dense.mm.batches.boxes import plain, upright
 
 __all__ = ['check', 'read']
