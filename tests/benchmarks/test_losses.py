@@ -121,7 +121,7 @@ def test_memory_is_at_most_proportional(curve):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--only', 'nothing'], 'nothing begins with nothing; there are cwd-features, '),
+        (['--only', 'nothing'], 'nothing begins with nothing; there are attention-'),
         (['--picture', 'x.png'], 'add --scaling'),
     ],
 )
