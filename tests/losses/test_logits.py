@@ -19,7 +19,6 @@ from kd_dense.losses import (
     UnbiasedKDLoss,
     WSLDLoss,
     camkd_loss,
-    confidence_weights,
     dist_loss,
     dkd_loss,
     gdkd_loss,
@@ -30,6 +29,7 @@ from kd_dense.losses import (
     unbiased_kd_loss,
     wsld_loss,
 )
+from kd_dense.losses.logits.camkd import confidence_weights
 from kd_dense.losses.logits.groups import group_kl
 from kd_dense.losses.logits.rows import Rows
 from tests.losses.contract import LossContract, OneChannelContract

@@ -4,7 +4,7 @@ Two logits ``(N, K, H, W)`` are rows of K classes, one at each position, and so 
 regions. All members compare rows, and take ``standardise``.
 """
 
-from kd_dense.losses.logits.camkd import CAMKDLoss, camkd_loss, confidence_weights
+from kd_dense.losses.logits.camkd import CAMKDLoss, camkd_loss
 from kd_dense.losses.logits.dist import DISTLoss, dist_loss
 from kd_dense.losses.logits.dkd import DKDLoss, GDKDLoss, dkd_loss, gdkd_loss
 from kd_dense.losses.logits.incremental import (
@@ -29,7 +29,6 @@ __all__ = [
     'UnbiasedKDLoss',
     'WSLDLoss',
     'camkd_loss',
-    'confidence_weights',
     'dist_loss',
     'dkd_loss',
     'gdkd_loss',
