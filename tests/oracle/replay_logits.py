@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_dense.losses.logits import (
-    confidence_weights,
     dist_loss,
     dkd_loss,
     gdkd_loss,
@@ -21,6 +20,7 @@ from kd_dense.losses.logits import (
     unbiased_kd_loss,
     wsld_loss,
 )
+from kd_dense.losses.logits.camkd import confidence_weights
 
 if TYPE_CHECKING:
     from tests.oracle.lane import Case, Key
