@@ -9,13 +9,20 @@ from benchmarks.counting import count, size_of
 LINES = launches.PAGE.read_text().split(launches.BEGIN)[1].split(launches.END)[0].splitlines()
 ON_PAGE = {what: counts for what, *counts in (line[2:-2].split(' | ') for line in LINES[3:])}
 
+OFTEN = ('cwd', 'fgd', 'ld', 'intrakd', 'skd-pixel', 'skd-pair', 'pkd', 'kd')
+
+
+def on_page():
+    for case in launches.CASES:
+        if case.what in ON_PAGE:
+            often = case.name.startswith(tuple(f'{name}-' for name in OFTEN)) or case.name in OFTEN
+            yield pytest.param(case, id=case.name, marks=() if often else pytest.mark.long)
+
 
 @pytest.mark.skipif(
     not torch.__version__.startswith('2.13'), reason='another torch is made of other operators'
 )
-@pytest.mark.parametrize(
-    'case', [x for x in launches.CASES if x.what in ON_PAGE], ids=lambda case: case.name
-)
+@pytest.mark.parametrize('case', on_page())
 def test_counts_are_those_of_the_page(case):
     row, _ = launches.measure(case, reference=False)
     again = 'python -m benchmarks.launches --page writes what is counted now'
