@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kd_dense.mm.data.unlabelled import Unlabelled
+    from kd_dense.mm.datasets.unlabelled import Unlabelled
     from kd_dense.mm.distil.distilled import Distilled
     from kd_dense.mm.run.check import check
     from kd_dense.mm.run.distill import distill
@@ -20,7 +20,7 @@ __all__ = ['Distilled', 'Unlabelled', 'check', 'distill', 'export']
 
 HOMES = {
     'Distilled': 'kd_dense.mm.distil.distilled',
-    'Unlabelled': 'kd_dense.mm.data.unlabelled',
+    'Unlabelled': 'kd_dense.mm.datasets.unlabelled',
     'check': 'kd_dense.mm.run.check',
     'distill': 'kd_dense.mm.run.distill',
     'export': 'kd_dense.mm.run.export',

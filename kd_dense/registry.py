@@ -21,14 +21,14 @@ DATASETS = Registry(
     locations=[
         'kd_dense.mm.stack.apolloscape',
         'kd_dense.mm.batches.views',
-        'kd_dense.mm.data.unlabelled',
+        'kd_dense.mm.datasets.unlabelled',
     ],
 )
 DATA_SAMPLERS = Registry(
     'data sampler',
     parent=MMENGINE_DATA_SAMPLERS,
     scope='kd_dense',
-    locations=['kd_dense.mm.data.ratio'],
+    locations=['kd_dense.mm.datasets.ratio'],
 )
 TRANSFORMS = Registry(
     'transform',

@@ -30,7 +30,7 @@ ROOMS = [
     'mm.configs',
     'mm.files',
     'mm.stack',
-    'mm.data',
+    'mm.datasets',
     'mm.batches',
     'mm.models',
     'mm.presets',

@@ -271,7 +271,7 @@ class CWDLoss(DistillLoss):
             found: Tensor = super().over_maps(losses, students, teachers, **needs)
             return found
         for student, teacher in zip(students, teachers, strict=True):
-            check_same_shape('CWDLoss', student, teacher)
+            check_same_shape('cwd_loss', student, teacher)
         if loss.standardise:
             students, teachers = (
                 [_batch_normed(x) for x in maps] for maps in (students, teachers)

@@ -97,7 +97,11 @@ def test_a_resumed_critic_trains_on(name, written, runs, tmp_path):
     half = runs[name] / 'iter_2.pth'
     assert read_file(str(half))['kd_dense_critics']['state']
     hooks = Config.fromfile(*runs[name].glob('*/vis_data/config.py')).custom_hooks
-    assert [hook.type.rpartition('.')[2] for hook in hooks] == ['CriticHook', 'RandomStateHook']
+    assert [hook.type.rpartition('.')[2] for hook in hooks] == [
+        'CriticHook',
+        'RandomStateHook',
+        'AverageHook',
+    ]
     again = train(written / f'{name}.py', tmp_path / 'again', '--resume', half, '--cfg-options')
     ours, theirs = (weights(folder / 'iter_4.pth') for folder in (runs[name], again))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())

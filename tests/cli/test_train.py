@@ -127,14 +127,15 @@ class TestOptions:
         assert built.config.work_dir == str(tmp_path)
 
     def test_hooks_that_a_training_should_have_are_added(self, built, monkeypatch, tmp_path):
-        state, critic = (dict(type=f'kd_dense.{name}Hook') for name in ('RandomState', 'Critic'))
+        kinds = 'RandomState', 'Critic', 'Average'
+        state, critic, average = (dict(type=f'kd_dense.{name}Hook') for name in kinds)
         run_here(monkeypatch, TRAIN, DETECTOR)
-        assert built.config.custom_hooks == [state, critic]
+        assert built.config.custom_hooks == [state, critic, average]
         own = tmp_path / 'own.py'
         slower = dict(type='kd_dense.CriticHook', optimizer=dict(type='Adam', lr=1e-4))
         own.write_text(f"_base_ = ['{DETECTOR}']\ncustom_hooks = [dict(type='X'), {slower}]\n")
         run_here(monkeypatch, TRAIN, own)
-        assert built.config.custom_hooks == [dict(type='X'), slower, state]
+        assert built.config.custom_hooks == [dict(type='X'), slower, state, average]
 
     @pytest.mark.usefixtures('gpu')
     def test_amp(self, built, monkeypatch):

@@ -30,7 +30,8 @@ def test_the_name_says_stack_and_python(repository, stack, chosen, expected):
     said, calls = repository.bash(*SOURCE, stack, **python)
     assert repository.environments() == [expected]
     assert said.splitlines()[-1] == str(repository.root / expected / 'bin' / 'python')
-    packages, ours = installs(calls)
+    packages, alone, ours = installs(calls)
+    assert alone.endswith('--no-deps --requirement requirements/no-deps.txt')
     assert packages.endswith(f'--requirement requirements/{stack}.txt')
     assert ours.endswith('--no-build-isolation --no-deps --editable .')
 
@@ -43,7 +44,7 @@ def test_the_default_stack_needs_no_name(repository):
 def test_several_live_side_by_side_and_each_is_made_once(repository):
     for stack in ('onedl', 'openmmlab'):
         for python in ({}, {'PYTHON': repository.python}):
-            for times in (2, 0):
+            for times in (3, 0):
                 _, calls = repository.bash(*SOURCE, stack, **python)
                 assert len(installs(calls)) == times
     assert len(repository.environments()) == 4
@@ -56,15 +57,18 @@ def test_one_that_was_left_half_made_is_made_again(repository):
     half.chmod(0o755)
     _, calls = repository.bash(*SOURCE, 'onedl')
     assert ['python3', '-m', 'venv', '.venv'] in calls
-    assert len(installs(calls)) == 2
+    assert len(installs(calls)) == 3
 
 
-@pytest.mark.parametrize('file', ['requirements/base.txt', 'requirements/onedl.txt', 'setup.py'])
+@pytest.mark.parametrize(
+    'file',
+    ['requirements/base.txt', 'requirements/no-deps.txt', 'requirements/onedl.txt', 'setup.py'],
+)
 def test_it_is_installed_anew_when_what_is_wanted_changes(repository, file):
     repository.bash(*SOURCE, 'onedl')
     (repository.root / file).write_text('# another\n')
     _, calls = repository.bash(*SOURCE, 'onedl')
-    assert len(installs(calls)) == 2
+    assert len(installs(calls)) == 3
 
 
 @pytest.mark.parametrize(

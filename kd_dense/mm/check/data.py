@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.runner import Runner
 
 from kd_dense.mm.check.finding import OK, Subject
-from kd_dense.mm.data.unlabelled import labelled_pictures
+from kd_dense.mm.datasets.unlabelled import labelled_pictures
 
 __all__ = ['check_data', 'in_this_process']
 

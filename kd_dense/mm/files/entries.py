@@ -6,11 +6,10 @@ import os
 import time
 from collections.abc import Mapping
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 __all__ = ['Entries']
@@ -31,9 +30,17 @@ class Entries:
 
     Args:
         folder: Where they lie; it is made with the first entry.
+
+    Raises:
+        ImportError: If safetensors is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
+        if find_spec('safetensors') is None:
+            raise ImportError(
+                'kept maps of a teacher are files of safetensors, which is not installed: '
+                'pip install safetensors'
+            )
         self.folder = folder
 
     def read(self, name: str, made_of: str) -> dict[str, Tensor] | str:
@@ -43,6 +50,9 @@ class Entries:
             name: Of the entry, with ``/`` between folders.
             made_of: What it must have been made of.
         """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
         try:
             data = self._path(name).read_bytes()
         except FileNotFoundError:
@@ -65,6 +75,8 @@ class Entries:
             made_of: What it is made of.
             tensors: By name; on the CPU, and contiguous.
         """
+        from safetensors.torch import save
+
         path = self._path(name)
         source, content = _sum(made_of.encode()), save({**tensors})
         path.parent.mkdir(parents=True, exist_ok=True)

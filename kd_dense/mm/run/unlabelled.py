@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
 
 from kd_dense.mm.configs import RequestError, distils
-from kd_dense.mm.data.unlabelled import list_pictures
+from kd_dense.mm.datasets.unlabelled import list_pictures
 
 __all__ = ['add_unlabelled']
 

@@ -159,7 +159,9 @@ class TestModels:
 
     def test_student_and_teacher_are_one(self):
         model = toy.build(toy.segmenter())
-        with pytest.raises(ValueError, match='the same object; a model cannot teach itself'):
+        with pytest.raises(
+            ValueError, match='the same object; within one model a teacher of None compares'
+        ):
             toy.build(toy.distilled(student=model, teacher=model))
 
     def test_a_student_without_loss(self):
@@ -211,7 +213,6 @@ class TestTeacherConfig:
             (dict(checkpoint=None), 'expected a teacher as a config name, a path, dict'),
             (dict(config='x', checkpoint=3), 'checkpoint expects a path, .* or None, got 3'),
             (dict(config='x', strict='no'), "strict expects True or False, got 'no'"),
-            (None, 'expected a teacher as .*, got None'),
             (dict(config='x', chekpoint='y'), "unknown field 'chekpoint', did you .*'checkpoint'"),
             (dict(config=dict(model=None), checkpoint=None), 'teacher has no model with a type'),
             (dict(config=dict(type='mmseg.Nothing'), checkpoint=None),

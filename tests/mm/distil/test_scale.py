@@ -262,7 +262,10 @@ class TestGradScaler:
     @pytest.mark.usefixtures('exact')
     def test_gradients_that_overflow_skip_the_students_step_alone(self, tmp_path):
         wrapper = self.wrapper(init_scale=2.0**127, backoff_factor=2.0**-120)
-        students = []
+        students, config = [], self.config()
+        config.terms[
+            'logits' if 'logits' in config.terms else next(iter(config.terms))
+        ].loss.weight = 1e4
 
         class Keep(Hook):
             def after_train_iter(self, runner, *args, **kwargs):
@@ -271,7 +274,7 @@ class TestGradScaler:
         recorder = Recorder()
         hooks = [dict(HOOK, optimizer=dict(type='SGD', lr=1.0)), recorder, Keep()]
         runner = toy.runner(
-            self.config(), tmp_path, ITERATIONS, **settings('cwd', custom_hooks=hooks)
+            config, tmp_path, ITERATIONS, **settings('cwd', custom_hooks=hooks)
             | dict(optim_wrapper=wrapper)
         )  # fmt: skip
         runner.model.init_weights()

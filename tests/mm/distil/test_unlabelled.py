@@ -8,8 +8,8 @@ import torch
 from mmengine.model import MMDistributedDataParallel
 
 from kd_dense.losses import HolisticLoss
-from kd_dense.mm.data.unlabelled import Unlabelled as Pictures
-from kd_dense.mm.data.unlabelled import hide_labels
+from kd_dense.mm.datasets.unlabelled import Unlabelled as Pictures
+from kd_dense.mm.datasets.unlabelled import hide_labels
 from kd_dense.mm.distil.unlabelled import parts, step
 from kd_dense.mm.hooks.random_state import RandomStateHook
 from kd_dense.taps import TapError

@@ -33,13 +33,13 @@ def config(**fields):
      CriticHook, Derived, f'{__name__}.Derived'],
 )  # fmt: skip
 def test_a_critic_gets_one_hook(kind):
-    own = dict(type=kind, power=0)
+    own, average = dict(type=kind, power=0), dict(type='kd_dense.AverageHook')
     made = config(custom_hooks=[own, dict(type=RandomStateHook)])
     add_hooks(made)
-    assert made.custom_hooks == [own, dict(type=RandomStateHook)]
+    assert made.custom_hooks == [own, dict(type=RandomStateHook), average]
     made = config(custom_hooks=[own])
     add_hooks(made)
-    assert made.custom_hooks == [own, dict(type='kd_dense.RandomStateHook')]
+    assert made.custom_hooks == [own, dict(type='kd_dense.RandomStateHook'), average]
 
 
 @pytest.mark.parametrize(

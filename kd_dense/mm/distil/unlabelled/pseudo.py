@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kd_dense.functional import without_autocast
 from kd_dense.mm.batches.preprocessing import Repreprocess
-from kd_dense.mm.data.unlabelled import IGNORED
+from kd_dense.mm.datasets.unlabelled import IGNORED
 from kd_dense.mm.teachers.guest import Teacher
 from kd_dense.taps import near_names
 

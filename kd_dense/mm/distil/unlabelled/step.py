@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 
 from kd_dense.mm.batches.made_up import IMAGES, add_labels, blank_batch, layout
 from kd_dense.mm.batches.targets import Step
-from kd_dense.mm.data.unlabelled import hide_labels, is_unlabelled
+from kd_dense.mm.datasets.unlabelled import hide_labels, is_unlabelled
 from kd_dense.mm.distil.rehearsal import alone
 from kd_dense.mm.distil.term import Term
 from kd_dense.mm.distil.unlabelled.parts import Joined, Rows, shared_features

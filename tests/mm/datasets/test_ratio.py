@@ -4,8 +4,8 @@ from itertools import islice
 
 import pytest
 
-from kd_dense.mm.data.ratio import RatioSampler, in_a_batch
-from kd_dense.mm.data.unlabelled import Unlabelled
+from kd_dense.mm.datasets.ratio import RatioSampler, in_a_batch
+from kd_dense.mm.datasets.unlabelled import Unlabelled
 from tests.mm import toy
 
 LABELLED, UNLABELLED = 5, 12
@@ -22,7 +22,7 @@ def batches(sampler, size, count=None):
 
 
 def of_rank(monkeypatch, rank, *args, **options):
-    monkeypatch.setattr('kd_dense.mm.data.ratio.get_dist_info', lambda: (rank, 2))
+    monkeypatch.setattr('kd_dense.mm.datasets.ratio.get_dist_info', lambda: (rank, 2))
     return RatioSampler(*args, seed=0, **options)
 
 

@@ -10,7 +10,7 @@ import torch
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
 
-from kd_dense.mm.data.unlabelled import labelled_pictures
+from kd_dense.mm.datasets.unlabelled import labelled_pictures
 from kd_dense.registry import DATA_SAMPLERS
 
 __all__ = ['RatioSampler', 'in_a_batch']

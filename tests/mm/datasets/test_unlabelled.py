@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.registry import DATASETS, DefaultScope
 
-from kd_dense.mm.data.unlabelled import (
+from kd_dense.mm.datasets.unlabelled import (
     Unlabelled,
     hide_labels,
     is_unlabelled,
