@@ -94,8 +94,8 @@ def Distilled(  # noqa: N802  (a type in configs)
             has little to teach or a term is off scale. See
             [`kd_dense.mm.distil.first_steps.FirstSteps`][].
         unlabelled: Whether pictures may come that have no labels, of a
-            [`kd_dense.mm.datasets.unlabelled.Unlabelled`][] data set: the terms that need none learn
-            from them. See ``docs/unlabelled.md``.
+            [`kd_dense.mm.datasets.unlabelled.Unlabelled`][] data set: the terms that need none
+            learn from them. See ``docs/unlabelled.md``.
         pseudo: With ``dict(score_thr=0.5)`` terms that need boxes or label maps take the teacher's
             predictions where there are none: see
             [`kd_dense.mm.distil.unlabelled.pseudo.Pseudo`][].
