@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from kd_dense.functional.checks import at_least_float32
 
 __all__ = [
+    'better_together',
     'for_cache',
     'in_blocks',
     'soft_cross_entropy',
