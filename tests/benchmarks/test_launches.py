@@ -66,5 +66,6 @@ def test_command(tmp_path, capsys):
     assert text.startswith('above\n')
     assert text.endswith('below\n')
     assert '| SKD pixel-wise, logits 8x19x65x65 |' in text
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match='2'):
         launches.main(['--only', 'nothing'])
+    assert 'nothing begins so; there are cwd-pyramid' in capsys.readouterr().err

@@ -20,12 +20,12 @@ PARTS = {
     ('memory', 'memory'): ('regions',),
     ('review', 'review'): None,
     ('predictions', 'class_tower'): None,
-    **{
-        ('relations', name): None
-        for name in ('class_relations', 'like', 'images', 'angles', 'set')
-    },
-    **{('attention', name): None for name in ('transfer', 'later', 'moves')},
-    **{('prototypes', name): None for name in ('variation', 'perspectives')},
+    ('relations', 'class_relations'): None,
+    ('relations', 'images'): None,
+    ('relations', 'angles'): None,
+    ('relations', 'set'): None,
+    ('attention', 'moves'): None,
+    ('prototypes', 'perspectives'): None,
     ('predictions', 'box_tower'): None,
     ('skd', 'pixel'): None,
     ('skd', 'holistic'): None,
