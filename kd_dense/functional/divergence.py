@@ -30,7 +30,7 @@ __all__ = [
 # How large a block is: in bytes where a few have to fit into a cache, in numbers where each number
 # is work for one of many threads.
 CPU_BLOCK_BYTES = 2**20
-GPU_BLOCK_NUMBERS = 2**24
+GPU_BLOCK_NUMBERS = 2**25
 CACHED = 'cpu'  # the kind of device
 # Maps are compared together, which takes the space of three copies, where they are no more.
 TOGETHER_NUMBERS = 2**26
