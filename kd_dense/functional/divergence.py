@@ -258,7 +258,11 @@ def _into_logits(p: Tensor, log_q: Tensor, dim: int, out: Tensor) -> None:
 
 
 def soft_kl_total(
-    students: Sequence[Tensor], teachers: Sequence[Tensor], temperature: float, dim: int
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    temperature: float,
+    dim: int,
+    factor: float = 1.0,
 ) -> Tensor:
     """Add up [`soft_kl`][] over all distributions of several maps.
 
@@ -267,6 +271,7 @@ def soft_kl_total(
         teachers: Logits of the same shapes. No gradient flows into them.
         temperature: As of [`soft_kl`][].
         dim: The dimension of each that holds one distribution.
+        factor: On the sum.
 
     Returns:
         A scalar, at least float32. On a GPU it takes half the steps of one map after the other.
@@ -280,19 +285,22 @@ def soft_kl_total(
     if not (alike and better_together(students)):
         maps = zip(students, teachers, strict=True)
         totals = [soft_kl(*both, temperature, dim).sum() for both in maps]
-        return torch.stack(totals).sum() if len(totals) > 1 else totals[0]
+        return factor * (torch.stack(totals).sum() if len(totals) > 1 else totals[0])
     teachers = [x.detach() for x in teachers]
-    total: Tensor = _Total.apply(temperature, dim, False, teachers, *students)
+    total: Tensor = _Total.apply(temperature, dim, False, factor, teachers, *students)
     return total
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def soft_cross_entropy(
+    student: Tensor, teacher: Tensor, temperature: float, factor: float = 1.0
+) -> Tensor:
     r"""Add up [`soft_kl`][] over all distributions, and the teacher's entropies times $T^2$.
 
     Args:
         student: Logits, ``(N, K, ...)``: a distribution over the K of each position.
         teacher: Of the same shape. No gradient flows into it.
         temperature: Of both.
+        factor: On the sum.
 
     Returns:
         A scalar, at least float32.
@@ -303,11 +311,11 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
     """
     teacher = teacher.detach()
     if student.dtype == teacher.dtype and better_together([student]):
-        total: Tensor = _Total.apply(temperature, 1, True, [teacher], student)
+        total: Tensor = _Total.apply(temperature, 1, True, factor, [teacher], student)
         return total
     target = _softened(at_least_float32(teacher), temperature).softmax(1)
     logits = _softened(at_least_float32(student), temperature)
-    return temperature**2 * F.cross_entropy(logits, target, reduction='sum')
+    return temperature**2 * factor * F.cross_entropy(logits, target, reduction='sum')
 
 
 class _Total(torch.autograd.Function):
@@ -322,6 +330,7 @@ class _Total(torch.autograd.Function):
         temperature: float,
         dim: int,
         entropy: bool,
+        factor: float,
         teachers: Sequence[Tensor],
         *students: Tensor,
     ) -> Tensor:
@@ -330,19 +339,18 @@ class _Total(torch.autograd.Function):
         log_q, qs = softened([x.to(dtype) for x in students], torch.log_softmax)
         if entropy:
             p, ps = softened([x.to(dtype) for x in teachers], torch.softmax)
-            grad, value = torch.empty_like(p), -torch.dot(p, log_q)
+            grad, value = torch.empty_like(p), torch.dot(p, log_q)
         else:
             log_p, ps = softened([x.to(dtype) for x in teachers], torch.log_softmax)
             grad = log_p - log_q
             p = log_p.exp_()
             value = torch.dot(p, grad).clamp_(min=0)
-        if temperature != 1:
-            value *= temperature**2
+        value *= temperature**2 * (-factor if entropy else factor)
         shapes = [x.shape for x in students]
         for each, q, out in zip(ps, qs, _views(grad, shapes), strict=True):
             _into_logits(each, q, dim, out)
         ctx.save_for_backward(grad)
-        ctx.factor, ctx.shapes, ctx.dtype = -temperature, shapes, students[0].dtype
+        ctx.factor, ctx.shapes, ctx.dtype = -temperature * factor, shapes, students[0].dtype
         return value
 
     @staticmethod
@@ -350,7 +358,7 @@ class _Total(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         grads = _views(grad * (upstream * ctx.factor), ctx.shapes)
-        return None, None, None, None, *(x.to(ctx.dtype) for x in grads)
+        return None, None, None, None, None, *(x.to(ctx.dtype) for x in grads)
 
 
 def _side_by_side(
