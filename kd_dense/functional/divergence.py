@@ -123,7 +123,9 @@ def two_class_logits(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits), logits], 1)
 
 
-def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
+def soft_kl(
+    student: Tensor, teacher: Tensor, temperature: float, dim: int, factor: float = 1.0
+) -> Tensor:
     r"""Compare two softened distributions along one dimension.
 
     $$
@@ -139,6 +141,7 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> T
         teacher: Logits of the same shape. No gradient flows into it.
         temperature: $T$, ``> 0``; higher is softer.
         dim: The dimension that holds one distribution.
+        factor: On each divergence.
 
     Returns:
         Divergence in nats, at least float32, with ``dim`` removed.
@@ -147,7 +150,7 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> T
         >>> soft_kl(torch.zeros(2, 3), torch.zeros(2, 3), temperature=4.0, dim=1)
         tensor([0., 0.])
     """
-    divergence: Tensor = _SoftKL.apply(student, teacher, temperature, dim)
+    divergence: Tensor = _SoftKL.apply(student, teacher, temperature, dim, factor)
     return divergence
 
 
@@ -166,6 +169,7 @@ class _SoftKL(torch.autograd.Function):
         teacher: Tensor,
         temperature: float,
         dim: int,
+        factor: float,
     ) -> Tensor:
         shape, dim = student.shape, dim % student.dim()
         before, bins, after = math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
@@ -186,16 +190,16 @@ class _SoftKL(torch.autograd.Function):
                 _compare_with_care(s.to(dtype), t.to(dtype), temperature, g, v, work)
 
         ctx.save_for_backward(grad)
-        ctx.factor = temperature if careful else -temperature
+        ctx.factor = factor * (temperature if careful else -temperature)
         ctx.shape, ctx.dtype = shape, student.dtype
-        return value.mul_(temperature**2).view(shape[:dim] + shape[dim + 1 :])
+        return value.mul_(temperature**2 * factor).view(shape[:dim] + shape[dim + 1 :])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         rows = upstream.reshape(len(grad), 1, *grad.shape[2:]) * ctx.factor
-        return (grad * rows).to(ctx.dtype).view(ctx.shape), None, None, None
+        return (grad * rows).to(ctx.dtype).view(ctx.shape), None, None, None, None
 
 
 def _compare_with_care(
