@@ -32,6 +32,16 @@ def _on_head(loss: str, share: float = 1.0, **fields: Any) -> dict[str, Any]:
     return _term('bbox_head', loss, share=share, **fields)
 
 
+def _towers(loss: str, share: float) -> dict[str, Any]:
+    def last(tower: str) -> dict[str, Any]:
+        ours, theirs = (f'bbox_head.{tower}.{depth}' for depth in (0, 1))
+        return dict(_term('', loss, share=share), tap=dict(student=ours, teacher=theirs))
+
+    return dict(classes=last('cls_convs'), boxes=last('reg_convs'))
+
+
+LAST = ('bbox_head.gfl_cls', 'bbox_head.gfl_reg')
+FGD_TUNED = dict(temperature=4.0, foreground=3e-3, background=5e-3, attention=1e-2, relation=5e-6)
 STAGES = _term('backbone', 'PKDLoss', 3.0)
 LOGITS = 'decode_head.conv_seg'
 # Terms that are no preset, by a name of their own and the task that they are for.
@@ -79,6 +89,29 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
                 pkd=_term('backbone', 'PKDLoss', share=1.0),
                 cwd=_term('neck', 'CWDLoss', share=1.0),
             )
+        )
+    ),
+    # the published parts, in the ratios and at the temperature that were tuned on Scenes
+    'fgd-tuned shared': dict(
+        detection=dict(terms=dict(fgd=_term('neck', 'FGDLoss', share=1.0, **FGD_TUNED)))
+    ),
+    'fgd-tuned share 3': dict(
+        detection=dict(terms=dict(fgd=_term('neck', 'FGDLoss', share=3.0, **FGD_TUNED)))
+    ),
+    'fgd-tuned+cwd-neck shared': dict(
+        detection=dict(
+            terms=dict(
+                fgd=_term('neck', 'FGDLoss', share=1.0, **FGD_TUNED),
+                cwd=_term('neck', 'CWDLoss', share=1.0),
+            )
+        )
+    ),
+    # the teacher's last layers, on towers that are drawn to its own
+    'towers shared': dict(detection=dict(terms=_towers('FitNetsLoss', 0.5), inherit=LAST)),
+    'towers+cwd-neck shared': dict(
+        detection=dict(
+            terms=dict(**_towers('CWDLoss', 0.5), cwd=_term('neck', 'CWDLoss', share=1.0)),
+            inherit=LAST,
         )
     ),
     'pkd-neck shared': dict(detection=dict(terms=dict(pkd=_term('neck', 'PKDLoss', share=1.0)))),
