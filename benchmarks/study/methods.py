@@ -61,6 +61,17 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
     ),
     'cwd-neck shared': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=1.0)))),
     'cwd-neck share 3': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=3.0)))),
+    'cwd-neck share 6': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=6.0)))),
+    'cwd-neck share 3 to 0': dict(
+        detection=dict(
+            terms=dict(
+                cwd=_term('neck', 'CWDLoss', share=3.0, schedule=dict(decay='linear')),
+            )
+        )
+    ),
+    'ld without classes shared': dict(
+        detection=dict(terms=dict(ld=_on_head('LDLoss', kd_weight=0.0)))
+    ),
     'cwd-neck+bckd shared': dict(
         detection=dict(
             terms=dict(
