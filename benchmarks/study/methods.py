@@ -106,6 +106,13 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
     'fgd-tuned shared': dict(
         detection=dict(terms=dict(fgd=_term('neck', 'FGDLoss', share=1.0, **FGD_TUNED)))
     ),
+    'inherit+fgd-tuned shared': _detection(fgd=_term('neck', 'FGDLoss', share=1.0, **FGD_TUNED)),
+    # without their warm-ups, which are longer than such trainings
+    'defeat at once shared': dict(
+        detection=dict(
+            terms=dict(defeat=_term('neck', 'DeFeatLoss', objects=4.0, background=16.0, share=1.0))
+        )
+    ),
     'fgd-tuned share 3': dict(
         detection=dict(terms=dict(fgd=_term('neck', 'FGDLoss', share=3.0, **FGD_TUNED)))
     ),
