@@ -42,6 +42,10 @@ def _towers(loss: str, share: float) -> dict[str, Any]:
 
 LAST = ('bbox_head.gfl_cls', 'bbox_head.gfl_reg')
 FGD_TUNED = dict(temperature=4.0, foreground=3e-3, background=5e-3, attention=1e-2, relation=5e-6)
+# as the preset has it there, but for its temperature
+FGD_SCALED = dict(
+    temperature=4.0, foreground=6.67e-3, background=3.33e-3, attention=5.34e-4, relation=2.03e-5
+)
 STAGES = _term('backbone', 'PKDLoss', 3.0)
 LOGITS = 'decode_head.conv_seg'
 # Terms that are no preset, by a name of their own and the task that they are for.
@@ -112,6 +116,9 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
         detection=dict(
             terms=dict(defeat=_term('neck', 'DeFeatLoss', objects=4.0, background=16.0, share=1.0))
         )
+    ),
+    'fgd at temperature 4 shared': dict(
+        detection=dict(terms=dict(fgd=_term('neck', 'FGDLoss', share=1.0, **FGD_SCALED)))
     ),
     'fgd-tuned share 3': dict(
         detection=dict(terms=dict(fgd=_term('neck', 'FGDLoss', share=3.0, **FGD_TUNED)))
