@@ -21,7 +21,15 @@ from kd_dense.mm.presets.roles import LOGITS, Pair
 from kd_dense.mm.presets.settings import Method, Preset, Sums, scaled
 from kd_dense.registry import MODELS
 
-__all__ = ['BY_SHARE', 'METHODS', 'SUMS', 'Weights', 'check_methods', 'choose_preset', 'listed_methods']
+__all__ = [
+    'BY_SHARE',
+    'METHODS',
+    'SUMS',
+    'Weights',
+    'check_methods',
+    'choose_preset',
+    'listed_methods',
+]
 
 Weights = Literal['auto', 'published', 'shares']
 # The order in help and messages; other files come behind, by name.
@@ -115,8 +123,9 @@ def choose_preset(
         teacher: The teacher.
         weights: ``'published'``; or ``'shares'``: the terms pull at the student together as
             strongly as its own losses do, each as much as the others, whatever weights were
-            published, see [`kd_dense.shares.Share`][]; what else FGD and LD need then is set, too. ``'auto'`` is the first where the maps are
-            those that the weights were published for, and the second where they are not.
+            published, see [`kd_dense.shares.Share`][]; FGD and LD get other settings, too.
+            ``'auto'`` is the first where the maps are those that the weights were published for,
+            and the second where they are not.
 
     Returns:
         For each method the first of its presets that fits both models, with the taps of

@@ -81,7 +81,7 @@ SUMS: dict[str, Sums] = {
         relation=lambda m: m.positions * m.channels,
     ),
 }
-# Features of another size than those of COCO's detectors are attended to alike (docs/methods/fgd.md).
+# Features of any size are attended to alike (docs/methods/fgd.md).
 BY_SHARE: dict[str, dict[str, Any]] = {
     'FGDLoss': dict(temperature=2.0, relative_temperature=True),
 }
