@@ -73,9 +73,6 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
             )
         )
     ),
-    'ld without classes shared': dict(
-        detection=dict(terms=dict(ld=_on_head('LDLoss', kd_weight=0.0)))
-    ),
     'cwd-neck+bckd shared': dict(
         detection=dict(
             terms=dict(
@@ -116,6 +113,13 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
         detection=dict(
             terms=dict(defeat=_term('neck', 'DeFeatLoss', objects=4.0, background=16.0, share=1.0))
         )
+    ),
+    # what the presets by share were before
+    'fgd at temperature 0.5 shared': _detection(
+        fgd=_term('neck', 'FGDLoss', share=1.0, **{**FGD_SCALED, 'temperature': 0.5})
+    ),
+    'ld with classes shared': dict(
+        detection=dict(terms=dict(ld=_on_head('LDLoss', kd_weight=1.25)))
     ),
     'fgd at temperature 4 shared': dict(
         detection=dict(terms=dict(fgd=_term('neck', 'FGDLoss', share=1.0, **FGD_SCALED)))
