@@ -63,7 +63,9 @@ class TestFamilies:
     @pytest.mark.parametrize('head', toy_heads.HEADS)
     def test_every_head_with_distributions_has_a_preset_of_ld(self, head):
         teacher = untrained(toy_heads.detector(head, 16))
-        model = build(preset='ld', student=toy_heads.detector(head), teacher=teacher)
+        model = build(
+            preset='ld', student=toy_heads.detector(head), teacher=teacher, weights='published'
+        )
         assert toy.losses(model, toy.DetScenes(), count=4)['loss_kd_ld.main'] > 0
         assert model.kd.ld.loss.settings['kd_weight'] == 10 * 3 / 80  # 10 belongs to 80 classes
 
@@ -150,6 +152,14 @@ class TestSeveral:
         shares = {name: term.shares.whole.share for name, term in model.kd.items()}
         assert len(shares) == 4
         assert set(shares.values()) == {0.25}
+
+    def test_a_share_has_settings_of_its_own(self):
+        for weights, temperature, relative in (('published', 0.5, False), ('shares', 2.0, True)):
+            model = build(preset='fgd', student=toy.detector(), weights=weights)
+            loss = model.kd.fgd.loss
+            first = loss[0] if isinstance(loss, torch.nn.ModuleList) else loss
+            assert (first.temperature, first.relative_temperature) == (temperature, relative)
+        assert choose.BY_SHARE.keys() <= choose.SUMS.keys()
 
     def test_weights_for_other_maps_set_themselves_unless_published_ones_are_asked_for(self):
         narrow, wide = toy.detector(), published(toy.detector())
@@ -278,6 +288,7 @@ class TestFiles:
         (dict(terms=toy.logits_term(), weights='shares'), 'a term says it itself, as share=1.0'),
         (dict(preset='cwd', teacher=untrained(toy.detector())),
          'none of these fits a student EncoderDecoder with a teacher RetinaNet'),
+        (dict(preset='fgfi'), 'has settings for detectors with anchors and a neck, detectors'),
         (dict(preset='ld', student=toy.detector()), 'has settings for GFL, ATSS with'),
         ({}, 'terms is empty'),
     ],
