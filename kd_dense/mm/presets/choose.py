@@ -190,6 +190,8 @@ def _fitted(preset: Preset, pair: Pair) -> dict[str, Any] | None:
     for name, fields in preset.terms.items():
         found = pair.places(fields['tap'])
         needs = MODELS.get(fields['loss']['type']).needs
+        if pair.student.segments and 'boxes' in needs:
+            return None
         if fields.get('optional') and not (found and pair.agree(fields['tap'], needs)):
             continue
         if found is None:

@@ -288,6 +288,7 @@ class TestFiles:
         (dict(terms=toy.logits_term(), weights='shares'), 'a term says it itself, as share=1.0'),
         (dict(preset='cwd', teacher=untrained(toy.detector())),
          'none of these fits a student EncoderDecoder with a teacher RetinaNet'),
+        (dict(preset='fgfi'), 'has settings for detectors with anchors and a neck, detectors'),
         (dict(preset='ld', student=toy.detector()), 'has settings for GFL, ATSS with'),
         ({}, 'terms is empty'),
     ],
