@@ -52,7 +52,7 @@ METHODS = {
                 alone=True,
                 terms=STAGES,
                 inherit=(),
-                source='weight of the authors for ENet on lanes, from 40k iterations on; tap by role',
+                source='weight of the authors for ENet on lanes, from 40k iterations on; by role',
             ),
         ),
     ),
