@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from benchmarks.case import Case, Pair, forward_backward, make_maps
 from kd_dense.losses import (
+    camkd_loss,
     dist_loss,
     dkd_loss,
     gdkd_loss,
@@ -125,6 +126,19 @@ def plain_wsld(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     return 4 * (weight * cross_entropy * valid).sum() / count
 
 
+def plain_camkd(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """What ``camkd_loss`` gives of a teacher, and the same with its classes turned round."""
+    labels, valid, count = _valid(labels)
+    s, each, known = _rows(student), [], []
+    for t in (_rows(teacher), _rows(teacher.flip(1))):
+        each.append(
+            F.kl_div(F.log_softmax(s / 4, 1), F.softmax(t / 4, 1), reduction='none').sum(1)
+        )
+        known.append(F.cross_entropy(t, labels, reduction='none'))
+    weights = 1 - F.softmax(torch.stack(known), 0)
+    return 16 * ((weights * torch.stack(each)).sum(0) * valid).sum() / count
+
+
 def plain_unbiased(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     """What ``unbiased_kd_loss`` gives of the teacher's classes but the last one."""
     teacher = teacher[:, :-1]
@@ -154,6 +168,13 @@ MEMBERS = {
     'gdkd': Member(lambda s, t, _: gdkd_loss(s, t), plain_gdkd, 'GDKD', 1.4, 0.3),
     'nkd': Member(nkd_loss, plain_nkd, 'NKD', 2.0, 0.7),
     'wsld': Member(wsld_loss, plain_wsld, 'WSLD', 1.3, 0.8),
+    'camkd': Member(
+        lambda s, t, labels: camkd_loss(s, [t, t.flip(1)], labels),
+        plain_camkd,
+        'CA-MKD, two teachers',
+        1.2,
+        0.7,
+    ),
     'unbiased': Member(
         lambda s, t, _: unbiased_kd_loss(s, t[:, :-1]),
         plain_unbiased,

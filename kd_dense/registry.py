@@ -20,6 +20,7 @@ DATASETS = Registry(
     scope='kd_dense',
     locations=[
         'kd_dense.mm.stack.apolloscape',
+        'kd_dense.mm.batches.two_views',
         'kd_dense.mm.batches.views',
         'kd_dense.mm.datasets.unlabelled',
     ],

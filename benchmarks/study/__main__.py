@@ -34,10 +34,13 @@ def main() -> None:
         return
     results = Results(args.output)
     if args.page:
+        from benchmarks.study.brought import with_column
         from benchmarks.study.page import page
 
         args.page.write_text(page(results.lines))
         print(f'{args.page}: {len(results.lines)} runs')
+        methods = ROOT / 'docs/methods/README.md'
+        methods.write_text(with_column(methods.read_text(), results.lines))
         return
     for name in args.sets:
         if not SETS[name].needs.is_dir():
@@ -109,7 +112,12 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
     add('--processes', type=int, default=2, help='runs side by side (default: 2)')
     add('--minutes', type=float, help='start no run after so many minutes')
     add('--output', type=Path, default=Path(default), help=f'(default: {default})')
-    add('--page', type=Path, metavar='FILE', help='run nothing; write the page of all results')
+    add(
+        '--page',
+        type=Path,
+        metavar='FILE',
+        help='run nothing; write the page of all results, and the column in docs/methods',
+    )
     add('--job', help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

@@ -32,6 +32,20 @@ def _on_head(loss: str, share: float = 1.0, **fields: Any) -> dict[str, Any]:
     return _term('bbox_head', loss, share=share, **fields)
 
 
+def _towers(loss: str, share: float) -> dict[str, Any]:
+    def last(tower: str) -> dict[str, Any]:
+        ours, theirs = (f'bbox_head.{tower}.{depth}' for depth in (0, 1))
+        return dict(_term('', loss, share=share), tap=dict(student=ours, teacher=theirs))
+
+    return dict(classes=last('cls_convs'), boxes=last('reg_convs'))
+
+
+LAST = ('bbox_head.gfl_cls', 'bbox_head.gfl_reg')
+FGD_TUNED = dict(temperature=4.0, foreground=3e-3, background=5e-3, attention=1e-2, relation=5e-6)
+# as the preset has it there, but for its temperature
+FGD_SCALED = dict(
+    temperature=4.0, foreground=6.67e-3, background=3.33e-3, attention=5.34e-4, relation=2.03e-5
+)
 STAGES = _term('backbone', 'PKDLoss', 3.0)
 LOGITS = 'decode_head.conv_seg'
 # Terms that are no preset, by a name of their own and the task that they are for.
@@ -51,6 +65,14 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
     ),
     'cwd-neck shared': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=1.0)))),
     'cwd-neck share 3': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=3.0)))),
+    'cwd-neck share 6': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=6.0)))),
+    'cwd-neck share 3 to 0': dict(
+        detection=dict(
+            terms=dict(
+                cwd=_term('neck', 'CWDLoss', share=3.0, schedule=dict(decay='linear')),
+            )
+        )
+    ),
     'cwd-neck+bckd shared': dict(
         detection=dict(
             terms=dict(
@@ -79,6 +101,46 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
                 pkd=_term('backbone', 'PKDLoss', share=1.0),
                 cwd=_term('neck', 'CWDLoss', share=1.0),
             )
+        )
+    ),
+    # the published parts, in the ratios and at the temperature that were tuned on Scenes
+    'fgd-tuned shared': dict(
+        detection=dict(terms=dict(fgd=_term('neck', 'FGDLoss', share=1.0, **FGD_TUNED)))
+    ),
+    'inherit+fgd-tuned shared': _detection(fgd=_term('neck', 'FGDLoss', share=1.0, **FGD_TUNED)),
+    # without their warm-ups, which are longer than such trainings
+    'defeat at once shared': dict(
+        detection=dict(
+            terms=dict(defeat=_term('neck', 'DeFeatLoss', objects=4.0, background=16.0, share=1.0))
+        )
+    ),
+    # what the presets by share were before
+    'fgd at temperature 0.5 shared': _detection(
+        fgd=_term('neck', 'FGDLoss', share=1.0, **{**FGD_SCALED, 'temperature': 0.5})
+    ),
+    'ld with classes shared': dict(
+        detection=dict(terms=dict(ld=_on_head('LDLoss', kd_weight=1.25)))
+    ),
+    'fgd at temperature 4 shared': dict(
+        detection=dict(terms=dict(fgd=_term('neck', 'FGDLoss', share=1.0, **FGD_SCALED)))
+    ),
+    'fgd-tuned share 3': dict(
+        detection=dict(terms=dict(fgd=_term('neck', 'FGDLoss', share=3.0, **FGD_TUNED)))
+    ),
+    'fgd-tuned+cwd-neck shared': dict(
+        detection=dict(
+            terms=dict(
+                fgd=_term('neck', 'FGDLoss', share=1.0, **FGD_TUNED),
+                cwd=_term('neck', 'CWDLoss', share=1.0),
+            )
+        )
+    ),
+    # the teacher's last layers, on towers that are drawn to its own
+    'towers shared': dict(detection=dict(terms=_towers('FitNetsLoss', 0.5), inherit=LAST)),
+    'towers+cwd-neck shared': dict(
+        detection=dict(
+            terms=dict(**_towers('CWDLoss', 0.5), cwd=_term('neck', 'CWDLoss', share=1.0)),
+            inherit=LAST,
         )
     ),
     'pkd-neck shared': dict(detection=dict(terms=dict(pkd=_term('neck', 'PKDLoss', share=1.0)))),

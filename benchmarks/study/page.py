@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy.stats import t
 
-__all__ = ['page', 'paired']
+__all__ = ['ALONE', 'Line', 'kind_of', 'page', 'paired']
 
 Line = Mapping[str, Any]
 Kind = tuple[str, str, str, int]  # method, weights, equals, iterations of the teacher
@@ -60,11 +60,11 @@ def _trained(iterations: int) -> str:
 
 
 def _table(lines: Sequence[Line], schedule: str, teachers: Mapping[int, Line]) -> str:
-    alone = {x['seed']: x for x in lines if _kind(x) == ALONE}
+    alone = {x['seed']: x for x in lines if kind_of(x) == ALONE}
     newest = max(teachers, default=0)
     rows = []
-    for kind in sorted({_kind(x) for x in lines}, key=_order):
-        runs = {x['seed']: x for x in lines if _kind(x) == kind}
+    for kind in sorted({kind_of(x) for x in lines}, key=_order):
+        runs = {x['seed']: x for x in lines if kind_of(x) == kind}
         taught = kind[-1] or newest
         teacher = teachers[taught]['test'] if taught in teachers else math.nan
         scores = [x['test'] for x in runs.values()]
@@ -80,7 +80,8 @@ def _table(lines: Sequence[Line], schedule: str, teachers: Mapping[int, Line]) -
     return f'### {schedule}\n\n{head}|-|-|-|-|-|-|-|-|-|\n' + '\n'.join(rows) + '\n'
 
 
-def _kind(x: Line) -> Kind:
+def kind_of(x: Line) -> Kind:
+    """What the runs of one row have in common."""
     return x['method'], x['weights'], x['equals'], x['teacher_iterations'] or 0
 
 

@@ -28,6 +28,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
+from PIL import Image
 
 import kd_dense.mm  # noqa: F401
 from examples.quickstart.jobs import CHECKPOINTS, CONFIGS, ROOT, TASKS
@@ -39,6 +40,7 @@ from kd_dense.mm.pictures.terms import draw_term
 from kd_dense.mm.pictures.views import look
 
 SIZE = 96  # pixels: three cells of the coarsest level
+LARGEST = 150_000  # bytes of a picture with all its colours
 # The task of each method, and the term that is drawn.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     # as in configs/quickstart/seg_cwd.py
@@ -46,12 +48,41 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     'skd': ('seg', dict(tap='backbone.layer4', loss=dict(type='PairWiseLoss', scale=0.25))),
     'fgd': ('det', dict(tap='neck', loss=dict(type='FGDLoss'))),
     'ld': ('det', dict(tap='bbox_head', loss=dict(type='LDLoss'))),
+    'predictions': (
+        'det',
+        dict(tap='bbox_head', cross_at=-1, loss=dict(type='CrossKDLoss', boxes='distributions')),
+    ),
+    'key_regions': (
+        'det',
+        dict(
+            tap=dict(student='bbox_head.cls_convs.0', teacher='bbox_head.cls_convs.1'),
+            loss=dict(type='PGDClassLoss'),
+        ),
+    ),
     'intrakd': ('seg', dict(tap='backbone.layer4', loss=dict(type='IntRALoss'))),
     'logits': ('seg', dict(tap='decode_head.conv_seg', loss=dict(type='DISTLoss'))),
-    # Of these the pages show a student that has learnt both, in terms of these names, with weights
-    # of 3 and 5e-3, for 1,500 iterations: before, adapter and generator make nothing of sense.
+    'edge_body': (
+        'seg',
+        dict(tap='decode_head.conv_seg', loss=dict(type='KDLoss', where='edge', edge=5)),
+    ),
+    'attention': ('seg', dict(tap='backbone.layer4', loss=dict(type='ATLoss', weight=1e3))),
+    'masked': ('det', dict(tap='neck', loss=dict(type='FRSLoss'))),
+    'prototypes': ('seg', dict(tap='backbone.layer4', loss=dict(type='IFVDLoss', weight=200.0))),
+    'relations': ('seg', dict(tap='backbone.layer4', loss=dict(type='CrossImageLoss'))),
+    # Of these the pages show students that have learnt them, in terms of these names: before,
+    # adapter, generator, fusions and projection make nothing of sense. Two for 1,500 iterations,
+    # with these weights.
     'mimic': ('seg', dict(tap='backbone.layer4', loss=dict(type='PKDLoss', weight=3.0))),
     'generation': ('seg', dict(tap='backbone.layer4', loss=dict(type='MGDLoss', weight=5e-3))),
+    # And two for 200 more than the student alone.
+    'review': ('seg', dict(tap='backbone', loss=dict(type='ReviewKDLoss', width=32))),
+    'memory': (
+        'seg',
+        dict(
+            tap='backbone.layer4',
+            loss=dict(type='MemoryLoss', pixel_memory=200, region_memory=200),
+        ),
+    ),
 }
 
 
@@ -69,8 +100,13 @@ def main() -> None:
         view = look(model, data, tuple(names))
         compared, _ = compare(model, data, view)
         for method, found in compared.items():
-            save(draw_term(view, found), args.out / f'{method}.png')
-            print(args.out / f'{method}.png')
+            path = args.out / f'{method}.png'
+            save(draw_term(view, found), path)
+            if path.stat().st_size > LARGEST:
+                Image.open(path).convert('RGB').quantize(
+                    256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+                ).save(path)
+            print(path)
 
 
 def parse() -> argparse.Namespace:

@@ -43,6 +43,8 @@ class DistillLoss(nn.Module):
             of queries may differ, and the loss pairs them itself.
         of_teachers: Whether it takes the maps of several teachers, one behind the other
             ``(K N, C, H, W)``, rather than their mean.
+        least_images: How many images a batch of all processes must have for a loss that relates
+            them: of fewer it has nothing to say.
         divides_by_images: Whether what it returns is a mean over the images of this process,
             rather than a sum divided by a count of all processes. It matters where some of the
             images have no labels, and the loss needs them.
@@ -69,6 +71,7 @@ class DistillLoss(nn.Module):
     adaptable = True
     of_queries = False
     of_teachers = False
+    least_images = 1
     divides_by_images = False
 
     def __init__(self, weight: float = 1.0) -> None:

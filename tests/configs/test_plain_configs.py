@@ -18,7 +18,7 @@ from tests.miniature import ROOT, configs, make_data, miniature, recipes
 
 PLAIN = [
     path
-    for folder in ('ld', 'intrakd', 'erd')
+    for folder in ('ld', 'intrakd', 'erd', 'predictions')
     for path in configs(f'{folder}/*.py')
     if '_from_' not in path.stem and 'model' in Config.fromfile(path)
 ]

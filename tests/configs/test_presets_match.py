@@ -25,7 +25,9 @@ def settings(terms):
     for term in terms.values():
         loss = {key: value for key, value in term['loss'].items() if key != '_scope_'}
         takes = inspect.signature(getattr(kd_dense.losses, loss['type'])).parameters
-        others = {k: v for k, v in term.items() if k in ('adapter', 'schedule', 'cross_at')}
+        others = {
+            k: v for k, v in term.items() if k in ('adapter', 'schedule', 'cross_at', 'share')
+        }
         found.append((term['tap'], {k: p.default for k, p in takes.items()} | loss, others))
     return sorted(found, key=str)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kd_dense.functional import divergence
 from kd_dense.losses import FGDLoss, fgd_loss
 from kd_dense.losses.fgd import GlobalContext, box_masks
 from tests.losses.contract import LossContract
@@ -143,13 +144,15 @@ def slow_context(x, context):
     return linear(last, normed)
 
 
-def slow_parts(student, teacher, boxes, shapes, pair, temperature):
+def slow_parts(student, teacher, boxes, shapes, pair, temperature, relative=False):
     images, _, height, width = student.shape
     totals = dict.fromkeys(PARTS, 0.0)
     for n in range(images):
         s, t = student[n].flatten(1).tolist(), teacher[n].flatten(1).tolist()
-        where, which = slow_attention(t, temperature)
-        for ours, theirs in zip(slow_attention(s, temperature), (where, which), strict=True):
+        every = [abs(v) for row in t for v in row]
+        unit = temperature * (sum(every) / len(every) if relative else 1)
+        where, which = slow_attention(t, unit)
+        for ours, theirs in zip(slow_attention(s, unit), (where, which), strict=True):
             totals['attention'] += sum(abs(a - b) for a, b in zip(ours, theirs, strict=True))
         masks = slow_masks(boxes[n].tolist(), shapes[n], height, width)
         fore, back = ([v for row in mask for v in row] for mask in masks)
@@ -163,15 +166,17 @@ def slow_parts(student, teacher, boxes, shapes, pair, temperature):
     return {name: total / images for name, total in totals.items()}
 
 
+@pytest.mark.parametrize('relative', [False, True])
 @pytest.mark.parametrize('box_scale', ['batch', 'image'])
-def test_matches_the_equations_written_out(box_scale):
+def test_matches_the_equations_written_out(box_scale, relative):
     student, teacher = (x.detach() for x in LossContract().example())
     boxes, images = [BOXES, NO_BOXES, BOXES[1:2]], [(40, 48), (32, 48), (40, 33)]
     shapes = [BATCH] * 3 if box_scale == 'batch' else images
     pair = contexts(4)
-    values = parts(student, teacher, boxes, BATCH, images, pair,
-                   temperature=0.7, box_scale=box_scale)  # fmt: skip
-    expected = slow_parts(student, teacher, boxes, shapes, pair, 0.7)
+    teacher = teacher * torch.tensor([0.1, 1.0, 10.0])[:, None, None, None]
+    values = parts(student, teacher, boxes, BATCH, images, pair, temperature=0.7,
+                   box_scale=box_scale, relative_temperature=relative)  # fmt: skip
+    expected = slow_parts(student, teacher, boxes, shapes, pair, 0.7, relative)
     for name in PARTS:
         assert values[name].item() == pytest.approx(expected[name], rel=1e-12)
 
@@ -187,6 +192,39 @@ def test_gradients_are_right_for_maps_and_all_parameters(part):
         return parts(student, teacher, [BOXES] * 3, pair=pair)[part]
 
     assert torch.autograd.gradcheck(value, inputs)
+
+
+def test_a_relative_temperature_forgets_the_size_of_features():
+    student, teacher = (x.detach() for x in LossContract().example())
+    for relative in (False, True):
+        found = [
+            parts(factor * student, factor * teacher, [BOXES] * 3, relative_temperature=relative)
+            for factor in (1.0, 100.0)
+        ]
+        assert torch.isclose(*(x['attention'] for x in found)).item() == relative
+        far = found[1]['foreground'] / found[0]['foreground']
+        assert torch.isclose(far, torch.tensor(1e4, dtype=far.dtype)).item() == relative
+
+
+@pytest.mark.parametrize('relative', [False, True])
+def test_all_levels_at_once_are_the_same(relative, monkeypatch):
+    torch.manual_seed(0)
+    sizes = [(8, 12), (4, 6), (2, 3)]
+    levels = [FGDLoss(4, relative_temperature=relative).double() for _ in sizes]
+    for parameter in (p for loss in levels for p in loss.parameters()):
+        torch.nn.init.normal_(parameter)
+    students = [torch.randn(2, 4, *s, dtype=torch.double, requires_grad=True) for s in sizes]
+    teachers = [9**i * torch.randn(2, 4, *s).double() for i, s in enumerate(sizes)]
+    teachers[1][1] = 0
+    needs = dict(boxes=[BOXES, NO_BOXES], batch_shape=BATCH, image_shapes=[BATCH] * 2)
+    found = []
+    for kept in ('cpu', 'none'):
+        monkeypatch.setattr(divergence, 'CACHED', kept)
+        values = FGDLoss.over_maps(levels, students, teachers, **needs)
+        found.append([*values.values(), *torch.autograd.grad(sum(values.values()), students)])
+    for one_by_one, at_once in zip(*found, strict=True):
+        torch.testing.assert_close(at_once, one_by_one, rtol=1e-9, atol=1e-12)
+    assert all(x.isfinite().all() for x in found[0])
 
 
 def test_both_contexts_are_trained():

@@ -253,6 +253,7 @@ def cases():
     yield APDLoss, dict(num_classes=3, channels=4)
     for box_scale in ('batch', 'image'):
         yield FGDLoss, dict(channels=4, box_scale=box_scale)
+    yield FGDLoss, dict(channels=4, relative_temperature=True)
     for kind in (PKDLoss, VkDLoss, NFDLoss, FTLoss, CosineLoss):
         yield kind, {}
     yield FitNetsLoss, dict(pooled=(4, 2, 1))

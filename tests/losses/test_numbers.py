@@ -45,7 +45,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         dict(where='body', edge=3),
         dict(norm='spatial', where='edge', edge=3),
     ],  # channel_mean with kl is defined for positive means only
-    'FGDLoss': [dict(), dict(box_scale='image')],
+    'FGDLoss': [dict(), dict(box_scale='image'), dict(relative_temperature=True)],
     'PixelWiseLoss': [dict(), dict(divergence='kl'), dict(published_batch=None)],
     'PairWiseLoss': [dict(), dict(scale=1.0), dict(scale=0.01), dict(detach_norm=False)],
     'HolisticLoss': [

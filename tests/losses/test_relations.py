@@ -113,11 +113,14 @@ class OfImages(LossContract):
     # What holds in its place is tested below, with two processes.
     test_two_half_batches_average_to_the_whole = None
 
-    def test_one_image_has_no_relation(self):
-        student, teacher = (x[:1] for x in self.example())
-        value = self.value(student, teacher)
-        assert value == 0
-        value.backward()
+    def test_too_few_images_have_no_relation(self):
+        student, teacher = (x.detach() for x in self.example())
+        for count in (self.loss.least_images - 1, self.loss.least_images):
+            ours = student[:count].clone().requires_grad_()
+            value = self.value(ours, teacher[:count])
+            value.backward()
+            enough = count == self.loss.least_images
+            assert bool(ours.grad.abs().max() > 1e-12) == bool(value > 1e-12) == enough
 
     def test_images_that_are_equal_have_a_finite_gradient(self):
         student, teacher = (x.detach() for x in self.example())
@@ -178,7 +181,7 @@ class TestPKT(OfImages):
 
 class TestCCKD(OfImages):
     loss = CCKDLoss(weight=3.0, gamma=0.01, order=3)
-    test_one_image_has_no_relation = None  # its length is compared
+    test_too_few_images_have_no_relation = None  # its length is compared
 
     @staticmethod
     def function(student, teacher):
@@ -198,7 +201,7 @@ class TestCCKD(OfImages):
 
 class TestCrossImage(OfImages):
     loss = CrossImageLoss(weight=3.0, temperature=0.5)
-    test_one_image_has_no_relation = None  # its positions have
+    test_too_few_images_have_no_relation = None  # its positions have
 
     @staticmethod
     def function(student, teacher):

@@ -22,7 +22,7 @@ from kd_dense.functional import (
 )
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
 from kd_dense.losses.fgd.masks import box_masks
-from kd_dense.losses.fgd.together import fgd_together
+from kd_dense.losses.fgd.together import fgd_together, mean_strength
 
 __all__ = ['FGDLoss', 'GlobalContext', 'attentions', 'fgd_loss', 'mean_activations']
 
@@ -141,9 +141,12 @@ class _Reductions(torch.autograd.Function):
 
 
 def attentions(
-    over_channels: Tensor, over_positions: Tensor, temperature: float
+    over_channels: Tensor, over_positions: Tensor, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Where a map is strong ``(N, P)``, and in which channels ``(N, C)``; both have mean 1."""
+    """Where a map is strong ``(N, P)``, and in which channels ``(N, C)``; both have mean 1.
+
+    The temperature is one for all images, or one for each, ``(N, 1)``.
+    """
     positions, channels = over_channels.shape[1], over_positions.shape[1]
     return (
         positions * (over_channels / temperature).softmax(1),
@@ -175,6 +178,7 @@ def fgd_loss(
     teacher_context: GlobalContext,
     temperature: float = 0.5,
     box_scale: BoxScale = 'batch',
+    relative_temperature: bool = False,
 ) -> dict[str, Tensor]:
     r"""Compare feature maps on objects, off objects, in their attention and as a whole.
 
@@ -217,6 +221,8 @@ def fgd_loss(
         box_scale: What boxes are scaled to the map by: ``'batch'`` puts them where they lie.
             ``'image'`` reproduces the authors' code, which divides by the size of the image
             without its padding, so that boxes grow and move wherever an image is padded.
+        relative_temperature: Whether $T$ counts in the teacher's mean absolute activation, map by
+            map and image by image, so that features of any size are attended to alike.
 
     Returns:
         The four parts by name, without weights; scalars, at least float32.
@@ -250,11 +256,14 @@ def fgd_loss(
     foreground, background = box_masks(boxes, shapes, (height, width), student.dtype)
 
     with without_autocast(student):
-        where, which = attentions(*mean_activations(teacher.abs()), temperature)
+        strong = mean_activations(teacher.abs())
+        unit = mean_strength(strong[1]) if relative_temperature else 1.0
+        temperatures = temperature * unit
+        where, which = attentions(*strong, temperatures)
         over_channels, over_positions, difference, weighted, squares, context = _Reductions.apply(
             student, teacher, which, student_context.attention.weight
         )
-        where_student, which_student = attentions(over_channels, over_positions, temperature)
+        where_student, which_student = attentions(over_channels, over_positions, temperatures)
         weighted = weighted * where
         # The sum of (d + a)^2 over positions, where a is the same at each, needs no other map.
         added = student_context.transform(context) - teacher_context(teacher)
@@ -288,6 +297,7 @@ class FGDLoss(DistillLoss):
         attention: Likewise (gamma).
         relation: Likewise (lambda).
         box_scale: ``'batch'`` or, as published, ``'image'``.
+        relative_temperature: See [`fgd_loss`][].
 
     Raises:
         ValueError: If a weight is negative or not finite, the temperature is not positive, or
@@ -318,6 +328,7 @@ class FGDLoss(DistillLoss):
         attention: float = 5e-4,
         relation: float = 5e-6,
         box_scale: BoxScale = 'batch',
+        relative_temperature: bool = False,
     ) -> None:
         super().__init__(weight)
         check_temperature(temperature)
@@ -329,6 +340,7 @@ class FGDLoss(DistillLoss):
             check_weight(type(self).__name__, name, value)
         self.temperature = temperature
         self.box_scale: BoxScale = box_scale
+        self.relative_temperature = relative_temperature
         self.student_context = GlobalContext(channels)
         self.teacher_context = GlobalContext(channels)
 
@@ -350,6 +362,7 @@ class FGDLoss(DistillLoss):
             self.teacher_context,
             self.temperature,
             self.box_scale,
+            self.relative_temperature,
         )
         return {name: self.weight * self.weights[name] * parts[name] for name in self.parts}
 
@@ -374,6 +387,7 @@ class FGDLoss(DistillLoss):
             [batch_shape] if loss.box_scale == 'batch' else image_shapes,
             [[x.student_context for x in losses], [x.teacher_context for x in losses]],
             loss.temperature,
+            loss.relative_temperature,
         )
         factor = loss.weight / len(students[0])
         return {name: factor * loss.weights[name] * parts[name] for name in cls.parts}

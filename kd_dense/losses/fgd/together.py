@@ -14,7 +14,15 @@ from torch.nn import functional as F
 from kd_dense.functional import at_least_float32, without_autocast
 from kd_dense.losses.fgd.masks import foregrounds
 
-__all__ = ['fgd_together']
+__all__ = ['fgd_together', 'mean_strength']
+
+
+def mean_strength(means: Tensor) -> Tensor:
+    """The mean of absolute values ``(..., 1)`` of their means by channel; no division by it fails.
+
+    A map of zeros has a small one instead.
+    """
+    return means.mean(-1, keepdim=True).clamp_min(1e-6)
 
 
 class Levels(NamedTuple):
@@ -74,6 +82,7 @@ class _Reductions(torch.autograd.Function):
     def forward(
         ctx: Any,
         temperature: float,
+        relative: bool,
         levels: Levels,
         queries: Tensor,
         teachers: Sequence[Tensor],
@@ -90,6 +99,9 @@ class _Reductions(torch.autograd.Function):
         for part, out in zip(both.split(levels.positions, 2), over_positions, strict=True):
             torch.linalg.vector_norm(part, 1, dim=2, out=out)
         steepness = 1 / (levels.counts[:, None, None] * temperature)
+        if relative:
+            means = over_positions[:, images:] / levels.counts[:, None, None]
+            steepness = (steepness / mean_strength(means)).repeat(1, 2, 1)
         share = (over_positions * steepness).softmax(2)
         which = share * channels
 
@@ -135,10 +147,10 @@ class _Reductions(torch.autograd.Function):
             grad.baddbmm_(torch.cat(by_channel, 1).mT, torch.cat(by_position, 1))
             # The absolute values.
             slope = torch._softmax_backward_data(g.which[:, :images], ours, 2, ours.dtype)
-            slope = (slope * (channels * steepness)).permute(1, 2, 0)
+            slope = (slope * (channels * steepness[:, :images])).permute(1, 2, 0)
             work = torch.baddbmm(g.over_channels[:images, None], slope, bars, out=work)
             grad.addcmul_(x[0].sign(), work)
-        return None, None, into_query, None, *grad.split(ctx.positions, 2)
+        return None, None, None, into_query, None, *grad.split(ctx.positions, 2)
 
 
 def _for_each_image(x: Tensor, images: int) -> Tensor:
@@ -153,6 +165,7 @@ def fgd_together(
     shapes: Sequence[tuple[int, int]],
     contexts: Sequence[Sequence[nn.Module]],
     temperature: float,
+    relative_temperature: bool = False,
 ) -> dict[str, Tensor]:
     """The parts of [`kd_dense.losses.fgd_loss`][], summed over images, and maps of one width.
 
@@ -163,6 +176,7 @@ def fgd_together(
         shapes: What boxes are scaled by: of all images, or of each.
         contexts: Of the student for each map, and of the teacher for each.
         temperature: Of the attention.
+        relative_temperature: As there.
     """
     images, channels = students[0].shape[:2]
     sizes = [(x.shape[2], x.shape[3]) for x in students]
@@ -175,10 +189,20 @@ def fgd_together(
         queries = torch.cat([block.attention.weight for block in blocks])
         found = Reduced(
             *_Reductions.apply(
-                temperature, levels, queries.unflatten(0, (2, -1)), teachers, *students
+                temperature,
+                relative_temperature,
+                levels,
+                queries.unflatten(0, (2, -1)),
+                teachers,
+                *students,
             )
         )
-        strength = (found.over_channels / (channels * temperature))[:, None]
+        strength = found.over_channels / (channels * temperature)
+        if relative_temperature:
+            sums = torch.mm(found.over_channels[images:].detach(), levels.inside.T)
+            means = mean_strength((sums / (channels * levels.counts))[:, :, None])[..., 0]
+            strength = strength / means[:, levels.of].repeat(2, 1)
+        strength = strength[:, None]
         where = strength.masked_fill(levels.outside, float('-inf')).softmax(2).sum(1)
         where = where * levels.counts[levels.of]
         where_ours, where_theirs = where.split(images)

@@ -12,6 +12,7 @@ import torch
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from torch import Tensor
 
+from kd_dense.mm.batches.two_views import OTHER
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.registry import DATASETS
 from kd_dense.taps import tensors_in
@@ -128,6 +129,8 @@ def _seed_all(text: str) -> None:
 def _digest(inputs: Any, sample: Any) -> str:
     found = blake2b(repr(sample.metainfo.get('img_shape')).encode(), digest_size=16)
     arrays = [inputs] if isinstance(inputs, np.ndarray) else map(Tensor.numpy, tensors_in(inputs))
+    if isinstance(other := sample.get(OTHER), Tensor):  # what teachers are given
+        arrays = [*arrays, other.numpy()]
     for pixels in arrays:
         found.update(f'{pixels.dtype}{pixels.shape}'.encode())
         found.update(np.ascontiguousarray(pixels).data)

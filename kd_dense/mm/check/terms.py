@@ -141,6 +141,8 @@ def _say_weight(
     if not weights:
         subject.say(OK, f'{name} is switched off (weight 0)')
         return
+    if _has_too_few_images(subject, name, term):
+        return
     if term.shares:
         shares: dict[str, Any] = {k: one.share for k, one in term.shares.items()}
         spelt = ', '.join(f'{part} {share:g}' for part, share in shares.items())
@@ -175,6 +177,24 @@ def _say_weight(
     elif agreement < LEADS:
         remedy, figures = _rescaled(term, figures, 'should the student get worse than alone: ')
     subject.say(status, f'{text}{note}', remedy, **figures)
+
+
+def _has_too_few_images(subject: Subject, name: str, term: Term) -> bool:
+    """Say so of a term that relates images, where a batch has too few of them."""
+    least, loss = term.loss.least_images, type(term.loss).__name__
+    images = (subject.config.get('train_dataloader') or {}).get('batch_size') or least
+    if images >= least:
+        return False
+    subject.say(
+        WARNING,
+        f'{name}: {loss} relates images, of which a batch must have {least} in all processes '
+        f'together; in a process there {"is 1" if images == 1 else f"are {images}"}',
+        f'train_dataloader.batch_size={least} or more, or more processes',
+        of_images=name,
+        images=images,
+        least=least,
+    )
+    return True
 
 
 def _rescaled(

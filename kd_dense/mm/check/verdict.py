@@ -69,6 +69,8 @@ def _open_questions(subject: Subject, terms: list[Finding]) -> Iterator[str]:
         yield 'the teacher was not scored'
     if not subject.has_task:
         yield 'the student learns from the teacher alone'
+    for few in (f.figures for f in terms if 'of_images' in f.figures):
+        yield f'{few["of_images"]} needs {few["least"]} images, and a process has {few["images"]}'
     judged = [f.figures for f in terms if 'term' in f.figures]
     if not judged:
         yield 'no term was weighed'

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kd_dense.mm.batches.boxes import is_rotated
 from kd_dense.mm.batches.made_up import any_tensor
 from kd_dense.mm.batches.targets import Step, gather
+from kd_dense.mm.batches.two_views import as_teachers_see
 from kd_dense.mm.distil.fields import share_now
 from kd_dense.mm.distil.first_steps import FirstSteps
 from kd_dense.mm.distil.fitting import build_terms
@@ -31,6 +32,7 @@ from kd_dense.mm.presets.teachers import Methods, choose_for_teachers
 from kd_dense.mm.randomness import kept_random_state
 from kd_dense.mm.stack.install import score_in_threads
 from kd_dense.mm.teachers.average import AverageTeacher
+from kd_dense.mm.teachers.cached import views_of
 from kd_dense.mm.teachers.guest import Teacher
 from kd_dense.mm.teachers.several import build_one, has_own_weights, teachers_of
 from kd_dense.registry import MODELS
@@ -154,6 +156,7 @@ def Distilled(  # noqa: N802  (a type in configs)
         )
     with kept_random_state():
         teachers = {name: build_one(one, model) for name, one in teachers_of(teacher).items()}
+        views_of(one.cache.views for one in teachers.values() if one and one.cache)
         models = {name: model if one is None else one.model for name, one in teachers.items()}
         if preset is not None:
             if terms or inherit:
@@ -247,13 +250,13 @@ class _Plan:
 
     def run(self, model: Any, terms: Sequence[Term], inputs: Any, samples: Any) -> None:
         """Run the teachers that these terms of the student learn from."""
+        inputs = as_teachers_see(model, inputs, samples)
         for name, guest in self.running.items():
-            taps = [*chain(*(term.teacher_taps for term in terms if name in term.teachers))]
-            if not taps:
-                continue
             if isinstance(guest.teacher, AverageTeacher):
                 guest.teacher.start(bare(model))
-            guest.run(taps, inputs, samples)
+            taps = [*chain(*(term.teacher_taps for term in terms if name in term.teachers))]
+            if taps:
+                guest.run(taps, inputs, samples)
 
     def clear(self) -> None:
         """Drop what was recorded in a step."""

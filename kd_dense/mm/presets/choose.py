@@ -21,7 +21,15 @@ from kd_dense.mm.presets.roles import LOGITS, Pair
 from kd_dense.mm.presets.settings import Method, Preset, Sums, scaled
 from kd_dense.registry import MODELS
 
-__all__ = ['METHODS', 'SUMS', 'Weights', 'check_methods', 'choose_preset', 'listed_methods']
+__all__ = [
+    'BY_SHARE',
+    'METHODS',
+    'SUMS',
+    'Weights',
+    'check_methods',
+    'choose_preset',
+    'listed_methods',
+]
 
 Weights = Literal['auto', 'published', 'shares']
 # The order in help and messages; other files come behind, by name.
@@ -42,6 +50,12 @@ METHODS: dict[str, Method] = {
     **{name: method for file in _FILES.values() for name, method in file.METHODS.items()},
 }
 SUMS: dict[str, Sums] = {loss: s for file in _FILES.values() for loss, s in file.SUMS.items()}
+# What differs in a loss whose weight is a share, on maps that nothing was published for.
+BY_SHARE: dict[str, dict[str, Any]] = {
+    loss: settings
+    for file in _FILES.values()
+    for loss, settings in getattr(file, 'BY_SHARE', {}).items()
+}
 
 # What a method asks of models and data: the most that any of its settings asks.
 GROUPS = {
@@ -109,8 +123,9 @@ def choose_preset(
         teacher: The teacher.
         weights: ``'published'``; or ``'shares'``: the terms pull at the student together as
             strongly as its own losses do, each as much as the others, whatever weights were
-            published, see [`kd_dense.shares.Share`][]. ``'auto'`` is the first where the maps are
-            those that the weights were published for, and the second where they are not.
+            published, see [`kd_dense.shares.Share`][]; FGD and LD get other settings, too.
+            ``'auto'`` is the first where the maps are those that the weights were published for,
+            and the second where they are not.
 
     Returns:
         For each method the first of its presets that fits both models, with the taps of
@@ -137,7 +152,10 @@ def choose_preset(
     for name, preset in chosen.items():
         for term, fields in preset.terms.items():
             by_share = weights == 'shares' or (weights == 'auto' and preset.elsewhere)
-            shared = {'share': round(1 / count, 3)} if by_share else {}
+            shared: dict[str, Any] = {}
+            if by_share:
+                loss = {**fields['loss'], **BY_SHARE.get(fields['loss']['type'], {})}
+                shared, fields = {'share': round(1 / count, 3)}, {**fields, 'loss': loss}
             terms[f'{name}_{term}' if term in terms else term] = {**shared, **fields}
     return Preset(
         terms=terms,
@@ -149,7 +167,10 @@ def choose_preset(
 
 def _choose(name: str, pair: Pair) -> Preset:
     for preset in METHODS[name].presets:
-        terms = _fitted(preset, pair) if pair.student.has(preset.part, preset.kinds) else None
+        meant = pair.student.has(preset.part, preset.kinds)
+        if preset.alone:
+            meant = meant and pair.student.whole is pair.teacher.whole
+        terms = _fitted(preset, pair) if meant else None
         if terms is not None:
             same = all(fields['loss'] == preset.terms[t]['loss'] for t, fields in terms.items())
             return preset._replace(
@@ -172,6 +193,8 @@ def _fitted(preset: Preset, pair: Pair) -> dict[str, Any] | None:
     for name, fields in preset.terms.items():
         found = pair.places(fields['tap'])
         needs = MODELS.get(fields['loss']['type']).needs
+        if pair.student.segments and 'boxes' in needs:
+            return None
         if fields.get('optional') and not (found and pair.agree(fields['tap'], needs)):
             continue
         if found is None:

@@ -21,6 +21,7 @@ from kd_dense.mm.presets.choose import Weights
 from kd_dense.mm.run.export import export
 from kd_dense.mm.run.recipes import DEFAULT, read_recipe, set_work_dir, teacher_spec, write_recipe
 from kd_dense.mm.run.train import train
+from kd_dense.mm.run.unlabelled import add_pictures
 from kd_dense.mm.teachers.foreign import ForeignModel, check_fields
 
 __all__ = ['Outcome', 'distill']
@@ -112,6 +113,8 @@ def distill(
     if isinstance(teacher, Mapping) and isinstance(teacher.get('module'), nn.Module):
         check_fields(teacher)
         teacher = ForeignModel(**teacher)
+    if unlabelled is None and not labels:
+        raise RequestError('to train without labels needs pictures: unlabelled=FOLDER')
     build: Callable[[], nn.Module] | None = None
     if isinstance(student, nn.Module) or isinstance(teacher, nn.Module):
         source = config if isinstance(student, nn.Module) else student
@@ -120,14 +123,17 @@ def distill(
                 'a student that is a model needs config=..., for data, schedule and evaluation'
             )
         found, build = _with_models(
-            student, teacher, chosen, source, teacher_checkpoint, options, weights
+            student,
+            teacher,
+            chosen,
+            source,
+            teacher_checkpoint,
+            options,
+            weights,
+            unlabelled is not None,
         )
-        if unlabelled is not None or not labels:
-            raise RequestError(
-                'with a model that was built elsewhere pictures without labels are said in its '
-                'config, as a data set of type kd_dense.Unlabelled, and in '
-                'kd_dense.Distilled(..., unlabelled=True): see docs/unlabelled.md'
-            )
+        if unlabelled is not None:
+            add_pictures(found, unlabelled, labels)
         if dump_config is not None:
             raise RequestError('a model that was built elsewhere cannot be written as a recipe')
     elif config is not None:
@@ -164,6 +170,7 @@ def _with_models(
     teacher_checkpoint: Source | None,
     options: Mapping[str, Any] | None,
     weights: Weights,
+    unlabelled: bool,
 ) -> tuple[Config, Callable[[], nn.Module]]:
     """The config of data and schedule, and what builds the student where one is a model."""
     if teacher is None:
@@ -188,6 +195,7 @@ def _with_models(
             preset=methods,
             weights=weights,
             data_preprocessor=config.get('data_preprocessor'),
+            unlabelled=unlabelled,
         )
         return model
 

@@ -29,6 +29,7 @@ from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.mm.hooks.random_state import RandomStateHook
 from kd_dense.mm.hooks.resume import ResumeHook
 from kd_dense.mm.run.processes import build_runner
+from kd_dense.mm.teachers.cached import views_of
 from kd_dense.mm.teachers.several import teachers_of
 
 __all__ = ['train']
@@ -162,17 +163,12 @@ def fix_views(config: Config) -> None:
     """Give the training set the views whose teacher's maps are to be kept, if any are."""
     teachers = teachers_of(config.model.get('teacher')).values() if distils(config) else ()
     caches = [one.get('cache') for one in teachers if isinstance(one, Mapping)]
-    views = {cache['views'] for cache in caches if cache and 'views' in cache}
-    if not views:
+    views = views_of(cache['views'] for cache in caches if cache and 'views' in cache)
+    if views is None:
         return
-    if len(views) > 1:
-        raise RequestError(
-            f'the caches of the teachers have {sorted(views)} views of each picture: give all of '
-            'them the same number, because the student sees the same views'
-        )
     loader = config.train_dataloader
     if type_name(loader.dataset) != 'FixedViews':
-        fixed = dict(type='kd_dense.FixedViews', views=views.pop(), dataset=loader.dataset)
+        fixed = dict(type='kd_dense.FixedViews', views=views, dataset=loader.dataset)
         config.train_dataloader = {**loader, 'dataset': fixed}
 
 

@@ -12,20 +12,11 @@ from mmengine.registry import DATASETS, DefaultScope
 from kd_dense.mm.configs import RequestError, distils
 from kd_dense.mm.datasets.unlabelled import list_pictures
 
-__all__ = ['add_unlabelled']
+__all__ = ['add_pictures', 'add_unlabelled']
 
 
 def add_unlabelled(config: Config, pictures: str | os.PathLike[str], labels: bool = True) -> None:
-    """Let a recipe learn from pictures without labels.
-
-    To each batch as many pictures without labels are added as it has with labels: those with
-    labels, and what the schedule makes of them, stay as they are.
-
-    Args:
-        config: The recipe. It is changed.
-        pictures: A folder, or a file with a path on each line.
-        labels: Whether those with labels are trained on at all. Where they are not, validation is
-            left out if its pictures are not there.
+    """Let a recipe learn from pictures without labels; arguments as of [`add_pictures`][].
 
     Raises:
         RequestError: If the config distils nothing, or there are no such pictures.
@@ -35,6 +26,25 @@ def add_unlabelled(config: Config, pictures: str | os.PathLike[str], labels: boo
             'pictures without labels (--unlabelled) want a teacher: name one (--teacher), or give '
             'a recipe'
         )
+    add_pictures(config, pictures, labels)
+    config.model.unlabelled = True
+
+
+def add_pictures(config: Config, pictures: str | os.PathLike[str], labels: bool = True) -> None:
+    """Add pictures without labels to the training set of a config.
+
+    To each batch as many pictures without labels are added as it has with labels: those with
+    labels, and what the schedule makes of them, stay as they are.
+
+    Args:
+        config: It is changed; its model is not.
+        pictures: A folder, or a file with a path on each line.
+        labels: Whether those with labels are trained on at all. Where they are not, validation is
+            left out if its pictures are not there.
+
+    Raises:
+        RequestError: If there are no such pictures.
+    """
     try:
         count = len(list_pictures(pictures))
     except (OSError, ValueError) as error:
@@ -45,7 +55,6 @@ def add_unlabelled(config: Config, pictures: str | os.PathLike[str], labels: boo
         pictures=os.fspath(pictures),
         **{'beside' if labels else 'like': loader.dataset},
     )
-    config.model.unlabelled = True
     loader.pop('batch_sampler', None)  # one that groups pictures keeps no ratio
     if not labels:
         print_log(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from mmengine.model import MomentumAnnealingEMA
 
-from kd_dense.mm.teachers.guest import Teacher
+from kd_dense.mm.teachers.guest import RUNNING, Teacher
 from kd_dense.taps import near_names
 
 __all__ = ['AverageTeacher']
@@ -59,6 +59,11 @@ class AverageTeacher(Teacher):
             ValueError: If a field is unknown or has a bad value.
         """
         fields = {} if isinstance(spec, str) else {k: v for k, v in spec.items() if k != '_scope_'}
+        for name in fields.keys() & {*RUNNING}:
+            raise ValueError(
+                f"teacher 'ema': {name} is for a teacher that stays as it is; the student's "
+                f'average changes with each step, and runs as the student does: leave {name} out'
+            )
         for name in fields.keys() - {*FIELDS}:
             raise ValueError(f"teacher 'ema': unknown field {name!r}, {near_names(name, FIELDS)}")
         fields.pop('type', None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from kd_dense.functional import without_autocast
 from kd_dense.mm.batches.preprocessing import Repreprocess
 from kd_dense.mm.batches.views import View, view_of
+from kd_dense.mm.configs import RequestError
 from kd_dense.mm.files.entries import CHANGED, Entries
 from kd_dense.taps import Taps, near_names
 
-__all__ = ['MapCache', 'gigabytes_of', 'map_bytes']
+__all__ = ['MapCache', 'gigabytes_of', 'map_bytes', 'views_of']
 
 FORMAT = 1
 FIELDS = ('views', 'folder', 'gigabytes')
@@ -217,6 +218,24 @@ class MapCache:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MapCache:
         return self
+
+
+def views_of(caches: Iterable[Any]) -> int | None:
+    """How many views of each picture some teachers keep maps of; None where no maps are kept.
+
+    Args:
+        caches: The number of each cache.
+
+    Raises:
+        RequestError: If they have different ones.
+    """
+    found = {*caches}
+    if len(found) > 1:
+        raise RequestError(
+            f'the caches of the teachers have {sorted(found)} views of each picture: give all of '
+            'them the same number, because the student sees the same views'
+        )
+    return found.pop() if found else None
 
 
 def fingerprint(model: nn.Module, others: Sequence[Any]) -> str:

@@ -223,6 +223,15 @@ class Teacher:
                 return []
         return list(children.values())
 
+    def follow(self, images: Tensor) -> None:
+        """Make ready to run: loaded, in eval mode, and where the images are."""
+        self.load()
+        parameter = next(self.model.parameters(), None)
+        if parameter is not None and parameter.device != images.device:
+            self.model.to(images.device)
+        if self.model.training:
+            self.model.eval()
+
     @torch.no_grad()
     def run(
         self,
@@ -242,13 +251,8 @@ class Teacher:
                 dict of them.
             data_samples: Its samples.
         """
-        self.load()
         images = any_tensor(inputs)
-        parameter = next(self.model.parameters(), None)
-        if parameter is not None and parameter.device != images.device:
-            self.model.to(images.device)
-        if self.model.training:
-            self.model.eval()
+        self.follow(images)
 
         def record(model: nn.Module = self.model) -> None:
             with taps.on(model, calls, stop_after=calls):

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.study import __main__ as study
 from benchmarks.study import cells as cells_file
 from benchmarks.study import run as run_file
+from benchmarks.study.brought import with_column
 from benchmarks.study.cells import ROOT, SETS, Cell, teacher_of
 from benchmarks.study.page import page
 from benchmarks.study.queue import StudyQueue
@@ -132,6 +133,12 @@ class TestPage:
             results.add(line(cell, 45.0, 151.0))
         rows = [x.split('|')[1].strip() for x in page(results.lines).splitlines() if '|' in x]
         assert rows[-3:] == ['alone', 'cwd', 'alone, as cwd']
+
+    def test_the_pages_are_those_of_the_lines(self):
+        lines = Results(ROOT / 'docs/results/study.jsonl').lines
+        assert (ROOT / 'docs/results/study.md').read_text() == page(lines)
+        methods = (ROOT / 'docs/methods/README.md').read_text()
+        assert with_column(methods, lines) == methods
 
 
 class TestRun:

@@ -7,9 +7,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmseg.models import EncoderDecoder
 
+from kd_dense import losses
 from kd_dense.losses import CWDLoss
 from kd_dense.mm.check.finding import OK, WARNING, Subject
 from kd_dense.mm.check.terms import _say_weight, _Weight
+from kd_dense.mm.check.verdict import check_verdict
 from kd_dense.mm.distil.term import Term
 from tests.mm.check.checking import of, run
 
@@ -64,6 +66,37 @@ def test_a_share_needs_no_other_weight():
     [found] = subject.findings
     assert found.status == OK
     assert "a share of what the task's losses do (whole 0.5)" in found.message
+
+
+@pytest.mark.parametrize(
+    ('loss', 'batch', 'least'),
+    [
+        (losses.SPLoss(), 1, 2),
+        (losses.PKTLoss(), 1, 2),
+        (losses.CCKDLoss(), 1, 2),
+        (losses.RelationLoss(over='images'), 1, 2),
+        (losses.RKDLoss(), 2, 3),
+        (losses.RKDLoss(), 3, None),
+        (losses.SPLoss(), 2, None),
+        (losses.RelationLoss(), 1, None),
+        (losses.CrossImageLoss(), 1, None),
+    ],
+)
+def test_what_relates_images_needs_some(loss, batch, least):
+    config = Config(dict(train_dataloader=dict(batch_size=batch)))
+    subject = Subject(config, check='terms')
+    term = Term('x', tap='neck', loss=dict(type=type(loss).__name__))
+    term.losses.append(loss)
+    _say_weight(subject, 'x', term, [_Weight(1.0, 1.0, 1.0, 0.9)], 1.0)
+    [found] = subject.findings
+    assert found.status == (WARNING if least else OK)
+    if least:
+        assert f'relates images, of which a batch must have {least} in all' in found.message
+        assert found.message.endswith('is 1' if batch == 1 else 'are 2')
+        assert found.remedy.startswith(f'train_dataloader.batch_size={least} or more')
+        subject.check = 'verdict'
+        check_verdict(subject)
+        assert f'x needs {least} images, and a process has {batch}' in subject.findings[1].message
 
 
 class TestTheTeacherAlone:

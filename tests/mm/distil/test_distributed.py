@@ -15,7 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from kd_dense.losses import HolisticLoss
 from kd_dense.measure import peak_memory
+from kd_dense.mm.distil.distilled import bare
 from tests.mm import fsdp, methods, toy
+from tests.mm.distil import kinds
 from tests.mm.distil.test_promises import assert_equal_states
 from tests.mm.hooks.test_critic import train_a_part
 from tests.mm.processes import in_two_processes
@@ -71,6 +73,22 @@ def gradients(rank, world_size, method, schedule=None):
     for _ in range(STEPS):  # a critic's spectral norm moves on with each
         found = added_gradient(outer, model, inputs[mine], samples[mine])
     return found
+
+
+def of_a_kind(rank, world_size, kind, folder):
+    """The gradients that teachers of a kind add, where the average has moved away."""
+    torch.manual_seed(0)
+    model = toy.build(kinds.config(kind, folder, norm=dict(type='GN', num_groups=2))).train()
+    for guest in model.kd_plan.running.values():
+        if hasattr(guest.teacher, 'average'):
+            guest.teacher.start(bare(model))
+            for parameter in guest.teacher.model.parameters():
+                parameter.mul_(1.125)
+    outer = MMDistributedDataParallel(model) if world_size > 1 else model
+    inputs, samples = kinds.batch(model, kind, BATCH)
+    return added_gradient(
+        outer, model, inputs[rank::world_size], samples[rank::world_size]
+    )  # labelled and unlabelled pictures for both
 
 
 def shares(rank, world_size):
@@ -272,6 +290,7 @@ def everything(rank, folder):
     return dict(
         fsdp=fsdp.compared(rank, folder),
         gradients={m: gradients(rank, 2, m) for m in methods.METHODS},
+        kinds={k: of_a_kind(rank, 2, k, f'{folder}/maps') for k in kinds.DIFFERENT},
         off=gradients(rank, 2, 'cwd', dict(stop=0)),
         shares=shares(rank, 2),
         queues=queues(rank, 2),
@@ -294,10 +313,19 @@ def of(ranks, name):
     return [found[name] for found in ranks]
 
 
+@pytest.mark.parametrize('kind', kinds.DIFFERENT)
+def test_gradient_of_a_kind_of_teacher_is_that_of_one_process(ranks, kind, tmp_path):
+    first, second = (found[kind] for found in of(ranks, 'kinds'))
+    assert_same_gradients(first, second, of_a_kind(0, 1, kind, tmp_path))
+
+
 @pytest.mark.parametrize('method', methods.METHODS)
 def test_gradient_of_two_processes_is_that_of_one(ranks, method):
-    expected = gradients(0, 1, method)
     first, second = (found[method] for found in of(ranks, 'gradients'))
+    assert_same_gradients(first, second, gradients(0, 1, method))
+
+
+def assert_same_gradients(first, second, expected):
     assert first.keys() == second.keys() == expected.keys()
     assert any(grad.any() for grad in first.values())
     for name, grad in expected.items():

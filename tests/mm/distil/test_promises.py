@@ -12,7 +12,7 @@ from mmengine.runner.checkpoint import get_state_dict
 from torch import nn
 
 import kd_dense.mm.distil.distilled as distilled_module
-from tests.mm import toy, toy_foreign
+from tests.mm import toy
 
 
 def train(config, work_dir, **others):
@@ -484,71 +484,3 @@ class TestPromise10OtherFeaturesDoNotChangeWhatIsDistilled:
 def test_the_class_of_a_distilled_student_is_made_once():
     a, b = toy.build(toy.distilled()), toy.build(toy.distilled())
     assert type(a) is type(b) is distilled_module.distilled(type(a).__mro__[2])
-
-
-FOREIGN = {
-    'timm': toy_foreign.vit(),
-    'timm in bf16': toy_foreign.convnext(precision='bf16'),
-    'transformers': toy_foreign.of_transformers('dinov2'),
-    'module': None,  # a new one each time
-}
-
-
-@pytest.mark.parametrize('kind', FOREIGN)
-class TestTeachersFromElsewhere:
-    """What was promised above, of teachers that OpenMMLab does not know."""
-
-    @staticmethod
-    def config(kind, **loss):
-        torch.manual_seed(3)
-        term = dict(tap='backbone[-1]', loss={**toy.CWD, **loss})
-        teacher = FOREIGN[kind] or toy_foreign.module()
-        return toy.distilled(teacher=teacher, terms=dict(features=term))
-
-    def test_weight_zero_is_plain_training_and_the_teacher_does_not_run(self, kind, tmp_path):
-        model = toy.build(self.config(kind, weight=0.0))
-        model.kd_plan.teacher.model.extract_feat = pytest.fail
-        plain = train(toy.segmenter(), tmp_path / 'plain', max_iters=2).model
-        found = train(self.config(kind, weight=0.0), tmp_path / 'kd', max_iters=2).model
-        assert_equal_states(plain.state_dict(), student_state(found))
-        assert toy.losses(model)['loss_kd_features'] == 0
-
-    def test_it_is_a_guest_and_the_checkpoint_is_the_students(self, kind, tmp_path):
-        runner = toy.runner(self.config(kind), tmp_path, custom_hooks=[dict(type='EMAHook')])
-        guest = runner.model.kd_plan.teacher
-        before = copy.deepcopy(guest.model.state_dict())
-        runner.train()
-        state = torch.load(tmp_path / 'iter_4.pth', weights_only=False)['state_dict']
-        toy.build(toy.segmenter(), seed=1).load_state_dict(
-            {k: v for k, v in state.items() if not k.startswith('kd.')}
-        )
-        assert {k for k in state if k.startswith('kd.')} == {
-            f'kd.features.adapters.0.conv.{x}' for x in ('weight', 'bias')
-        }
-        after = guest.model.state_dict()
-        assert all(torch.equal(x.to(after[k].dtype), after[k]) for k, x in before.items())
-        assert not any(m.training for m in guest.model.modules())
-        guests = {id(x) for x in (*guest.model.parameters(), *guest.model.modules())}
-        assert not guests & {id(x) for x in (*runner.model.parameters(), *runner.model.modules())}
-        ema = next(h for h in runner.hooks if type(h).__name__ == 'EMAHook').ema_model.module
-        assert ema.kd_plan.teacher is guest
-        assert pickle.loads(pickle.dumps(runner.model)).kd_plan.teacher.model is None
-
-    def test_log_keys_and_validation_are_the_students(self, kind):
-        plain, model = toy.build(toy.segmenter()), toy.build(self.config(kind))
-        assert list(toy.losses(model)) == [*toy.losses(plain), 'loss_kd_features']
-        model.kd_plan.teacher.model.extract_feat = pytest.fail
-        plain.load_state_dict(student_state(model))
-        inputs, samples = toy.batch(model)
-        a, b = (m.eval()(inputs, samples, mode='tensor') for m in (model, plain))
-        assert torch.equal(a, b)
-
-    def test_resume_equals_not_having_stopped(self, kind, tmp_path):
-        others = dict(max_iters=4, custom_hooks=[dict(type='kd_dense.RandomStateHook')])
-        stop = dict(type='Interrupt', after=3)
-        hooks = [*others['custom_hooks'], stop]
-        with pytest.raises(KeyboardInterrupt, match='power cut'):
-            train(self.config(kind), tmp_path / 'a', **{**others, 'custom_hooks': hooks})
-        resumed = train(self.config(kind), tmp_path / 'a', resume=True, **others)
-        whole = train(self.config(kind), tmp_path / 'b', **others)
-        assert_equal_states(resumed.model.state_dict(), whole.model.state_dict())

@@ -1,135 +1,234 @@
-"""The promises, for teachers of other kinds: several, the student's average, and none."""
+"""The promises, for each kind of teacher: from elsewhere, several, the average, none, kept."""
 
 import copy
 import pickle
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner.checkpoint import get_state_dict
 
 from kd_dense.mm.hooks.average import KEY
+from kd_dense.taps import Taps
 from tests.mm import toy
-from tests.mm.distil.test_promises import (
-    TestPromise8ResumeEqualsNotHavingStopped as Resume,
-)
+from tests.mm.distil.kinds import DIFFERENT, KINDS, batch, config, loader, untrained
 from tests.mm.distil.test_promises import assert_equal_states, student_state, train
 
-LOGITS = 'decode_head.conv_seg'
-WITHIN = dict(student='backbone.layer3', teacher='backbone.layer4')
-AVERAGE = dict(type='kd_dense.AverageHook')
-KINDS = ('several', 'ema', 'none')
-BOTH = ('several', 'mixed')  # the average and the student itself beside a teacher
-
-
-def untrained(width):
-    return dict(config=toy.segmenter(width), checkpoint=None)
-
-
-def config(kind, weight=3.0, **student):
-    def term(tap=LOGITS, **fields):
-        return dict(tap=tap, loss={**toy.CWD, 'weight': weight}, **fields)
-
-    teacher, terms = {
-        'several': (
-            dict(a=untrained(16), b=untrained(24)),
-            dict(
-                one=term(teacher='a'),
-                features=term('backbone.layer4', teacher='b'),
-                both=term(teacher=['a', 'b']),
-            ),
-        ),
-        'ema': (dict(type='ema', momentum=0.05), dict(logits=term())),
-        'none': (None, dict(own=term(WITHIN))),
-        'mixed': (
-            dict(a=untrained(16), ema='ema', own=None),
-            dict(
-                one=term(teacher='a'), two=term(teacher='ema'), three=term(WITHIN, teacher='own')
-            ),
-        ),
-    }[kind]
-    found = toy.distilled(student=toy.segmenter(**student), teacher='', terms=terms)
-    found.teacher = teacher
-    return found
+HOOKS = [dict(type='kd_dense.RandomStateHook'), dict(type='kd_dense.AverageHook')]
 
 
 @pytest.fixture(scope='module')
-def plain(tmp_path_factory):
-    return train(toy.segmenter(), tmp_path_factory.mktemp('plain')).model.state_dict()
+def kept(tmp_path_factory):
+    """A folder for maps, which all trainings share."""
+    return tmp_path_factory.mktemp('maps')
 
 
-def guests_of(model):
-    return [guest.teacher.model for guest in model.kd_plan.running.values()]
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_1_with_all_weights_0_it_is_plain_training(kind, plain, tmp_path):
-    model = train(config(kind, 0.0), tmp_path, custom_hooks=[AVERAGE]).model
-    assert_equal_states(plain, student_state(model))
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_2_3_4_names_checkpoints_and_guests(kind, tmp_path):
-    runner = toy.runner(config(kind), tmp_path, custom_hooks=[AVERAGE])
-    model = runner.model
-    averaged = [t.teacher for t in model.kd_plan.running.values() if hasattr(t.teacher, 'average')]
-    frozen = [g for g in guests_of(model) if all(g is not one.model for one in averaged)]
-    before = copy.deepcopy([g.state_dict() for g in frozen])
+@pytest.fixture(scope='module', params=KINDS)
+def trained(request, kept, tmp_path_factory):
+    """A training of each kind, with an average of the weights for validation beside."""
+    kind, folder = request.param, tmp_path_factory.mktemp('trained')
+    recipe = config(kind, kept)
+    hooks = [*HOOKS, dict(type='EMAHook')]
+    runner = toy.runner(recipe, folder, custom_hooks=hooks, train_dataloader=loader(kind))
+    averaged = {k for k, one in guests(runner.model).items() if hasattr(one, 'average')}
+    others = {k: one.model for k, one in guests(runner.model).items() if k not in averaged}
+    before = {name: copy.deepcopy(one.state_dict()) for name, one in others.items()}
     runner.train()
-    for state, guest in zip(before, frozen, strict=True):
-        assert_equal_states(state, guest.state_dict())
-    for guest in guests_of(model):
+    checkpoint = torch.load(folder / 'iter_4.pth', weights_only=False)
+    return SimpleNamespace(kind=kind, recipe=recipe, runner=runner, before=before,
+                           averaged=averaged, checkpoint=checkpoint)  # fmt: skip
+
+
+def guests(model):
+    return {name: guest.teacher for name, guest in model.kd_plan.running.items()}
+
+
+def average_of(trained):
+    """What EMAHook has made, which a checkpoint has in the student's place."""
+    return next(h for h in trained.runner.hooks if type(h).__name__ == 'EMAHook').ema_model.module
+
+
+def models(model):
+    return [one.model for one in guests(model).values()]
+
+
+@pytest.mark.parametrize('kind', [kind for kind in DIFFERENT if kind != 'all'])
+def test_1_with_all_weights_0_it_is_plain_training_and_no_teacher_runs(
+    kind, kept, tmp_path, monkeypatch
+):
+    """With unlabelled pictures it is plain training on the others: see test_unlabelled.py."""
+    others = dict(custom_hooks=HOOKS, max_iters=2, train_dataloader=loader(kind))
+    plain = train(toy.segmenter(), tmp_path / 'plain', **others).model
+    runner = toy.runner(config(kind, kept, weight=0.0), tmp_path / 'kd', **others)
+    for guest in runner.model.kd_plan.running.values():
+        guest.run = pytest.fail
+    runner.train()
+    assert_equal_states(plain.state_dict(), student_state(runner.model))
+
+
+def test_2_the_names_are_the_students(trained):
+    plain = toy.build(toy.segmenter())
+    for what in ('named_parameters', 'named_buffers', 'named_modules'):
+        found = [name for name, _ in getattr(trained.runner.model, what)()]
+        expected = [name for name, _ in getattr(plain, what)()]
+        assert [name for name in found if not f'{name}.'.startswith('kd.')] == expected
+
+
+def test_3_a_checkpoint_is_the_students(trained):
+    state = trained.checkpoint['state_dict']
+    bare = toy.build(toy.segmenter(), seed=1)
+    bare.load_state_dict({k: v for k, v in state.items() if not k.startswith('kd.')})
+    assert_equal_states(bare.state_dict(), student_state(average_of(trained)))
+    assert state.keys() == get_state_dict(trained.runner.model).keys()
+    assert (KEY in trained.checkpoint) == bool(trained.averaged)
+
+
+def test_4_teachers_are_guests(trained):
+    model = trained.runner.model
+    for name, before in trained.before.items():
+        after = guests(model)[name].model.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(x.to(after[k].dtype), after[k]) for k, x in before.items())
+    groups = trained.runner.optim_wrapper.param_groups
+    ours = {id(x) for x in (*model.parameters(), *model.buffers(), *model.modules())}
+    ours |= {id(p) for group in groups for p in group['params']}
+    for guest in models(model):
         assert not any(m.training for m in guest.modules())
         assert not any(p.requires_grad or p.grad is not None for p in guest.parameters())
         theirs = {id(x) for x in (*guest.parameters(), *guest.buffers(), *guest.modules())}
-        assert not theirs & {id(x) for x in (*model.parameters(), *model.buffers())}
-        assert not theirs & {id(x) for x in model.modules()}
-        groups = runner.optim_wrapper.param_groups
-        assert not theirs & {id(p) for group in groups for p in group['params']}
-    expected = toy.build(toy.segmenter()).state_dict().keys()
-    checkpoint = torch.load(tmp_path / 'iter_4.pth', weights_only=False)
-    assert student_state(model).keys() == expected
-    assert checkpoint['state_dict'].keys() == get_state_dict(model).keys()
-    assert (KEY in checkpoint) == bool(averaged)
-    bare = toy.build(toy.segmenter(), seed=1)
-    bare.load_state_dict(
-        {k: v for k, v in checkpoint['state_dict'].items() if not k.startswith('kd.')}
-    )
+        assert not theirs & ours
 
 
-@pytest.mark.parametrize('kind', BOTH)
-def test_4_copies_share_teachers_and_pickles_leave_them_out(kind):
-    model = toy.build(config(kind))
-    toy.losses(model)
-    copied = copy.deepcopy(model)
-    assert [*map(id, guests_of(copied))] == [*map(id, guests_of(model))]
-    a, b = (m.eval()(*toy.batch(m), mode='loss') for m in (model, copied))
-    assert all(torch.equal(a[key], b[key]) for key in a if key.startswith('loss_kd'))
+def test_4_copies_share_teachers_and_pickles_leave_them_out(trained):
+    model = trained.runner.model
+    for copied in (average_of(trained), copy.deepcopy(model)):
+        assert [*map(id, models(copied))] == [*map(id, models(model))]
+        assert copied.state_dict().keys() == model.state_dict().keys()
     back = pickle.loads(pickle.dumps(model))
-    assert all(guest.teacher.model is None for guest in back.kd_plan.running.values())
+    assert all(guest.model is None for guest in guests(back).values())
 
 
-@pytest.mark.parametrize('kind', BOTH)
-def test_8_a_resumed_training_is_the_same_bit_for_bit(kind, tmp_path):
-    promise = Resume()
-    with_average = [promise.RANDOM, AVERAGE]
-    stopped = [*with_average, dict(type='Interrupt', after=3)]
+def test_4_what_they_yield_has_no_gradient_and_comes_of_eval_mode(trained, monkeypatch):
+    seen, model = [], copy.deepcopy(trained.runner.model)
+    enter = Taps.on
+
+    def on(taps, whose, *args, **kwargs):
+        if any(whose is one for one in models(model)):
+            seen.append((torch.is_grad_enabled(), whose.training))
+        return enter(taps, whose, *args, **kwargs)
+
+    monkeypatch.setattr(Taps, 'on', on)
+    data = loader(trained.kind)['dataset']
+    for one in guests(model).values():
+        if one.cache is not None:
+            monkeypatch.setattr(one.cache, '_entries', SimpleNamespace(
+                read=lambda *_: 'missing', write=lambda *_: None))  # fmt: skip
+    losses = toy.losses(model, data)
+    assert {*seen} == ({(False, False)} if models(model) else set())
+    assert all(torch.isfinite(v) for k, v in losses.items() if k.startswith('loss_kd'))
+
+
+def test_5_logs_and_validation_are_the_students(trained, monkeypatch):
+    model, plain = copy.deepcopy(trained.runner.model), toy.build(toy.segmenter())
+    assert [k for k in toy.losses(model, loader(trained.kind)['dataset']) if 'kd' not in k] == [
+        *toy.losses(plain)
+    ]
+    plain.load_state_dict(student_state(model))
+    for guest in guests(model).values():
+        monkeypatch.setattr(guest, 'run', pytest.fail)
+    a, b = (m.eval()(*toy.batch(m), mode='tensor') for m in (model, plain))
+    assert torch.equal(a, b)
+
+
+def test_8_and_10_resuming_is_not_having_stopped_and_an_average_beside_changes_nothing(
+    trained, kept, tmp_path
+):
+    others = dict(train_dataloader=loader(trained.kind))
+    hooks = [*HOOKS, dict(type='Interrupt', after=3)]
     with pytest.raises(KeyboardInterrupt, match='power cut'):
-        train(config(kind), tmp_path / 'stopped', custom_hooks=stopped)
-    resumed = train(
-        config(kind), tmp_path / 'stopped', custom_hooks=with_average, resume=True
-    ).model
-    whole = train(config(kind), tmp_path / 'whole', custom_hooks=with_average).model
-    assert_equal_states(whole.state_dict(), resumed.state_dict())
-    for a, b in zip(guests_of(whole), guests_of(resumed), strict=True):
+        train(trained.recipe, tmp_path, custom_hooks=hooks, **others)
+    resumed = train(trained.recipe, tmp_path, resume=True, custom_hooks=HOOKS, **others).model
+    assert_equal_states(trained.runner.model.state_dict(), resumed.state_dict())
+    for a, b in zip(models(trained.runner.model), models(resumed), strict=True):
         assert_equal_states(a.state_dict(), b.state_dict())
 
 
-@pytest.mark.parametrize('kind', BOTH)
-def test_10_an_ema_hook_beside_changes_nothing_and_shares_them(kind, tmp_path):
-    hooks = [AVERAGE]
-    without = train(config(kind), tmp_path / 'without', custom_hooks=hooks).model
-    runner = train(config(kind), tmp_path / 'with', custom_hooks=[*hooks, dict(type='EMAHook')])
-    assert_equal_states(without.state_dict(), runner.model.state_dict())
-    ema = next(h for h in runner.hooks if type(h).__name__ == 'EMAHook').ema_model.module
-    assert [*map(id, guests_of(ema))] == [*map(id, guests_of(runner.model))]
-    assert ema.state_dict().keys() == runner.model.state_dict().keys()
+@pytest.mark.parametrize('kind', ['ema', 'all'])
+def test_10_mixed_precision_and_accumulated_gradients_resume_as_well(
+    kind, kept, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+    scaler = partial(torch.amp.GradScaler, device='cpu')
+    monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler', scaler)
+    monkeypatch.setattr(
+        amp_optimizer_wrapper, 'autocast', partial(torch.autocast, 'cpu'), raising=False
+    )
+    others = dict(
+        train_dataloader=loader(kind),
+        optim_wrapper=dict(
+            type='AmpOptimWrapper', dtype='bfloat16', accumulative_counts=2,
+            optimizer=dict(type='SGD', lr=1e-2)),
+    )  # fmt: skip
+    recipe = config(kind, kept)
+    whole = train(recipe, tmp_path / 'whole', custom_hooks=HOOKS, **others).model
+    stopped = [*HOOKS, dict(type='Interrupt', after=3)]
+    with pytest.raises(KeyboardInterrupt, match='power cut'):
+        train(recipe, tmp_path / 'cut', custom_hooks=stopped, **others)
+    rest = train(recipe, tmp_path / 'cut', custom_hooks=HOOKS, resume=True, **others).model
+    assert_equal_states(whole.state_dict(), rest.state_dict())
+    for a, b in zip(guests(whole).values(), guests(rest).values(), strict=True):
+        assert_equal_states(a.model.state_dict(), b.model.state_dict())
+    steps = [one.average.steps for one in guests(whole).values() if hasattr(one, 'average')]
+    assert [int(one) for one in steps] == [3]  # the start is one
+
+
+def test_the_maps_of_the_kept_are_those_of_the_running(kept):
+    """Of several teachers, on pictures with and without labels."""
+    norm = dict(type='GN', num_groups=2)
+    running = config('all', kept, norm=norm)
+    running.teacher.a = untrained(16)
+    found, expected = (
+        toy.build(one).train()(*batch(toy.build(one), 'all'), mode='loss')
+        for one in (config('all', kept, norm=norm), running)
+    )
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(teacher=dict(type='ema', cache=dict(views=2, folder='maps'))),
+         'cache is for a teacher that stays as it is'),
+        (dict(teacher=dict(type='ema', every=2)), 'every is for a teacher that stays as it is'),
+        (dict(teacher=dict(
+            a=dict(untrained(16), cache=dict(views=2, folder='maps')),
+            b=dict(untrained(16), cache=dict(views=3, folder='maps')))),
+         r'have \[2, 3\] views of each picture: give all of them the same number'),
+        (dict(teacher=dict(untrained(16), cache=dict(views=2, folder='maps')),
+              unlabelled=True, pseudo=dict(score_thr=0.5)),
+         r"leave out its cache, or name another one, as pseudo=dict\(teacher='NAME'\)"),
+        (dict(unlabelled=True, pseudo=dict(teacher='b')), "there is no teacher 'b'"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together(change, message):
+    recipe = toy.distilled()
+    for name, value in change.items():
+        recipe[name] = value
+    with pytest.raises(ValueError, match=message):
+        toy.build(recipe)
+
+
+def test_labels_are_predicted_by_the_teacher_that_is_named(kept):
+    """The first may be kept, or know no classes."""
+    recipe = config('all', kept)
+    recipe.terms.labels = dict(tap='decode_head.conv_seg', teacher='b', loss=dict(type='NKDLoss'))
+    for name in ('b', 'ema'):
+        recipe.pseudo = dict(score_thr=0.0, teacher=name)
+        model = toy.build(recipe).train()
+        assert model.kd_plan.unlabelled.pseudo.teacher is guests(model)[name]
+        assert 'labels' not in model.kd_plan.unlabelled.skipping
+        assert toy.losses(model, loader('all')['dataset'])['loss_kd_labels'] > 0

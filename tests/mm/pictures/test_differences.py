@@ -25,7 +25,7 @@ PARTS = {
     ('relations', 'angles'): None,
     ('relations', 'set'): None,
     ('attention', 'moves'): None,
-    ('prototypes', 'perspectives'): None,
+    ('prototypes', 'perspectives'): ('perspective',),
     ('predictions', 'box_tower'): None,
     ('skd', 'pixel'): None,
     ('skd', 'holistic'): None,

@@ -60,10 +60,33 @@ class TestFamilies:
         assert (model.kd.cwd.student_tap, model.kd.cwd.loss.weight) == ('neck', 10.0)
         assert toy.losses(model, toy.DetScenes())['loss_kd_cwd'] > 0
 
+    def test_stages_of_a_student_that_has_no_teacher(self):
+        config = toy.distilled(preset='sad')
+        config.pop('terms')
+        config.teacher = None
+        model = toy.build(config)
+        taps = [(term.student_tap, term.teacher_tap) for term in model.kd.values()]
+        assert taps == [(f'backbone[-{i + 1}]', f'backbone[-{i}]') for i in (3, 2, 1)]
+        losses = toy.losses(model)
+        assert all(losses[f'loss_kd_sad{stage}'] > 0 for stage in (1, 2, 3))
+        with pytest.raises(ValueError, match='with four stages, without a teacher, and none'):
+            build(preset='sad')
+
+    def test_the_last_maps_are_compared_where_they_are_of_one_size(self):
+        found = []
+        for strides in ((1, 2, 1, 1), (1, 2, 2, 2)):
+            config = toy.segmenter()
+            config.backbone.strides = strides
+            model = toy.build(config)
+            found.append([*choose.choose_preset('dsd', model, model).terms])
+        assert found == [['dsd', 'psd'], ['dsd']]
+
     @pytest.mark.parametrize('head', toy_heads.HEADS)
     def test_every_head_with_distributions_has_a_preset_of_ld(self, head):
         teacher = untrained(toy_heads.detector(head, 16))
-        model = build(preset='ld', student=toy_heads.detector(head), teacher=teacher)
+        model = build(
+            preset='ld', student=toy_heads.detector(head), teacher=teacher, weights='published'
+        )
         assert toy.losses(model, toy.DetScenes(), count=4)['loss_kd_ld.main'] > 0
         assert model.kd.ld.loss.settings['kd_weight'] == 10 * 3 / 80  # 10 belongs to 80 classes
 
@@ -150,6 +173,14 @@ class TestSeveral:
         shares = {name: term.shares.whole.share for name, term in model.kd.items()}
         assert len(shares) == 4
         assert set(shares.values()) == {0.25}
+
+    def test_a_share_has_settings_of_its_own(self):
+        for weights, temperature, relative in (('published', 0.5, False), ('shares', 2.0, True)):
+            model = build(preset='fgd', student=toy.detector(), weights=weights)
+            loss = model.kd.fgd.loss
+            first = loss[0] if isinstance(loss, torch.nn.ModuleList) else loss
+            assert (first.temperature, first.relative_temperature) == (temperature, relative)
+        assert choose.BY_SHARE.keys() <= choose.SUMS.keys()
 
     def test_weights_for_other_maps_set_themselves_unless_published_ones_are_asked_for(self):
         narrow, wide = toy.detector(), published(toy.detector())
@@ -278,6 +309,7 @@ class TestFiles:
         (dict(terms=toy.logits_term(), weights='shares'), 'a term says it itself, as share=1.0'),
         (dict(preset='cwd', teacher=untrained(toy.detector())),
          'none of these fits a student EncoderDecoder with a teacher RetinaNet'),
+        (dict(preset='fgfi'), 'has settings for detectors with anchors and a neck, detectors'),
         (dict(preset='ld', student=toy.detector()), 'has settings for GFL, ATSS with'),
         ({}, 'terms is empty'),
     ],
@@ -296,9 +328,10 @@ def table(method):
             arguments = {k: v for k, v in fields['loss'].items() if k != 'type'}
             said = ', '.join(f'{k}={v!r}' for k, v in arguments.items())
             rest = ''.join(f', `{k}={v!r}`' for k, v in fields.items() if k not in ('tap', 'loss'))
-            groups.setdefault(fields['tap'], []).append(
-                f'{name}: `{fields["loss"]["type"]}({said})`{rest}'
-            )
+            tap = fields['tap']
+            if not isinstance(tap, str):
+                tap = f'{tap["student"]}, {tap["teacher"]}'
+            groups.setdefault(tap, []).append(f'{name}: `{fields["loss"]["type"]}({said})`{rest}')
         taps = '<br>'.join(f'`{tap}`' for tap in groups)
         losses = '<br>'.join('; '.join(said) for said in groups.values())
         inherits = ', '.join(f'`{part}`' for part in preset.inherit)

@@ -5,13 +5,14 @@ import shutil
 import mmcv
 import numpy as np
 import pytest
+from mmengine.config import Config
 
 import kd_dense
 from examples.quickstart.make_scenes import make_scenes
 from kd_dense.mm.configs import RequestError
 from kd_dense.mm.run.recipes import read_recipe
 from tests.launch import call, losses
-from tests.mm.run.test_distill import QUICK, SHORT, STUDENT, TEACHER, WEIGHTS
+from tests.mm.run.test_distill import QUICK, SHORT, STUDENT, TEACHER, WEIGHTS, taught
 
 DETECTOR = QUICK / 'det_cwd.py'
 
@@ -99,3 +100,15 @@ def test_a_recipe_is_not_written_with_it(folder):
     with pytest.raises(SystemExit, match='leave out --unlabelled now'):
         call('train', STUDENT, '--teacher', TEACHER, '--teacher-checkpoint', WEIGHTS,
              '--distill', 'cwd', '--unlabelled', folder, '--dump-config')  # fmt: skip
+
+
+def test_models_that_are_built_already(folder, tmp_path):
+    found = kd_dense.distill(
+        taught(), taught(), 'cwd', config=TEACHER, work_dir=tmp_path / 'run', unlabelled=folder,
+        options={**SHORT, 'default_hooks.logger.interval': 1})  # fmt: skip
+    assert found.student.is_file()
+    config = Config.fromfile(next((tmp_path / 'run').glob('*.py')))
+    assert config.train_dataloader.dataset.type == 'kd_dense.Unlabelled'
+    assert {'decode.loss_ce', 'loss_kd_cwd'} <= losses(tmp_path / 'run')[0].keys()
+    with pytest.raises(RequestError, match='needs pictures: unlabelled=FOLDER'):
+        kd_dense.distill(taught(), TEACHER, 'cwd', config=TEACHER, labels=False)

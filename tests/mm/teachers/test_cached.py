@@ -2,6 +2,7 @@
 
 import copy
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -187,11 +188,44 @@ class TestTraining:
         assert not [name for name in saved['state_dict'] if name.startswith('kd')]
 
     def test_two_processes_share_the_maps(self, tmp_path):
-        together = in_two_processes(maps_in_a_process, str(tmp_path))
-        alone = maps_in_a_process(0, str(tmp_path))
-        assert [counts for _, counts in together] == [(2, 4), (2, 4)]
+        together = in_two_processes(in_a_process, str(tmp_path))
+        alone = maps_in_a_process(0, str(tmp_path / 'maps'))
+        assert [counts for _, counts, *_ in together] == [(2, 4), (2, 4)]
         assert alone[1] == (0, 6)
-        assert all(torch.equal(found, alone[0]) for found, _ in together)
+        assert all(torch.equal(found, alone[0]) for found, *_ in together)
+        # and a training in both is that of one, whose teacher does not run at all
+        (*_, first, ones), (*_, second, twos) = together
+        assert ones[0] + twos[0] == ones[1] + twos[1] == 8
+        single, counts = training_in_a_process(tmp_path, 'single')
+        assert counts == (0, 16)
+        for name, value in single.items():
+            assert torch.equal(first[name], second[name]), name
+            torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def in_a_process(rank, folder):
+    found, counts = maps_in_a_process(rank, f'{folder}/maps')
+    torch.distributed.barrier()
+    return found, counts, *training_in_a_process(folder, 'both', launcher='pytorch')
+
+
+def training_in_a_process(folder, name, **others):
+    """What four iterations of four pictures make, in one process or in two."""
+    config = recipe(Path(folder, 'trained'), views=1)
+    config.student = toy.segmenter(dropout=0.0)
+    config.student.backbone.norm_cfg = config.student.decode_head.norm_cfg = dict(
+        type='GN', num_groups=2
+    )
+    loader = data(views=1, augment=False)['train_dataloader']
+    loader['batch_size'] = 2 if others else 4
+    ddp = dict(type='MMDistributedDataParallel', device_ids=None)
+    model = train(
+        config, Path(folder, name), train_dataloader=loader, param_scheduler=None,
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        cfg=dict(model_wrapper_cfg=ddp) if others else {}, **others,
+    )  # fmt: skip
+    model = getattr(model, 'module', model)
+    return dict(model.state_dict()), (cache(model).computed, cache(model).read)
 
 
 def maps_in_a_process(rank, folder):

@@ -235,6 +235,7 @@ class RelationLoss(DistillLoss):
         self.settings = Settings(over, rows, reduction, values, temperature, pool, windows)
         _check(type(self).__name__, self.settings)
         self.any_channels = over != 'channels'
+        self.least_images = 2 if over == 'images' else 1
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         return self.weight * relation_loss(student, teacher, *self.settings)

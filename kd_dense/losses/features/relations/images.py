@@ -56,8 +56,8 @@ def rkd_loss(
         over_norm: Whether each vector is divided by its 2-norm first, as MMRazor does it.
 
     Returns:
-        ``distance`` and ``angle``: scalars, at least float32. Of the batch of all processes; with
-        one image both are 0, with two the distance is.
+        ``distance`` and ``angle``: scalars, at least float32. Of the batch of all processes, which
+        must have three images: of two, and of one, both are 0.
 
     Raises:
         ValueError: If the shapes do not fit, or ``pool`` is no side.
@@ -224,6 +224,7 @@ def _check_kernel(owner: str, kernel: str, gamma: float, order: int) -> None:
 
 class _OfImages(DistillLoss):
     any_channels = True
+    least_images = 2
 
     def __init__(self, weight: float = 1.0, pool: int = 1) -> None:
         super().__init__(weight)
@@ -251,6 +252,7 @@ class RKDLoss(_OfImages):
     """
 
     parts = ('distance', 'angle')
+    least_images = 3
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ __all__ = ['NEEDS', 'Pseudo', 'pseudo_of']
 
 # What a loss may need that the teacher's predictions are taken for.
 NEEDS = frozenset({'boxes', 'labels', 'segmentation'})
+FIELDS = ('score_thr', 'teacher')
 HEADS = ('decode_head', 'bbox_head', 'roi_head.bbox_head')
 
 
@@ -54,7 +55,7 @@ class Pseudo:
         **unknown: Any,
     ) -> None:
         for name in unknown:
-            raise ValueError(f'pseudo: unknown field {name!r}, {near_names(name, ["score_thr"])}')
+            raise ValueError(f'pseudo: unknown field {name!r}, {near_names(name, FIELDS)}')
         real = isinstance(score_thr, Real) and not isinstance(score_thr, bool)
         if not (real and 0 <= score_thr < 1):
             raise ValueError(f'pseudo expects 0 <= score_thr < 1, got score_thr={score_thr!r}')
@@ -68,8 +69,11 @@ class Pseudo:
                 f'pseudo: the teacher {type(model).__name__} predicts no {what}: take a '
                 f'{"segmenter" if self.segments else "detector"}, or leave pseudo out'
             )
-        if getattr(teacher, 'cache', None) is not None:
-            raise ValueError('pseudo wants a teacher that runs: leave out its cache')
+        if teacher.cache is not None:
+            raise ValueError(
+                'pseudo wants a teacher that runs: leave out its cache, or name another one, as '
+                "pseudo=dict(teacher='NAME')"
+            )
         ours, theirs = _classes(student), _classes(model)
         if ours != theirs:
             raise ValueError(
@@ -93,6 +97,7 @@ class Pseudo:
         """
         labelled = [copy.copy(sample) for sample in samples]
         asked = [copy.deepcopy(sample) for sample in samples]
+        self.teacher.follow(inputs)
         model = self.teacher.model
         parameter = next(model.parameters())
         batch = self.preprocess(inputs, samples).to(parameter.dtype)
@@ -140,22 +145,26 @@ def _classes(model: Any) -> int | None:
 
 
 def pseudo_of(fields: Any, student: Any, guests: Mapping[str, Any]) -> Pseudo | None:
-    """What predicts labels, of the first teacher, as ``pseudo=...`` says.
+    """What predicts labels, as ``pseudo=...`` says: the teacher that it names, or the first.
 
     Args:
-        fields: Of [`Pseudo`][]; None for nothing.
+        fields: Of [`Pseudo`][], and the name of the ``teacher``; None for nothing.
         student: The student.
         guests: The teachers by name, each with its way to preprocess.
 
     Raises:
-        ValueError: If they are no dict, or there is no teacher.
+        ValueError: If they are no dict, or there is no such teacher.
     """
     if fields is None:
         return None
     if not isinstance(fields, Mapping):
         raise ValueError(f'expected pseudo as dict(score_thr=0.5), got {fields!r}')
-    guest = next((one for one in guests.values() if one is not None), None)
-    if guest is None:
+    running = {name: one for name, one in guests.items() if one is not None}
+    if not running:
         raise ValueError('pseudo wants a teacher beside the student itself')
     given = {name: value for name, value in fields.items() if name != '_scope_'}
+    name = given.pop('teacher', next(iter(running)))
+    if name not in running:
+        raise ValueError(f'pseudo: there is no teacher {name!r}, {near_names(str(name), running)}')
+    guest = running[name]
     return Pseudo(student, guest.teacher, guest.preprocess, **given)

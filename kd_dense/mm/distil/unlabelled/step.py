@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 
 from kd_dense.mm.batches.made_up import IMAGES, add_labels, blank_batch, layout
 from kd_dense.mm.batches.targets import Step
+from kd_dense.mm.batches.two_views import as_teachers_see
 from kd_dense.mm.datasets.unlabelled import hide_labels, is_unlabelled
 from kd_dense.mm.distil.rehearsal import alone
 from kd_dense.mm.distil.term import Term
@@ -307,7 +308,7 @@ class Unlabelled:
         """
         total, first = len(pictures.samples), pictures.first
         if self.pseudo is not None and any(not FREE.issuperset(t.needs) for t in terms):
-            samples = self._with_predictions(pictures)
+            samples = self._with_predictions(step.student, pictures)
             step = step._replace(data_samples=samples)
         joined = Joined([step.student_taps, self._rest], total)
         labelled = step._replace(
@@ -318,13 +319,14 @@ class Unlabelled:
         )
         return step._replace(student_taps=joined), labelled
 
-    def _with_predictions(self, pictures: Pictures) -> list[Any]:
+    def _with_predictions(self, student: Any, pictures: Pictures) -> list[Any]:
         """The samples, with labels that the teacher predicts where there are none."""
         assert self.pseudo is not None
         samples = [*pictures.samples]
         at = next((i for i, one in enumerate(samples) if is_unlabelled(one)), len(samples))
         if at < len(samples):
-            samples[at:] = self.pseudo(pictures.inputs[at:], samples[at:])
+            seen = as_teachers_see(student, pictures.inputs[at:], samples[at:])
+            samples[at:] = self.pseudo(seen, samples[at:])
         return samples
 
     def clear(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from kd_dense.mm.pictures.canvas import (
     begin_row,
     by_area,
     frame,
+    level_name,
     name_of,
     outline,
     paint,
@@ -24,9 +27,10 @@ from kd_dense.mm.pictures.methods.skd import CLASSES
 from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.views import View
 
-__all__ = ['PICTURES', 'draw_cwd']
+__all__ = ['PICTURES', 'draw_counted', 'draw_cwd']
 
 ROWS = 2  # channels that are shown of a single map
+WHERE = {'edge': 'at the edges of classes', 'body': 'away from the edges of classes'}
 
 
 def draw_cwd(view: View, compared: Compared) -> Any:
@@ -126,14 +130,62 @@ def _counted(compared: Compared, level: int) -> Tensor:
     return torch.where(share > 0, share.log(), -1e30)
 
 
+def draw_counted(
+    view: View, compared: Compared, shares: Callable[[Compared], list[Tensor]]
+) -> Any:
+    """Draw which positions count, and what each adds to the loss; if all counted, and as it is.
+
+    Args:
+        view: The picture.
+        compared: What the term compares there, with a loss at edges or away from them.
+        shares: What each position adds.
+    """
+    loss, levels = compared.loss(0), len(compared.student)
+    figure = begin(
+        levels * (panel(view, 4) + 0.65) + 0.2,
+        f'Which positions count? Those {WHERE[loss.where]}',
+        f'A pixel is at an edge where the {loss.edge}x{loss.edge} pixels around it hold another '
+        'class, and a position counts by its share of such pixels, or of the others. Beside it '
+        'what each position would add to the loss if all counted, and what it adds.',
+    )
+    losses: list[Any] = [copy(x) for x in compared.losses]
+    for one in losses:
+        one.where = 'all'
+    of_all = compared._replace(losses=losses)
+    axes = figure.subplots(levels, 4, squeeze=False)
+    columns = zip(axes, shares(of_all), shares(compared), strict=True)
+    for index, (row, everywhere, counted) in enumerate(columns):
+        begin_row(row[0], view, 4, index, level_name(index, levels, view, compared.teacher[index]))
+        [share] = share_of_labels(
+            compared.needs['segmentation'],
+            counted.shape,
+            loss.where,
+            loss.edge,
+            loss.ignore_index,
+        )
+        maps = share, everywhere, counted
+        titles = 'share of its pixels', 'if all counted', 'adds to the loss'
+        for axis, values, title in zip(row[1:], maps, titles, strict=True):
+            cmap = 'viridis' if title == titles[0] else 'cividis'
+            image = paint(axis, view, values, vmin=0, cmap=cmap)
+            figure.colorbar(image, ax=axis, location='bottom', aspect=14, format='%.2g')
+            outline(axis, view)
+            frame(axis, view, '' if index else title)
+    return figure
+
+
 CHANNELS = LossPictures(draw_cwd, _shares, 'the loss, all channels together')
+COUNTED = CHANNELS._replace(draw=lambda view, compared: draw_counted(view, compared, _shares))
 
 
 def _by_norm(compared: Compared) -> LossPictures:
     """Other norms make other distributions: ``spatial`` those of the classes at a position."""
-    norm, where = compared.loss(0).norm, compared.loss(0).where
-    known = {'channel': CHANNELS, 'spatial': CLASSES if where == 'all' else ANY}
-    return known.get(norm, ANY)
+    of_all = compared.loss(0).where == 'all'
+    known = {
+        'channel': CHANNELS if of_all else COUNTED,
+        'spatial': CLASSES if of_all else ANY,
+    }
+    return known.get(compared.loss(0).norm, ANY)
 
 
 PICTURES: dict[type, Known] = {CWDLoss: _by_norm}

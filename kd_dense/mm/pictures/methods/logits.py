@@ -41,6 +41,7 @@ from kd_dense.mm.pictures.canvas import (
     panel,
 )
 from kd_dense.mm.pictures.general import ANY, Known, LossPictures
+from kd_dense.mm.pictures.methods.cwd import draw_counted
 from kd_dense.mm.pictures.methods.skd import draw_pixel_wise
 from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.views import View
@@ -249,9 +250,12 @@ def _of(at: At, what: str) -> LossPictures:
     return LossPictures(draw_distributions, _shares(at), what)
 
 
-def _by_sigmoid(compared: Compared) -> LossPictures:
+def _by_settings(compared: Compared) -> LossPictures:
     """Sigmoids are many distributions at a position, of two classes each."""
-    return KD._replace(draw=ANY.draw) if compared.loss(0).sigmoid else KD
+    loss = compared.loss(0)
+    if loss.where != 'all':
+        return KD._replace(draw=lambda view, one: draw_counted(view, one, KD.shares))
+    return KD._replace(draw=ANY.draw) if loss.sigmoid else KD
 
 
 KD = _of(_kd_at, 'how far apart the class distributions are')
@@ -260,7 +264,7 @@ PICTURES: dict[type, Known] = {
     CAMKDLoss: LossPictures(
         _draw_mean_of_teachers, _camkd_shares, 'the loss, each teacher by what it knows'
     ),
-    KDLoss: _by_sigmoid,
+    KDLoss: _by_settings,
     DISTLoss: LossPictures(
         draw_correlations, _dist_shares, 'the part between the classes of a position'
     ),

@@ -6,7 +6,7 @@ from typing import Any
 
 from kd_dense.mm.presets.settings import P2_TO_P5, P3_TO_P5, P3_TO_P7, Method, Preset, Sums
 
-__all__ = ['METHODS', 'SUMS']
+__all__ = ['BY_SHARE', 'METHODS', 'SUMS']
 
 
 def _on(tap: str, *weights: float, temperature: float = 0.5) -> dict[str, Any]:
@@ -80,4 +80,8 @@ SUMS: dict[str, Sums] = {
         attention=lambda m: m.positions + m.channels,
         relation=lambda m: m.positions * m.channels,
     ),
+}
+# Features of any size are attended to alike (docs/methods/fgd.md).
+BY_SHARE: dict[str, dict[str, Any]] = {
+    'FGDLoss': dict(temperature=2.0, relative_temperature=True),
 }

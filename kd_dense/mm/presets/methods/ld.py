@@ -7,7 +7,7 @@ from typing import Any
 
 from kd_dense.mm.presets.settings import COCO, DOTA, Method, Preset, Sums
 
-__all__ = ['METHODS', 'SUMS']
+__all__ = ['BY_SHARE', 'METHODS', 'SUMS']
 
 
 def _with(**loss: Any) -> dict[str, Any]:
@@ -94,3 +94,5 @@ SUMS: dict[str, Sums] = {
     loss: dict(kd_weight=lambda m: 1 / m.channels if m.channels > 1 else inf)
     for loss in ('LDLoss', 'RotatedLDLoss')
 }
+# The classes, as a softmax, pull a head of sigmoids away from its task (docs/methods/ld.md).
+BY_SHARE: dict[str, dict[str, Any]] = {loss: dict(kd_weight=0.0) for loss in SUMS}
