@@ -218,8 +218,9 @@ def _atss_threshold(iou: Tensor, distance: Tensor, sizes: list[int], topk: int) 
     candidates, weights = torch.cat(nearest, -1), torch.cat(away, -1) < float('inf')
     count = weights.sum(-1, keepdim=True)
     mean = (candidates * weights).sum(-1, keepdim=True) / count
-    apart = torch.linalg.vector_norm((candidates - mean) * weights, dim=-1, keepdim=True)
-    return mean + apart / (count - 1).sqrt()
+    norm = torch.linalg.vector_norm((candidates - mean) * weights, dim=-1, keepdim=True)
+    threshold: Tensor = mean + norm / (count - 1).sqrt()
+    return threshold
 
 
 @torch.no_grad()
