@@ -167,7 +167,10 @@ def choose_preset(
 
 def _choose(name: str, pair: Pair) -> Preset:
     for preset in METHODS[name].presets:
-        terms = _fitted(preset, pair) if pair.student.has(preset.part, preset.kinds) else None
+        meant = pair.student.has(preset.part, preset.kinds)
+        if preset.alone:
+            meant = meant and pair.student.whole is pair.teacher.whole
+        terms = _fitted(preset, pair) if meant else None
         if terms is not None:
             same = all(fields['loss'] == preset.terms[t]['loss'] for t, fields in terms.items())
             return preset._replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product, takewhile
 from math import log
 from typing import Any, NamedTuple
@@ -191,7 +191,7 @@ class Pair:
             return False
         return True
 
-    def places(self, tap: str) -> tuple[str, str, list[Map]] | None:
+    def places(self, tap: str | Mapping[str, str]) -> tuple[str, str, list[Map]] | None:
         """Find a tap in both models.
 
         Args:
@@ -199,7 +199,8 @@ class Pair:
                 ``'encoder'``, of a teacher that has nothing but features; the name of a part; or
                 a tap in backbone or neck: of its maps those that both models have at
                 the same strides, of which ``[:4]`` takes the first four; ``[-1]`` is the last map
-                of each.
+                of each, ``[-2]`` the one before, and ``[-2:]`` are both, if they are of one size.
+                Or a tap for each, ``dict(student=..., teacher=...)``.
 
         Returns:
             The student's tap, the teacher's, and the maps that are compared: of features those
@@ -209,6 +210,9 @@ class Pair:
         Raises:
             RuntimeError: If the models run at no size that could be tried.
         """
+        if isinstance(tap, Mapping):
+            sides = [self.places(tap[side]) for side in ('student', 'teacher')]
+            return sides[0] and sides[1] and (sides[0][0], *sides[1][1:])
         ours, theirs = self.student, self.teacher
         if tap == ENCODER and not theirs.features_only:
             return None
@@ -223,9 +227,10 @@ class Pair:
             if path not in self._features:
                 self._features[path] = self._probe(path)
             found = self._features[path]
-            if found is None:
+            compared = found and _aligned(found, index)
+            if compared is None:
                 return None
-            names, maps = _aligned(found, index)
+            names, maps = compared
         elif path.startswith(f'{BOX_HEAD}.'):
             names = [tap if ours.has(path) else None, theirs.box_head(path)]
         else:
@@ -265,14 +270,21 @@ class Pair:
         return _Features((ours, theirs), shapes, found.size[0] * found.size[1])
 
 
-def _aligned(found: _Features, index: str) -> tuple[list[str], list[Map]]:
-    """Name the maps that are compared, in both models; and those of the teacher."""
+def _aligned(found: _Features, index: str) -> tuple[list[str], list[Map]] | None:
+    """Name the maps that are compared, in both models; and those of the teacher; if there are."""
     both = [*zip(found.paths, found.shapes, strict=True)]
     if index == ENCODER:
         names, first, count = _nearest(found)
-    elif index == '-1]':  # from the end, because some yield more maps in training
-        first, count = [max(i for i, x in enumerate(s) if len(x) == 4) for s in found.shapes], 1
-        names = [f'{path}[{at - len(s)}]' for at, (path, s) in zip(first, both, strict=True)]
+    elif index.startswith('-'):  # from the end, because some yield more maps in training
+        ends = [_from_the_end(shapes, index) for shapes in found.shapes]
+        if None in ends:
+            return None
+        first = [at for at in ends if at is not None]
+        count = int(index[1]) if index.endswith(':]') else 1
+        names = [
+            f'{path}[{at - len(s)}{":" if count > 1 else ""}]'
+            for at, (path, s) in zip(first, both, strict=True)
+        ]
     else:
         *first, count = _common_run(*found.shapes)
         count = min(count, 4) if index == ':4]' else count
@@ -281,6 +293,15 @@ def _aligned(found: _Features, index: str) -> tuple[list[str], list[Map]]:
         ]
     compared = found.shapes[1][first[1] : first[1] + count]
     return names, [Map(s[1], s[2] * s[3] * IMAGE / found.pixels) for s in compared]
+
+
+def _from_the_end(shapes: Sequence[Shape], index: str) -> int | None:
+    """Which is the map ``-k]`` of these, or the first of the last maps of one size, ``-k:]``."""
+    maps = [i for i, shape in enumerate(shapes) if len(shape) == 4][-int(index[1]) :]
+    sizes = {shapes[i][2:] for i in maps}
+    run = maps == [*range(len(shapes) - len(maps), len(shapes))] and len(sizes) == 1
+    whole = len(maps) == int(index[1]) and (run or not index.endswith(':]'))
+    return maps[0] if whole else None
 
 
 def _nearest(found: _Features) -> tuple[list[str], list[int], int]:

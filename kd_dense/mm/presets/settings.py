@@ -48,6 +48,7 @@ class Preset(NamedTuple):
         models: Which students they are for, in words.
         part: A part that the student must have, as in ``named_modules()``; none, if empty.
         kinds: Classes that this part is one of; any, if empty.
+        alone: Whether the student is its own teacher, ``teacher=None``.
         layout: Of the maps that the weights belong to; they are scaled to other layouts.
         elsewhere: Whether they have been.
     """
@@ -58,6 +59,7 @@ class Preset(NamedTuple):
     models: str = ''
     part: str = ''
     kinds: tuple[str, ...] = ()
+    alone: bool = False
     layout: Layout | None = None
     elsewhere: bool = False
 

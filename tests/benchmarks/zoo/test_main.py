@@ -20,9 +20,9 @@ DETECTOR, FLAT, LACKS, SEGMENTER, OURS = FAMILIES = (
     'mmseg/erfnet',
     'kd_dense/fcos-distribution',
 )
-FEATURES = ('plain', 'cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'nst')
-SEGMENTERS = ('dsd', 'edge_body', 'af_dcd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd', 'cirkd',
-              'reviewkd')  # fmt: skip
+FEATURES = ('plain', 'cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'cckd', 'nst')
+SEGMENTERS = ('aicsd', 'dsd', 'edge_body', 'af_dcd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd',
+              'cirkd', 'reviewkd')  # fmt: skip
 PYRAMIDS = ('fgd', 'defeat', 'reviewkd', 'frs')
 LOGITS = ('kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld')
 EXPECTED = {

@@ -60,6 +60,27 @@ class TestFamilies:
         assert (model.kd.cwd.student_tap, model.kd.cwd.loss.weight) == ('neck', 10.0)
         assert toy.losses(model, toy.DetScenes())['loss_kd_cwd'] > 0
 
+    def test_stages_of_a_student_that_has_no_teacher(self):
+        config = toy.distilled(preset='sad')
+        config.pop('terms')
+        config.teacher = None
+        model = toy.build(config)
+        taps = [(term.student_tap, term.teacher_tap) for term in model.kd.values()]
+        assert taps == [(f'backbone[-{i + 1}]', f'backbone[-{i}]') for i in (3, 2, 1)]
+        losses = toy.losses(model)
+        assert all(losses[f'loss_kd_sad{stage}'] > 0 for stage in (1, 2, 3))
+        with pytest.raises(ValueError, match='with four stages, without a teacher, and none'):
+            build(preset='sad')
+
+    def test_the_last_maps_are_compared_where_they_are_of_one_size(self):
+        found = []
+        for strides in ((1, 2, 1, 1), (1, 2, 2, 2)):
+            config = toy.segmenter()
+            config.backbone.strides = strides
+            model = toy.build(config)
+            found.append([*choose.choose_preset('dsd', model, model).terms])
+        assert found == [['dsd', 'psd'], ['dsd']]
+
     @pytest.mark.parametrize('head', toy_heads.HEADS)
     def test_every_head_with_distributions_has_a_preset_of_ld(self, head):
         teacher = untrained(toy_heads.detector(head, 16))
@@ -307,9 +328,10 @@ def table(method):
             arguments = {k: v for k, v in fields['loss'].items() if k != 'type'}
             said = ', '.join(f'{k}={v!r}' for k, v in arguments.items())
             rest = ''.join(f', `{k}={v!r}`' for k, v in fields.items() if k not in ('tap', 'loss'))
-            groups.setdefault(fields['tap'], []).append(
-                f'{name}: `{fields["loss"]["type"]}({said})`{rest}'
-            )
+            tap = fields['tap']
+            if not isinstance(tap, str):
+                tap = f'{tap["student"]}, {tap["teacher"]}'
+            groups.setdefault(tap, []).append(f'{name}: `{fields["loss"]["type"]}({said})`{rest}')
         taps = '<br>'.join(f'`{tap}`' for tap in groups)
         losses = '<br>'.join('; '.join(said) for said in groups.values())
         inherits = ', '.join(f'`{part}`' for part in preset.inherit)

@@ -1,4 +1,4 @@
-"""Attention: where all channels together are active."""
+"""Attention: where all channels together are active, in two models or in stages of one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ def _at(tap: str) -> dict[str, Any]:
 
 
 CIRKD = 'CIRKD: DeepLabV3 on Cityscapes, beside kd'
+STAGES = {
+    f'sad{stage}': {
+        'tap': {'student': f'backbone[{stage - 5}]', 'teacher': f'backbone[{stage - 4}]'},
+        'loss': {'type': 'SADLoss', 'weight': 0.1},
+    }
+    for stage in (1, 2, 3)
+}
 METHODS = {
     'at': Method(
         'where all channels together are active',
@@ -33,6 +40,19 @@ METHODS = {
                 terms=_at('backbone[-1]'),
                 inherit=(),
                 source=f"{CIRKD}; on the backbone's last map",
+            ),
+        ),
+    ),
+    'sad': Method(
+        'where each stage of the student is active, and the next one; without a teacher',
+        (
+            Preset(
+                models='segmenters with four stages, without a teacher',
+                part='decode_head',
+                alone=True,
+                terms=STAGES,
+                inherit=(),
+                source='weight of the authors for ENet on lanes, from 40k iterations on; by role',
             ),
         ),
     ),

@@ -16,9 +16,13 @@ def _on(tap: str, name: str, **loss: Any) -> dict[str, Any]:
     return {name: {'tap': tap, 'loss': loss}}
 
 
-def _anywhere(name: str, source: str = BY_ROLE, **loss: Any) -> tuple[Preset, ...]:
+def _anywhere(
+    name: str, source: str = BY_ROLE, share: float | None = None, **loss: Any
+) -> tuple[Preset, ...]:
     """On the last map of any backbone."""
     terms = _on('backbone[-1]', name, **loss)
+    if share is not None:
+        terms[name]['share'] = share
     return (Preset(models='models with a backbone', terms=terms, inherit=(), source=source),)
 
 
@@ -41,17 +45,35 @@ METHODS = {
             ),
         ),
     ),
-    'dsd': Method(
-        'which classes are likely at the same places',
+    'aicsd': Method(
+        'how alike the maps of class logits are to each other in an image',
         (
             Preset(
                 models='segmenters with class logits',
-                terms=_on(
-                    'logits', 'dsd', type='RelationLoss', weight=10.0, over='channels',
-                    rows='none', reduction='mean', values='places', temperature=4.0, pool=2,
-                ),
+                terms={'aicsd': {'tap': 'logits', 'loss': {'type': 'ICKDLoss'}, 'share': 1.0}},
                 inherit=(),
-                source='weight of runs of the CIRKD repository on Cityscapes, one of two terms',
+                source='ours: weight by share; AICSD, one of its terms',
+            ),
+        ),
+    ),
+    'dsd': Method(
+        'which classes are likely at the same places; how attention moves between stages',
+        (
+            Preset(
+                models='segmenters with class logits',
+                terms={
+                    **_on(
+                        'logits', 'dsd', type='RelationLoss', weight=10.0, over='channels',
+                        rows='none', reduction='mean', values='places', temperature=4.0, pool=2,
+                    ),
+                    'psd': {
+                        'tap': 'backbone[-2:]',
+                        'loss': {'type': 'AttentionChangeLoss', 'weight': 1000.0},
+                        'optional': True,
+                    },
+                },
+                inherit=(),
+                source='weights of runs of the CIRKD repository on Cityscapes; stages by role',
             ),
         ),
     ),
@@ -84,6 +106,13 @@ METHODS = {
     'pkt': Method(
         'how likely an image of a batch takes another one for its like',
         _anywhere('pkt', type='PKTLoss', weight=30000.0),
+    ),
+    'cckd': Method(
+        'products of the images of a batch',
+        _anywhere(
+            'cckd', 'ours: weight by share; tap by role', share=1.0, type='CCKDLoss',
+            kernel='bilinear',
+        ),
     ),
     'nst': Method(
         'the channels as one set, none paired with another',
