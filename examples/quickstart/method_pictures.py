@@ -48,6 +48,17 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     'skd': ('seg', dict(tap='backbone.layer4', loss=dict(type='PairWiseLoss', scale=0.25))),
     'fgd': ('det', dict(tap='neck', loss=dict(type='FGDLoss'))),
     'ld': ('det', dict(tap='bbox_head', loss=dict(type='LDLoss'))),
+    'predictions': (
+        'det',
+        dict(tap='bbox_head', cross_at=-1, loss=dict(type='CrossKDLoss', boxes='distributions')),
+    ),
+    'key_regions': (
+        'det',
+        dict(
+            tap=dict(student='bbox_head.cls_convs.0', teacher='bbox_head.cls_convs.1'),
+            loss=dict(type='PGDClassLoss'),
+        ),
+    ),
     'intrakd': ('seg', dict(tap='backbone.layer4', loss=dict(type='IntRALoss'))),
     'logits': ('seg', dict(tap='decode_head.conv_seg', loss=dict(type='DISTLoss'))),
     # of two teachers: the other one is a student that has learnt from the first

@@ -160,12 +160,7 @@ def ld_loss(
         topk=topk,
         diou=diou,
     )
-    if head_targets.num_classes == 1 and (kd_weight > 0 or kd_vlr_weight > 0):
-        raise ValueError(
-            'ld_loss: kd compares a softmax over the classes, which is 1 for a single class '
-            f'whatever its logit; got kd_weight={kd_weight} and kd_vlr_weight={kd_vlr_weight}: '
-            'set both to 0'
-        )
+    check_classes('ld_loss', head_targets, kd_weight=kd_weight, kd_vlr_weight=kd_vlr_weight)
     anchors = check_maps(student, teacher, head_targets)
     levels, images = len(anchors), len(head_targets.boxes)
     classes, taught_classes = student[:levels], teacher[:levels]
@@ -349,19 +344,36 @@ def _check_arguments(
     diou: DIoU,
     **weights: float,
 ) -> None:
-    for name, value in weights.items():
-        check_weight(owner, name, value)
+    check_settings(owner, temperature, kd_temperature, topk, **weights)
     for name, value in (('main_factor', main_factor), ('vlr_factor', vlr_factor)):
         if not value > 0:
             raise ValueError(f'{owner} expects {name} > 0, got {name}={value}')
-    check_temperature(temperature)
-    check_temperature(kd_temperature)
     if isinstance(region, str):
         check_choice(owner, 'region', region, Region)
     check_choice(owner, 'diou', diou, DIoU)
+    check_published_batch(owner, published_batch)
+
+
+def check_settings(
+    owner: str, temperature: float, kd_temperature: float, topk: int, **weights: float
+) -> None:
+    """Raise ``ValueError`` unless these can be settings of a loss on distributions."""
+    for name, value in weights.items():
+        check_weight(owner, name, value)
+    check_temperature(temperature)
+    check_temperature(kd_temperature)
     if topk < 1:
         raise ValueError(f'{owner} expects topk >= 1, got topk={topk}')
-    check_published_batch(owner, published_batch)
+
+
+def check_classes(owner: str, head_targets: HeadTargets, **weights: float) -> None:
+    """Raise ``ValueError`` if a single class has a weight: a softmax over it says nothing."""
+    if head_targets.num_classes == 1 and any(weights.values()):
+        given = ' and '.join(f'{name}={value}' for name, value in weights.items())
+        raise ValueError(
+            f'{owner}: kd compares a softmax over the classes, which is 1 for a single class '
+            f'whatever its logit; got {given}: set {"both" if len(weights) > 1 else "it"} to 0'
+        )
 
 
 def check_maps(
