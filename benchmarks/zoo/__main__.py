@@ -55,7 +55,10 @@ def parse_args() -> argparse.Namespace:
         '--limit', type=float, default=300, help='seconds that a trial may take (default: 300)'
     )
     parser.add_argument(
-        '--table', type=Path, metavar='FILE', help='try nothing; write the page with the results'
+        '--table',
+        type=Path,
+        metavar='FILE',
+        help='try nothing; write the page with the results of these methods',
     )
     parser.add_argument(
         '--results', type=Path, nargs='+', help='output files that the page is made of'
@@ -95,7 +98,7 @@ def main() -> int:
     args = parse_args()
     if args.table is not None:
         records = [record for path in args.results for record in load(path)]
-        args.table.write_text(page(records))
+        args.table.write_text(page(records, args.methods))
         return 0
     import_frameworks()
     chosen = choose_families(args.families)

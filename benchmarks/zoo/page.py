@@ -86,8 +86,12 @@ A reason that begins with the name of a config says why the student is a larger 
 """
 
 
-def page(records: Sequence[Mapping[str, Any]]) -> str:
-    """The results as a page of the documentation."""
+def page(records: Sequence[Mapping[str, Any]], methods: Sequence[str] = METHODS) -> str:
+    """The results as a page of the documentation; of some methods, if they are named."""
+    apply = {
+        package: [m for m in columns if m == PLAIN or m in methods]
+        for package, columns in APPLY.items()
+    }
     found = {(r['family'], r['method'], r['operators']): r for r in records}
     empty = {r['family'] for r in records if NO_MODEL in r.get('reason', '')}
     names = sorted({r['family'] for r in records} - empty)
@@ -95,8 +99,8 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
         commit=_commit(),
         boxes=BOXES,
         smallest=SEGMENTER_SIZES[0][0],
-        counts=_counts(names, found),
-        families=_families(names, found),
+        counts=_counts(names, found, apply),
+        families=_families(names, found, apply),
         reasons=_reasons(names, found),
     )
 
@@ -108,9 +112,13 @@ def _commit() -> str:
     return done.stdout.strip() or 'unknown'
 
 
-def _counts(names: Sequence[str], found: Mapping[Any, Mapping[str, Any]]) -> str:
+def _counts(
+    names: Sequence[str],
+    found: Mapping[Any, Mapping[str, Any]],
+    apply: Mapping[str, Sequence[str]],
+) -> str:
     rows: list[tuple[str, ...]] = []
-    for package, methods in APPLY.items():
+    for package, methods in apply.items():
         mine = [name for name in names if name.startswith(package + '/')]
         for method in methods:
             cells = []
@@ -127,9 +135,13 @@ def _counts(names: Sequence[str], found: Mapping[Any, Mapping[str, Any]]) -> str
     return _table(('package', '', 'with compiled operators', 'without'), rows)
 
 
-def _families(names: Sequence[str], found: Mapping[Any, Mapping[str, Any]]) -> str:
+def _families(
+    names: Sequence[str],
+    found: Mapping[Any, Mapping[str, Any]],
+    apply: Mapping[str, Sequence[str]],
+) -> str:
     tables = []
-    for package, methods in APPLY.items():
+    for package, methods in apply.items():
         rows = []
         for name in names:
             folder, _, family = name.partition('/')

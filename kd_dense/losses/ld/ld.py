@@ -19,7 +19,6 @@ from kd_dense.functional import (
     check_published_batch,
     check_temperature,
     mean_over_ranks,
-    published_sum,
     soft_kl,
 )
 from kd_dense.losses.base import DistillLoss, check_weight
@@ -44,7 +43,7 @@ def mean_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> T
         >>> mean_kl(student, teacher, temperature=1.0, dim=0)
         tensor(0.2311)
     """
-    return soft_kl(student, teacher, temperature, dim) / student.shape[dim]
+    return soft_kl(student, teacher, temperature, dim, 1 / student.shape[dim])
 
 
 def ld_loss(
@@ -160,14 +159,10 @@ def ld_loss(
         topk=topk,
         diou=diou,
     )
-    if head_targets.num_classes == 1 and (kd_weight > 0 or kd_vlr_weight > 0):
-        raise ValueError(
-            'ld_loss: kd compares a softmax over the classes, which is 1 for a single class '
-            f'whatever its logit; got kd_weight={kd_weight} and kd_vlr_weight={kd_vlr_weight}: '
-            'set both to 0'
-        )
+    check_classes('ld_loss', head_targets, kd_weight=kd_weight, kd_vlr_weight=kd_vlr_weight)
     anchors = check_maps(student, teacher, head_targets)
     levels, images = len(anchors), len(head_targets.boxes)
+    batch = (published_batch or images) / images
     classes, taught_classes = student[:levels], teacher[:levels]
     boxes, taught_boxes = student[levels : 2 * levels], teacher[levels : 2 * levels]
     positive = head_targets.positive
@@ -186,12 +181,12 @@ def ld_loss(
         sides = 1 if joint_sides else head_targets.sides
         divergence = prior_divergence(boxes, taught_boxes, anchors, sides, temperature)
     if main_weight > 0:
-        total = (divergence * (score * positive)).sum() * (main_weight / main_factor)
-        parts['main'] = published_sum(total, images, published_batch)
+        total = (divergence * (score * positive)).sum()
+        parts['main'] = total * (main_weight / main_factor * batch)
     if vlr_weight > 0:
         weights = score * valuable if region == 'inside' else valuable
-        total = (divergence * weights).sum() * (vlr_weight / vlr_factor)
-        parts['vlr'] = published_sum(total, images, published_batch)
+        total = (divergence * weights).sum()
+        parts['vlr'] = total * (vlr_weight / vlr_factor * batch)
 
     if kd_weight > 0 or kd_vlr_weight > 0:
         divergence = prior_divergence(classes, taught_classes, anchors, 1, kd_temperature)
@@ -267,9 +262,9 @@ def level_means(values: Tensor, members: Tensor, sizes: list[int]) -> Tensor:
         members: ``(N, A)``, bool.
         sizes: How many of the A belong to each level.
     """
-    totals = torch.stack([x.sum() for x in (values * members).split(sizes, 1)])
-    counts = torch.stack([x.sum() for x in members.split(sizes, 1)])
-    counts = mean_over_ranks(counts.to(totals.dtype))
+    both = torch.stack([(values * members).sum(0), members.sum(0, dtype=values.dtype)])
+    totals, counts = torch.stack([x.sum(1) for x in both.split(sizes, 1)], 1).unbind()
+    counts = mean_over_ranks(counts.detach())
     return totals / torch.where(counts > 0, counts, 1)
 
 
@@ -332,8 +327,9 @@ class LDLoss(DistillLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], head_targets: HeadTargets
     ) -> dict[str, Tensor]:
-        parts = ld_loss(student, teacher, head_targets, **self.settings)
-        return {name: self.weight * part for name, part in parts.items()}
+        weights = {f'{part}_weight': self.settings[f'{part}_weight'] for part in PARTS}
+        weights = {name: self.weight * weight for name, weight in weights.items()}
+        return ld_loss(student, teacher, head_targets, **{**self.settings, **weights})
 
 
 def _check_arguments(
@@ -349,19 +345,36 @@ def _check_arguments(
     diou: DIoU,
     **weights: float,
 ) -> None:
-    for name, value in weights.items():
-        check_weight(owner, name, value)
+    check_settings(owner, temperature, kd_temperature, topk, **weights)
     for name, value in (('main_factor', main_factor), ('vlr_factor', vlr_factor)):
         if not value > 0:
             raise ValueError(f'{owner} expects {name} > 0, got {name}={value}')
-    check_temperature(temperature)
-    check_temperature(kd_temperature)
     if isinstance(region, str):
         check_choice(owner, 'region', region, Region)
     check_choice(owner, 'diou', diou, DIoU)
+    check_published_batch(owner, published_batch)
+
+
+def check_settings(
+    owner: str, temperature: float, kd_temperature: float, topk: int, **weights: float
+) -> None:
+    """Raise ``ValueError`` unless these can be settings of a loss on distributions."""
+    for name, value in weights.items():
+        check_weight(owner, name, value)
+    check_temperature(temperature)
+    check_temperature(kd_temperature)
     if topk < 1:
         raise ValueError(f'{owner} expects topk >= 1, got topk={topk}')
-    check_published_batch(owner, published_batch)
+
+
+def check_classes(owner: str, head_targets: HeadTargets, **weights: float) -> None:
+    """Raise ``ValueError`` if a single class has a weight: a softmax over it says nothing."""
+    if head_targets.num_classes == 1 and any(weights.values()):
+        given = ' and '.join(f'{name}={value}' for name, value in weights.items())
+        raise ValueError(
+            f'{owner}: kd compares a softmax over the classes, which is 1 for a single class '
+            f'whatever its logit; got {given}: set {"both" if len(weights) > 1 else "it"} to 0'
+        )
 
 
 def check_maps(

@@ -12,10 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kd_dense.functional import at_least_float32, check_choice, check_temperature
-from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.functional import at_least_float32, check_choice
+from kd_dense.losses.base import DistillLoss
 from kd_dense.losses.ld.head_targets import HeadTargets
-from kd_dense.losses.ld.ld import check_maps, level_means, prior_divergence
+from kd_dense.losses.ld.ld import (
+    check_classes,
+    check_maps,
+    check_settings,
+    level_means,
+    prior_divergence,
+)
 from kd_dense.losses.ld.regions import nearby_region
 
 __all__ = ['RotatedLDLoss', 'region_around', 'rotated_ld_loss']
@@ -102,11 +108,7 @@ def rotated_ld_loss(
         topk=topk,
         around=around,
     )
-    if head_targets.num_classes == 1 and kd_weight > 0:
-        raise ValueError(
-            'rotated_ld_loss: kd compares a softmax over the classes, which is 1 for a single '
-            f'class whatever its logit; got kd_weight={kd_weight}: set it to 0'
-        )
+    check_classes('rotated_ld_loss', head_targets, kd_weight=kd_weight)
     anchors = check_maps(student, teacher, head_targets)
     levels = len(anchors)
     parts = dict.fromkeys(('ld', 'kd'), 0 * at_least_float32(student[levels - 1]).sum())
@@ -192,19 +194,6 @@ class RotatedLDLoss(DistillLoss):
         return {name: self.weight * part for name, part in parts.items()}
 
 
-def _check_arguments(
-    owner: str,
-    *,
-    temperature: float,
-    kd_temperature: float,
-    topk: int,
-    around: Around,
-    **weights: float,
-) -> None:
-    for name, value in weights.items():
-        check_weight(owner, name, value)
-    check_temperature(temperature)
-    check_temperature(kd_temperature)
+def _check_arguments(owner: str, *, around: Around, **settings: Any) -> None:
+    check_settings(owner, **settings)
     check_choice(owner, 'around', around, Around)
-    if topk < 1:
-        raise ValueError(f'{owner} expects topk >= 1, got topk={topk}')

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2203.05469
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -200,6 +200,7 @@ class _PGDLoss(DistillLoss):
 
     needs = ('boxes', 'labels', 'head_outputs', 'head_boxes')
     all_maps = True
+    function: Callable[..., dict[str, Tensor]]
 
     def __init__(
         self,
@@ -207,7 +208,7 @@ class _PGDLoss(DistillLoss):
         trust: float,
         topk: int,
         jitter: float,
-        settings: dict[str, Any],
+        **settings: Any,
     ) -> None:
         super().__init__(weight)
         name = type(self).__name__
@@ -256,6 +257,12 @@ class _PGDLoss(DistillLoss):
             jitter=self.jitter,
         )
 
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], **needs: Any
+    ) -> dict[str, Tensor]:
+        parts = self.function(student, teacher, self.regions(teacher, **needs), **self.settings)
+        return {name: self.weight * part for name, part in parts.items()}
+
 
 class PGDClassLoss(_PGDLoss):
     """Module form of [`pgd_class_loss`][], times ``weight``, in the key regions of the teacher.
@@ -277,6 +284,7 @@ class PGDClassLoss(_PGDLoss):
     """
 
     parts = CLASS_PARTS
+    function = staticmethod(pgd_class_loss)
 
     def __init__(
         self,
@@ -291,7 +299,11 @@ class PGDClassLoss(_PGDLoss):
         level_step: float = 0.25,
         mix_images: bool = False,
     ) -> None:
-        settings: dict[str, Any] = dict(
+        super().__init__(
+            weight,
+            trust,
+            topk,
+            jitter,
             foreground=foreground,
             background=background,
             attention=attention,
@@ -299,13 +311,6 @@ class PGDClassLoss(_PGDLoss):
             level_step=level_step,
             mix_images=mix_images,
         )
-        super().__init__(weight, trust, topk, jitter, settings)
-
-    def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], **needs: Any
-    ) -> dict[str, Tensor]:
-        parts = pgd_class_loss(student, teacher, self.regions(teacher, **needs), **self.settings)
-        return {name: self.weight * part for name, part in parts.items()}
 
 
 class PGDBoxLoss(_PGDLoss):
@@ -328,6 +333,7 @@ class PGDBoxLoss(_PGDLoss):
     """
 
     parts = BOX_PARTS
+    function = staticmethod(pgd_box_loss)
 
     def __init__(
         self,
@@ -339,13 +345,12 @@ class PGDBoxLoss(_PGDLoss):
         attention: float = 0.0008,
         temperature: float = 0.8,
     ) -> None:
-        settings: dict[str, Any] = dict(
-            foreground=foreground, attention=attention, temperature=temperature
+        super().__init__(
+            weight,
+            trust,
+            topk,
+            jitter,
+            foreground=foreground,
+            attention=attention,
+            temperature=temperature,
         )
-        super().__init__(weight, trust, topk, jitter, settings)
-
-    def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], **needs: Any
-    ) -> dict[str, Tensor]:
-        parts = pgd_box_loss(student, teacher, self.regions(teacher, **needs), **self.settings)
-        return {name: self.weight * part for name, part in parts.items()}

@@ -7,18 +7,24 @@ ICCV 2023. https://arxiv.org/abs/2211.10156
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from kd_dense.losses.base import DistillLoss
-from kd_dense.losses.queries.classes import Unmatched, check_settings, class_costs, class_losses
+from kd_dense.losses.queries.classes import (
+    QueryLoss,
+    Unmatched,
+    check_settings,
+    class_costs,
+    class_losses,
+)
 from kd_dense.losses.queries.matching import (
     Layer,
-    assign,
     layers_of,
-    matched_count,
+    match,
     paired_layers,
+    parts_of_pairs,
     take,
 )
 
@@ -102,14 +108,9 @@ def query_box_loss(
     weights = check_settings('query_box_loss', PARTS, (classes, l1, giou), costs, unmatched)
     ours, theirs = layers_of('query_box_loss', 'boxes', student, teacher)
     theirs = paired_layers(ours, theirs)
-    pairs = _match(ours, theirs, costs, sigmoid)
-    found = [
-        compare_layer(own, taught, *pair, unmatched, sigmoid)
-        for own, taught, pair in zip(ours, theirs, pairs, strict=True)
-    ]
-    sums = [torch.stack([x.sum() for x in part]).sum() for part in zip(*found, strict=True)]
-    count = matched_count(pairs[0][0], sums[0])
-    return {n: w * x / count for (n, w), x in zip(weights.items(), sums, strict=True)}
+    pairs = match(ours, theirs, partial(_costs, costs=costs, sigmoid=sigmoid))
+    compare = partial(compare_layer, unmatched=unmatched, sigmoid=sigmoid)
+    return parts_of_pairs(ours, theirs, pairs, compare, weights)
 
 
 def match_boxes(
@@ -124,25 +125,18 @@ def match_boxes(
         For each layer the paired queries of the student and of the teacher, ``(N, M)`` each.
     """
     ours, theirs = layers_of('match_boxes', 'boxes', student, teacher)
-    return _match(ours, paired_layers(ours, theirs), costs, sigmoid)
+    theirs = paired_layers(ours, theirs)
+    return match(ours, theirs, partial(_costs, costs=costs, sigmoid=sigmoid))
 
 
-@torch.no_grad()
-def _match(
-    student: Sequence[Layer],
-    teacher: Sequence[Layer],
-    costs: tuple[float, float, float],
-    sigmoid: bool,
-) -> list[tuple[Tensor, Tensor]]:
+def _costs(ours: Layer, theirs: Layer, costs: tuple[float, float, float], sigmoid: bool) -> Tensor:
+    """What pairs of a layer cost, ``(N, Q, M)``."""
     by_class, by_l1, by_giou = costs
-    layers = []
-    for ours, theirs in zip(student, teacher, strict=True):
-        boxes = clamped(theirs.shapes)
-        cost = by_class * class_costs(ours.logits, theirs.logits, sigmoid)
-        cost += by_l1 * torch.cdist(ours.shapes, boxes, p=1)
-        cost -= by_giou * box_giou(ours.shapes[:, :, None], boxes[:, None])
-        layers.append(cost)
-    return assign(layers)
+    boxes = clamped(theirs.shapes)
+    cost = by_class * class_costs(ours.logits, theirs.logits, sigmoid)
+    cost += by_l1 * torch.cdist(ours.shapes, boxes, p=1)
+    cost -= by_giou * box_giou(ours.shapes[:, :, None], boxes[:, None])
+    return cost
 
 
 def compare_layer(
@@ -216,7 +210,7 @@ def box_giou(first: Tensor, second: Tensor, eps: float = 0.0) -> Tensor:
     return inner / (union + eps) - (outer - union) / (outer.clamp(min=LEAST_AREA) + eps)
 
 
-class QueryBoxLoss(DistillLoss):
+class QueryBoxLoss(QueryLoss):
     """Module form of [`query_box_loss`][], times ``weight``.
 
     Args:
@@ -224,10 +218,8 @@ class QueryBoxLoss(DistillLoss):
         classes: See [`query_box_loss`][], as for those that follow.
     """
 
-    of_queries = True
-    all_maps = True
-    adaptable = False
     parts = PARTS
+    function = staticmethod(query_box_loss)
 
     def __init__(
         self,
@@ -239,21 +231,5 @@ class QueryBoxLoss(DistillLoss):
         unmatched: Unmatched = 'background',
         sigmoid: bool = True,
     ) -> None:
-        super().__init__(weight)
-        weights = (classes, l1, giou)
-        self.weights = check_settings('QueryBoxLoss', PARTS, weights, costs, unmatched)
-        first, second, third = costs
-        self.costs = first, second, third
-        self.unmatched: Unmatched = unmatched
-        self.sigmoid = sigmoid
-
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, Tensor]:
-        found = query_box_loss(
-            student,
-            teacher,
-            **self.weights,
-            costs=self.costs,
-            unmatched=self.unmatched,
-            sigmoid=self.sigmoid,
-        )
-        return {name: self.weight * part for name, part in found.items()}
+        weights = check_settings('QueryBoxLoss', PARTS, (classes, l1, giou), costs, unmatched)
+        super().__init__(weight, **weights, costs=costs, unmatched=unmatched, sigmoid=sigmoid)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kd_dense.functional import check_choice
-from kd_dense.losses.base import check_weight
+from kd_dense.losses.base import DistillLoss, check_weight
 from kd_dense.losses.queries.matching import take
 
-__all__ = ['Unmatched', 'check_settings', 'class_costs', 'class_losses']
+__all__ = ['QueryLoss', 'Unmatched', 'check_settings', 'class_costs', 'class_losses']
 
 Unmatched = Literal['background', 'ignored', 'code']
 
@@ -96,3 +96,26 @@ def check_settings(
         check_weight(owner, 'cost', value)
     check_choice(owner, 'unmatched', unmatched, Unmatched)
     return dict(zip(parts, weights, strict=True))
+
+
+class QueryLoss(DistillLoss):
+    """A loss on the queries of two decoders: a function and its settings.
+
+    Args:
+        weight: Factor on all parts.
+        costs: Of a pair, one for each part.
+        settings: Other arguments of the function.
+    """
+
+    of_queries = True
+    all_maps = True
+    adaptable = False
+    function: Callable[..., dict[str, Tensor]]
+
+    def __init__(self, weight: float, costs: Sequence[float], **settings: Any) -> None:
+        super().__init__(weight)
+        self.settings: dict[str, Any] = dict(settings, costs=tuple(costs))  # of a list in a config
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, Tensor]:
+        found = self.function(student, teacher, **self.settings)
+        return {name: self.weight * part for name, part in found.items()}

@@ -8,20 +8,26 @@ Segmentation", CVPR 2022, https://arxiv.org/abs/2112.01527, to the teacher's mas
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kd_dense.functional import at_least_float32
-from kd_dense.losses.base import DistillLoss
-from kd_dense.losses.queries.classes import Unmatched, check_settings, class_costs, class_losses
+from kd_dense.losses.queries.classes import (
+    QueryLoss,
+    Unmatched,
+    check_settings,
+    class_costs,
+    class_losses,
+)
 from kd_dense.losses.queries.matching import (
     Layer,
-    assign,
     layers_of,
-    matched_count,
+    match,
     paired_layers,
+    parts_of_pairs,
     take,
 )
 
@@ -93,14 +99,9 @@ def query_mask_loss(
     """
     weights = _check('query_mask_loss', (classes, mask, dice), costs, points, unmatched)
     ours, theirs = _layers('query_mask_loss', student, teacher, points)
-    pairs = _match(ours, theirs, costs, sigmoid)
-    found = [
-        compare_masks(own, taught, *pair, unmatched, sigmoid)
-        for own, taught, pair in zip(ours, theirs, pairs, strict=True)
-    ]
-    sums = [torch.stack([x.sum() for x in part]).sum() for part in zip(*found, strict=True)]
-    count = matched_count(pairs[0][0], sums[0])
-    return {n: w * x / count for (n, w), x in zip(weights.items(), sums, strict=True)}
+    pairs = match(ours, theirs, partial(_costs, costs=costs, sigmoid=sigmoid))
+    compare = partial(compare_masks, unmatched=unmatched, sigmoid=sigmoid)
+    return parts_of_pairs(ours, theirs, pairs, compare, weights)
 
 
 def match_masks(
@@ -115,7 +116,8 @@ def match_masks(
     Returns:
         For each layer the paired queries of the student and of the teacher, ``(N, M)`` each.
     """
-    return _match(*_layers('match_masks', student, teacher, points), costs, sigmoid)
+    layers = _layers('match_masks', student, teacher, points)
+    return match(*layers, partial(_costs, costs=costs, sigmoid=sigmoid))
 
 
 def _layers(
@@ -138,24 +140,16 @@ def _layers(
     return [at_points(x) for x in ours], [at_points(x) for x in paired_layers(ours, theirs)]
 
 
-@torch.no_grad()
-def _match(
-    student: Sequence[Layer],
-    teacher: Sequence[Layer],
-    costs: tuple[float, float, float],
-    sigmoid: bool,
-) -> list[tuple[Tensor, Tensor]]:
+def _costs(ours: Layer, theirs: Layer, costs: tuple[float, float, float], sigmoid: bool) -> Tensor:
+    """What pairs of a layer cost, ``(N, Q, M)``."""
     by_class, by_mask, by_dice = costs
-    layers = []
-    for ours, theirs in zip(student, teacher, strict=True):
-        z, m = ours.shapes, theirs.shapes.sigmoid()
-        cost = by_class * class_costs(ours.logits, theirs.logits, sigmoid)
-        cost += by_mask * (F.softplus(z).mean(2, keepdim=True) - z @ m.mT / z.shape[2])
-        z = z.sigmoid()
-        sizes = z.sum(2, keepdim=True) + m.sum(2)[:, None]
-        cost -= by_dice * (2 * (z @ m.mT) + 1) / (sizes + 1)
-        layers.append(cost)
-    return assign(layers)
+    z, m = ours.shapes, theirs.shapes.sigmoid()
+    cost = by_class * class_costs(ours.logits, theirs.logits, sigmoid)
+    cost += by_mask * (F.softplus(z).mean(2, keepdim=True) - z @ m.mT / z.shape[2])
+    z = z.sigmoid()
+    sizes = z.sum(2, keepdim=True) + m.sum(2)[:, None]
+    cost -= by_dice * (2 * (z @ m.mT) + 1) / (sizes + 1)
+    return cost
 
 
 def compare_masks(
@@ -204,7 +198,7 @@ def _check(
     return check_settings(owner, PARTS, weights, costs, unmatched)
 
 
-class QueryMaskLoss(DistillLoss):
+class QueryMaskLoss(QueryLoss):
     """Module form of [`query_mask_loss`][], times ``weight``.
 
     Args:
@@ -212,10 +206,8 @@ class QueryMaskLoss(DistillLoss):
         classes: See [`query_mask_loss`][], as for those that follow.
     """
 
-    of_queries = True
-    all_maps = True
-    adaptable = False
     parts = PARTS
+    function = staticmethod(query_mask_loss)
 
     def __init__(
         self,
@@ -228,23 +220,6 @@ class QueryMaskLoss(DistillLoss):
         unmatched: Unmatched = 'background',
         sigmoid: bool = False,
     ) -> None:
-        super().__init__(weight)
-        weights = (classes, mask, dice)
-        self.weights = _check('QueryMaskLoss', weights, costs, points, unmatched)
-        first, second, third = costs
-        self.costs = first, second, third
-        self.points = points
-        self.unmatched: Unmatched = unmatched
-        self.sigmoid = sigmoid
-
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, Tensor]:
-        found = query_mask_loss(
-            student,
-            teacher,
-            **self.weights,
-            costs=self.costs,
-            points=self.points,
-            unmatched=self.unmatched,
-            sigmoid=self.sigmoid,
-        )
-        return {name: self.weight * part for name, part in found.items()}
+        weights = _check('QueryMaskLoss', (classes, mask, dice), costs, points, unmatched)
+        others = dict(points=points, unmatched=unmatched, sigmoid=sigmoid)
+        super().__init__(weight, **weights, costs=costs, **others)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -11,7 +11,16 @@ from torch import Tensor
 
 from kd_dense.functional import at_least_float32, mean_over_ranks
 
-__all__ = ['Layer', 'assign', 'layers_of', 'matched_count', 'paired_layers', 'take']
+__all__ = [
+    'Layer',
+    'assign',
+    'layers_of',
+    'match',
+    'matched_count',
+    'paired_layers',
+    'parts_of_pairs',
+    'take',
+]
 
 # What mmdet's losses add to the number that they divide by.
 EPS = torch.finfo(torch.float32).eps
@@ -98,6 +107,23 @@ def paired_layers(student: Sequence[Layer], teacher: Sequence[Layer]) -> list[La
 
 
 @torch.no_grad()
+def match(
+    student: Sequence[Layer], teacher: Sequence[Layer], costs: Callable[[Layer, Layer], Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Pair the queries of two decoders.
+
+    Args:
+        student: Layers.
+        teacher: As many.
+        costs: What pairs of a layer cost, ``(N, Q, M)``.
+
+    Returns:
+        As of [`assign`][].
+    """
+    return assign([costs(ours, theirs) for ours, theirs in zip(student, teacher, strict=True)])
+
+
+@torch.no_grad()
 def assign(costs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Pair queries so that the sum of the costs is least, for each layer and image.
 
@@ -166,3 +192,28 @@ def matched_count(queries: Tensor, like: Tensor) -> Tensor:
         like: Tells dtype and device.
     """
     return mean_over_ranks(like.new_full((), queries.numel())) + EPS
+
+
+def parts_of_pairs(
+    student: Sequence[Layer],
+    teacher: Sequence[Layer],
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    compare: Callable[[Layer, Layer, Tensor, Tensor], Sequence[Tensor]],
+    weights: Mapping[str, float],
+) -> dict[str, Tensor]:
+    """The weighted parts of a loss: sums over all layers, over the number of pairs of one.
+
+    Args:
+        student: Layers.
+        teacher: As many.
+        pairs: The paired queries of each layer.
+        compare: What the queries of a layer add to each part.
+        weights: Of the parts, in the order of what ``compare`` returns.
+    """
+    found = [
+        compare(ours, theirs, *pair)
+        for ours, theirs, pair in zip(student, teacher, pairs, strict=True)
+    ]
+    sums = [torch.stack([x.sum() for x in part]).sum() for part in zip(*found, strict=True)]
+    count = matched_count(pairs[0][0], sums[0])
+    return {n: w * x / count for (n, w), x in zip(weights.items(), sums, strict=True)}

@@ -11,7 +11,7 @@ from kd_dense.mm.pictures.canvas import begin, begin_row, frame, level_name, out
 from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.views import View
 
-__all__ = ['LossPictures', 'draw_activations', 'draw_maps']
+__all__ = ['LossPictures', 'by_position', 'draw_activations', 'draw_maps']
 
 
 class LossPictures(NamedTuple):
@@ -105,3 +105,23 @@ def _activation_shares(compared: Compared) -> list[Tensor]:
 
 # Of a loss that no file of methods/ knows.
 ANY = LossPictures(draw_activations, _activation_shares, 'difference of mean activation')
+
+
+def by_position(
+    rows: Tensor,
+    sizes: Sequence[int],
+    maps: Sequence[Tensor],
+    reduce: Callable[[Tensor, int], Tensor],
+) -> list[Tensor]:
+    """Maps ``(H, W)`` of each level, of values of priors.
+
+    Args:
+        rows: Values of all priors of a picture, ``(1, A)``.
+        sizes: How many of them each level has.
+        maps: What tells height and width of each level, and maybe more.
+        reduce: Of the values at a position, in a dimension: as ``torch.sum``.
+    """
+    return [
+        reduce(values[0].view(*x.shape[-2:], -1), 2)
+        for values, x in zip(rows.split([*sizes], 1), maps, strict=False)
+    ]

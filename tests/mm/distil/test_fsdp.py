@@ -14,6 +14,7 @@ from tests.mm.hooks.test_critic import HOOK
 from tests.mm.processes import in_two_processes
 
 pytestmark = pytest.mark.long
+CROSSED = ('parts', 'blocks', 'terms')
 CRITIC = 'kd.holistic.losses.0.critic'
 
 
@@ -25,6 +26,14 @@ class KeepCritic(Hook):
     def after_train(self, runner):
         model = runner.model.module
         self.found = {n: v.clone() for n, v in model.get_submodule(CRITIC).state_dict().items()}
+
+
+def crossed():
+    """RetinaNet: FSDP refuses the scalars in heads as GFL's, with us or without."""
+    config = methods.distilled('fgd')
+    loss = dict(type='CrossKDLoss')
+    config.terms.crosskd = dict(tap='bbox_head', cross_at=1, loss=loss)
+    return config
 
 
 def everything(rank, folder):
@@ -45,6 +54,15 @@ def everything(rank, folder):
         'ddp': outcome(with_ddp, ready(config), 'cwd', f'{folder}/shares-ddp'),
         'fsdp': outcome(
             train, ready(config), 'cwd', f'{folder}/shares-fsdp', units=UNITS['parts']),
+    }  # fmt: skip
+    config = crossed()
+    found['crossed'] = {
+        'ddp': outcome(with_ddp, ready(config), 'fgd', f'{folder}/crossed-ddp'),
+        **{
+            name: outcome(
+                train, ready(config), 'fgd', f'{folder}/crossed-{name}', units=UNITS[name])
+            for name in CROSSED
+        },
     }  # fmt: skip
     config = methods.distilled('skd')
     for name, run, others in (
@@ -113,6 +131,12 @@ def test_with_activation_checkpointing(ranks):
 def test_shares_are_measured_as_with_ddp(ranks):
     for found in ranks:
         assert_same(found['shares']['fsdp'], found['shares']['ddp'])
+
+
+@pytest.mark.parametrize('units', CROSSED)
+def test_crosskd_trains_as_with_ddp(ranks, units):
+    for found in ranks:
+        assert_same(found['crossed'][units], found['crossed']['ddp'])
 
 
 def test_a_critic_that_is_left_whole_trains_as_with_ddp(ranks):

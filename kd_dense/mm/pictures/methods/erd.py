@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_dense.losses import ERDLoss
 from kd_dense.losses.erd import Rows, erd_rows, rows_of_heads
-from kd_dense.mm.pictures.general import Known, LossPictures, draw_maps
+from kd_dense.mm.pictures.general import Known, LossPictures, by_position, draw_maps
 from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.views import View
 
@@ -51,15 +51,10 @@ def _rows(compared: Compared) -> Rows:
 
 
 def _by_position(rows: Tensor, compared: Compared, reduce: Any) -> list[Tensor]:
-    """Maps ``(H, W)`` of values of priors ``(1, A)``, of each level."""
     levels = compared.teacher[: len(compared.teacher) // 2]
-    positions = [x.shape[-2] * x.shape[-1] for x in levels]
+    positions = [x.shape[-2:].numel() for x in levels]
     anchors = rows.shape[1] // sum(positions)
-    parts = rows.split([anchors * count for count in positions], 1)
-    return [
-        reduce(values[0].view(*x.shape[-2:], anchors), 2)
-        for values, x in zip(parts, levels, strict=True)
-    ]
+    return by_position(rows, [anchors * count for count in positions], levels, reduce)
 
 
 def _shares(compared: Compared) -> list[Tensor]:

@@ -23,7 +23,7 @@ from kd_dense.mm.pictures.canvas import (
     paint,
     panel,
 )
-from kd_dense.mm.pictures.general import Known, LossPictures, draw_maps
+from kd_dense.mm.pictures.general import Known, LossPictures, by_position, draw_maps
 from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.views import View
 from kd_dense.mm.randomness import kept_random_state
@@ -59,13 +59,7 @@ def draw_predictions(view: View, compared: Compared) -> Any:
 
 
 def _by_position(rows: Tensor, compared: Compared, reduce: Any) -> list[Tensor]:
-    """Maps ``(H, W)`` of values of priors ``(1, A)``, of each level."""
-    targets = compared.needs['head_targets']
-    found = []
-    for level, values in enumerate(rows.split(targets.sizes, 1)):
-        height, width = compared.student[level].shape[-2:]
-        found.append(reduce(values[0].view(height, width, -1), 2))
-    return found
+    return by_position(rows, compared.needs['head_targets'].sizes, compared.student, reduce)
 
 
 def _shares(compared: Compared) -> list[Tensor]:

@@ -59,9 +59,8 @@ def draw_pairs(view: View, compared: Compared) -> Any:
         view: The picture.
         compared: What the term compares there.
     """
-    loss = compared.loss(0)
     ours, theirs = _layers(compared)
-    pairs = match_boxes(compared.student, compared.teacher, loss.costs, loss.sigmoid)
+    pairs, sigmoid = _pairs(compared), compared.loss(0).settings['sigmoid']
     chosen = dict.fromkeys((0, len(ours) - 1))
     columns = 1 + len(chosen)
     figure = begin(
@@ -76,7 +75,7 @@ def draw_pairs(view: View, compared: Compared) -> Any:
     for axis, index in zip(axes[1:], chosen, strict=True):
         paint_image(axis, view, grey=True, fade=0.8)
         students, teachers = (one[0] for one in pairs[index])
-        _draw_layer(axis, view, ours[index], theirs[index], students, teachers, loss.sigmoid)
+        _draw_layer(axis, view, ours[index], theirs[index], students, teachers, sigmoid)
         layer = f'layer {index + 1}' + (' (last)' if index == len(ours) - 1 else '')
         frame(axis, view, layer)
     legend_below(
@@ -126,17 +125,22 @@ def _draw_layer(
     put_tags(axis, view, tags, 2)
 
 
+def _pairs(compared: Compared) -> list[tuple[Tensor, Tensor]]:
+    settings = compared.loss(0).settings
+    return match_boxes(compared.student, compared.teacher, settings['costs'], settings['sigmoid'])
+
+
 def _shares(compared: Compared) -> list[Tensor]:
-    loss = compared.loss(0)
-    pairs = match_boxes(compared.student, compared.teacher, loss.costs, loss.sigmoid)
+    loss, pairs = compared.loss(0), _pairs(compared)
+    rules = {name: loss.settings[name] for name in ('unmatched', 'sigmoid')}
     total = torch.zeros(CELLS * CELLS, dtype=torch.float64)
     for ours, theirs, (students, teachers) in zip(*_layers(compared), pairs, strict=True):
-        found = compare_layer(ours, theirs, students, teachers, loss.unmatched, loss.sigmoid)
+        found = compare_layer(ours, theirs, students, teachers, **rules)
         x, y = (ours.shapes[0, :, :2] * CELLS).long().clamp(0, CELLS - 1).unbind(1)
         cells = y * CELLS + x
-        for weight, values in zip(loss.weights.values(), found, strict=True):
+        for part, values in zip(loss.parts, found, strict=True):
             at = cells if values.shape == cells[None].shape else cells[students[0]]
-            total.index_add_(0, at, weight * values[0].double())
+            total.index_add_(0, at, loss.settings[part] * values[0].double())
     count = matched_count(pairs[0][0], total)
     return [loss.weight * (total / count).view(CELLS, CELLS)]
 
@@ -208,10 +212,10 @@ def draw_masks(view: View, compared: Compared) -> Any:
         view: The picture.
         compared: What the term compares there.
     """
-    loss = compared.loss(0)
+    sigmoid = compared.loss(0).settings['sigmoid']
     ours, theirs = (x[-1] for x in _mask_layers(compared))
     students, teachers = (x[0] for x in _mask_pairs(compared)[-1])
-    scores, labels = scores_of(theirs.logits[0][teachers], loss.sigmoid).max(1)
+    scores, labels = scores_of(theirs.logits[0][teachers], sigmoid).max(1)
     best = scores.argsort(descending=True)[:MASKS].tolist()
     columns = 1 + len(best)
     figure = begin(
@@ -230,7 +234,7 @@ def draw_masks(view: View, compared: Compared) -> Any:
         for axis, (layer, query), who in zip(column, sides, ('teacher', 'student'), strict=True):
             paint(axis, view, layer.shapes[0, query].sigmoid(), vmin=0, vmax=1, cmap='gray')
             outline(axis, view)
-            score = float(scores_of(layer.logits[0, query], loss.sigmoid)[label])
+            score = float(scores_of(layer.logits[0, query], sigmoid)[label])
             frame(axis, view, f'{who}: {name_of(view, label)} {100 * score:.0f}%')
             axis.title.set_fontsize(7.5)
     return figure
@@ -242,8 +246,10 @@ def _mask_layers(compared: Compared) -> tuple[list[Layer], list[Layer]]:
 
 
 def _mask_pairs(compared: Compared) -> list[tuple[Tensor, Tensor]]:
-    loss = compared.loss(0)
-    return match_masks(compared.student, compared.teacher, loss.costs, None, loss.sigmoid)
+    settings = compared.loss(0).settings
+    return match_masks(
+        compared.student, compared.teacher, settings['costs'], None, settings['sigmoid']
+    )
 
 
 def _mask_shares(compared: Compared) -> list[Tensor]:
@@ -256,7 +262,7 @@ def _mask_shares(compared: Compared) -> list[Tensor]:
         found = F.binary_cross_entropy_with_logits(z, m, reduction='none')
         apart = apart + found[0].double().sum(0) / found[0, 0].numel()
     count = matched_count(pairs[0][0], apart)
-    return [loss.weight * loss.weights['mask'] * apart / count]
+    return [loss.weight * loss.settings['mask'] * apart / count]
 
 
 def draw_looks(view: View, compared: Compared) -> Any:

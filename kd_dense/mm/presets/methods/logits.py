@@ -31,8 +31,7 @@ def _segmenters(terms: dict[str, Any], source: str) -> Preset:
     return Preset(models=SEGMENTERS, terms=terms, inherit=(), source=source)
 
 
-def _detectors(models: str, part: str, source: str) -> Preset:
-    tap = f'bbox_head.{part}'
+def _detectors(models: str, tap: str, source: str) -> Preset:
     terms = _on(tap, 'dist', type='DISTLoss', weight=1.0)
     return Preset(models=models, part=tap, terms=terms, inherit=(), source=source)
 
@@ -55,10 +54,15 @@ METHODS = {
                 _with_auxiliary('dist', type='DISTLoss', weight=1.0),
                 'authors: DeepLabV3 and PSPNet on Cityscapes',
             ),
-            _detectors('RetinaNet', 'retina_cls', 'authors: RetinaNet on COCO, class logits'),
-            _detectors('GFL', 'gfl_cls', RETINANET),
-            _detectors('ATSS', 'atss_cls', RETINANET),
-            _detectors('FCOS', 'conv_cls', RETINANET),
+            _detectors(
+                'RetinaNet', 'bbox_head.retina_cls', 'authors: RetinaNet on COCO, class logits'
+            ),
+            _detectors('GFL', 'bbox_head.gfl_cls', RETINANET),
+            _detectors('ATSS', 'bbox_head.atss_cls', RETINANET),
+            _detectors('FCOS', 'bbox_head.conv_cls', RETINANET),
+            _detectors('TOOD', 'bbox_head.tood_cls', RETINANET),
+            _detectors('RepPoints', 'bbox_head.reppoints_cls_out', RETINANET),
+            _detectors('SOLO', 'mask_head.conv_cls', RETINANET),
         ),
     ),
     'dkd': Method(
