@@ -118,6 +118,11 @@ ELSEWHERE = {
     'python -m benchmarks.scale_out --simulate': 'tests/benchmarks/test_scale_out.py',
     'torchrun --nproc_per_node 4 -m benchmarks.scale_out --check':
         'tests/benchmarks/test_scale_out.py::test_messages_do_not_grow_with_processes',
+    'bash benchmarks/gpu.sh': 'tests/benchmarks/test_gpu.py::test_all_commands_are_understood',
+    'bash benchmarks/gpu.sh --wheels wheels':
+        'tests/tools/test_run_tests.py::test_gpu_from_wheels',
+    'bash benchmarks/gpu.sh --device cpu --tiny':
+        'tests/benchmarks/test_gpu.py::test_without_a_gpu',
     'python -m mkdocs build': 'tests/test_site.py',
     'python -m mkdocs serve': 'tests/test_site.py',
     'python -m benchmarks.zoo --output zoo.jsonl':

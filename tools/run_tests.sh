@@ -42,24 +42,12 @@ done
 [ -z "$wheels" ] || [ $lane = gpu ] || fail '--wheels goes with --gpu'
 export OMP_NUM_THREADS=1 PYTHONPATH=
 
-# A private folder of wheels in front of what this machine's own Python has.
-use_wheels() {
-    python="${PYTHON:-python3}"
-    site="$(mktemp -d)"
-    trap 'rm -rf "$site"' EXIT
-    "$python" -m pip install --disable-pip-version-check --quiet --no-index --no-deps \
-        --no-compile --target "$site" "$1"/*.whl
-    # as in site-packages: distutils, which mmengine asks for, comes by setuptools' .pth
-    echo "import site; site.addsitedir('$site')" > "$site/sitecustomize.py"
-    export PYTHONPATH="$PWD:$site"
-    "$python" -c 'import distutils, kd_dense.mm, mmdet.models, mmseg.models, pytest' || {
-        echo "the wheels in $1 and what $python has are not enough: see tools/wheelhouse.sh" >&2
-        exit 2
-    }
-}
-
 python=python
-if [ -n "$wheels" ]; then use_wheels "$wheels"; else source tools/environment.sh "$stack"; fi
+if [ -n "$wheels" ]; then
+    source tools/wheels.sh "$wheels"
+else
+    source tools/environment.sh "$stack"
+fi
 # Of the recipes, those that are marked as the lane's: one training of each framework.
 few_recipes=(-k 'not test_recipes or lane')
 case $lane in

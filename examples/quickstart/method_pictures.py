@@ -61,6 +61,15 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     'intrakd': ('seg', dict(tap='backbone.layer4', loss=dict(type='IntRALoss'))),
     'logits': ('seg', dict(tap='decode_head.conv_seg', loss=dict(type='DISTLoss'))),
+    # of two teachers: the other one is a student that has learnt from the first
+    'camkd': (
+        'seg',
+        dict(
+            tap='decode_head.conv_seg',
+            teacher=['large', 'other'],
+            loss=dict(type='CAMKDLoss', temperature=2.0),
+        ),
+    ),
     'edge_body': (
         'seg',
         dict(tap='decode_head.conv_seg', loss=dict(type='KDLoss', where='edge', edge=5)),
@@ -95,7 +104,7 @@ def main() -> None:
     scene = draw_scene('test', args.picture, SIZE)
     for task, student in args.students.items():
         terms = {m: METHODS[m][1] for m in args.methods if METHODS[m][0] == task}
-        model, data = load(task, student, terms), pack(task, scene)
+        model, data = load(task, student, terms, args.other), pack(task, scene)
         names = (*CLASSES, 'background') if task == 'seg' else CLASSES
         view = look(model, data, tuple(names))
         compared, _ = compare(model, data, view)
@@ -123,6 +132,10 @@ def parse() -> argparse.Namespace:
             f'--student-{task}', type=Path, metavar='CHECKPOINT',
             help=f'(default: {task}_student_seed0/iter_600.pth in the work directory)',
         )  # fmt: skip
+    parser.add_argument(
+        '--other', type=Path, metavar='CHECKPOINT',
+        help='the second teacher of camkd (default: seg_cwd_seed0/iter_600.pth there)',
+    )  # fmt: skip
     parser.add_argument('--out', type=Path, default=Path('docs/methods'))
     parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
     parser.add_argument(
@@ -133,6 +146,7 @@ def parse() -> argparse.Namespace:
         parser.error(f'--picture must be at least 0, got {args.picture}')
     os.chdir(ROOT)
     args.students = {}
+    args.other = args.other or args.work_dir / 'seg_cwd_seed0' / 'iter_600.pth'
     for task in dict.fromkeys(METHODS[method][0] for method in args.methods):
         named = getattr(args, f'student_{task}')
         student = named or args.work_dir / f'{task}_student_seed0' / 'iter_600.pth'
@@ -142,16 +156,25 @@ def parse() -> argparse.Namespace:
                 f'first, or name a checkpoint with --student-{task}'
             )
         args.students[task] = student
+    if 'camkd' in args.methods and not args.other.is_file():
+        parser.error(
+            f'there is no second teacher {args.other}: run bash examples/quickstart/quickstart.sh '
+            'first, or name a checkpoint with --other'
+        )
     return args
 
 
-def load(task: str, checkpoint: Path, terms: dict[str, dict[str, Any]]) -> Any:
-    """Build the student of a task with its teacher, and load both."""
+def load(task: str, checkpoint: Path, terms: dict[str, dict[str, Any]], other: Path) -> Any:
+    """Build the student of a task with its teachers, and load all."""
     student = Config.fromfile(CONFIGS / f'{task}_student.py')
-    teacher = dict(
+    teacher: dict[str, Any] = dict(
         config=str(CONFIGS / f'{task}_teacher.py'),
         checkpoint=str(CHECKPOINTS / f'{task}_teacher.pth'),
     )
+    if any('teacher' in term for term in terms.values()):
+        second = dict(config=str(CONFIGS / f'{task}_student.py'), checkpoint=str(other))
+        teacher = dict(large=teacher, other=second)
+        terms = {name: {'teacher': 'large', **term} for name, term in terms.items()}
     with DefaultScope.overwrite_default_scope(student.default_scope):
         model: Any = MODELS.build(
             dict(type='kd_dense.Distilled', student=student.model, teacher=teacher, terms=terms)

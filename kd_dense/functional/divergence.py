@@ -30,7 +30,7 @@ __all__ = [
 # How large a block is: in bytes where a few have to fit into a cache, in numbers where each number
 # is work for one of many threads.
 CPU_BLOCK_BYTES = 2**20
-GPU_BLOCK_NUMBERS = 2**24
+GPU_BLOCK_NUMBERS = 2**25
 CACHED = 'cpu'  # the kind of device
 # Maps are compared together, which takes the space of three copies, where they are no more.
 TOGETHER_NUMBERS = 2**26
@@ -123,7 +123,9 @@ def two_class_logits(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits), logits], 1)
 
 
-def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
+def soft_kl(
+    student: Tensor, teacher: Tensor, temperature: float, dim: int, factor: float = 1.0
+) -> Tensor:
     r"""Compare two softened distributions along one dimension.
 
     $$
@@ -139,6 +141,7 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> T
         teacher: Logits of the same shape. No gradient flows into it.
         temperature: $T$, ``> 0``; higher is softer.
         dim: The dimension that holds one distribution.
+        factor: On each divergence.
 
     Returns:
         Divergence in nats, at least float32, with ``dim`` removed.
@@ -147,7 +150,7 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> T
         >>> soft_kl(torch.zeros(2, 3), torch.zeros(2, 3), temperature=4.0, dim=1)
         tensor([0., 0.])
     """
-    divergence: Tensor = _SoftKL.apply(student, teacher, temperature, dim)
+    divergence: Tensor = _SoftKL.apply(student, teacher, temperature, dim, factor)
     return divergence
 
 
@@ -166,6 +169,7 @@ class _SoftKL(torch.autograd.Function):
         teacher: Tensor,
         temperature: float,
         dim: int,
+        factor: float,
     ) -> Tensor:
         shape, dim = student.shape, dim % student.dim()
         before, bins, after = math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
@@ -186,16 +190,16 @@ class _SoftKL(torch.autograd.Function):
                 _compare_with_care(s.to(dtype), t.to(dtype), temperature, g, v, work)
 
         ctx.save_for_backward(grad)
-        ctx.factor = temperature if careful else -temperature
+        ctx.factor = factor * (temperature if careful else -temperature)
         ctx.shape, ctx.dtype = shape, student.dtype
-        return value.mul_(temperature**2).view(shape[:dim] + shape[dim + 1 :])
+        return value.mul_(temperature**2 * factor).view(shape[:dim] + shape[dim + 1 :])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         rows = upstream.reshape(len(grad), 1, *grad.shape[2:]) * ctx.factor
-        return (grad * rows).to(ctx.dtype).view(ctx.shape), None, None, None
+        return (grad * rows).to(ctx.dtype).view(ctx.shape), None, None, None, None
 
 
 def _compare_with_care(
@@ -258,7 +262,11 @@ def _into_logits(p: Tensor, log_q: Tensor, dim: int, out: Tensor) -> None:
 
 
 def soft_kl_total(
-    students: Sequence[Tensor], teachers: Sequence[Tensor], temperature: float, dim: int
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    temperature: float,
+    dim: int,
+    factor: float = 1.0,
 ) -> Tensor:
     """Add up [`soft_kl`][] over all distributions of several maps.
 
@@ -267,6 +275,7 @@ def soft_kl_total(
         teachers: Logits of the same shapes. No gradient flows into them.
         temperature: As of [`soft_kl`][].
         dim: The dimension of each that holds one distribution.
+        factor: On the sum.
 
     Returns:
         A scalar, at least float32. On a GPU it takes half the steps of one map after the other.
@@ -280,19 +289,22 @@ def soft_kl_total(
     if not (alike and better_together(students)):
         maps = zip(students, teachers, strict=True)
         totals = [soft_kl(*both, temperature, dim).sum() for both in maps]
-        return torch.stack(totals).sum() if len(totals) > 1 else totals[0]
+        return factor * (torch.stack(totals).sum() if len(totals) > 1 else totals[0])
     teachers = [x.detach() for x in teachers]
-    total: Tensor = _Total.apply(temperature, dim, False, teachers, *students)
+    total: Tensor = _Total.apply(temperature, dim, False, factor, teachers, *students)
     return total
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def soft_cross_entropy(
+    student: Tensor, teacher: Tensor, temperature: float, factor: float = 1.0
+) -> Tensor:
     r"""Add up [`soft_kl`][] over all distributions, and the teacher's entropies times $T^2$.
 
     Args:
         student: Logits, ``(N, K, ...)``: a distribution over the K of each position.
         teacher: Of the same shape. No gradient flows into it.
         temperature: Of both.
+        factor: On the sum.
 
     Returns:
         A scalar, at least float32.
@@ -303,11 +315,11 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
     """
     teacher = teacher.detach()
     if student.dtype == teacher.dtype and better_together([student]):
-        total: Tensor = _Total.apply(temperature, 1, True, [teacher], student)
+        total: Tensor = _Total.apply(temperature, 1, True, factor, [teacher], student)
         return total
     target = _softened(at_least_float32(teacher), temperature).softmax(1)
     logits = _softened(at_least_float32(student), temperature)
-    return temperature**2 * F.cross_entropy(logits, target, reduction='sum')
+    return temperature**2 * factor * F.cross_entropy(logits, target, reduction='sum')
 
 
 class _Total(torch.autograd.Function):
@@ -322,6 +334,7 @@ class _Total(torch.autograd.Function):
         temperature: float,
         dim: int,
         entropy: bool,
+        factor: float,
         teachers: Sequence[Tensor],
         *students: Tensor,
     ) -> Tensor:
@@ -330,19 +343,18 @@ class _Total(torch.autograd.Function):
         log_q, qs = softened([x.to(dtype) for x in students], torch.log_softmax)
         if entropy:
             p, ps = softened([x.to(dtype) for x in teachers], torch.softmax)
-            grad, value = torch.empty_like(p), -torch.dot(p, log_q)
+            grad, value = torch.empty_like(p), torch.dot(p, log_q)
         else:
             log_p, ps = softened([x.to(dtype) for x in teachers], torch.log_softmax)
             grad = log_p - log_q
             p = log_p.exp_()
             value = torch.dot(p, grad).clamp_(min=0)
-        if temperature != 1:
-            value *= temperature**2
+        value *= temperature**2 * (-factor if entropy else factor)
         shapes = [x.shape for x in students]
         for each, q, out in zip(ps, qs, _views(grad, shapes), strict=True):
             _into_logits(each, q, dim, out)
         ctx.save_for_backward(grad)
-        ctx.factor, ctx.shapes, ctx.dtype = -temperature, shapes, students[0].dtype
+        ctx.factor, ctx.shapes, ctx.dtype = -temperature * factor, shapes, students[0].dtype
         return value
 
     @staticmethod
@@ -350,7 +362,7 @@ class _Total(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         grads = _views(grad * (upstream * ctx.factor), ctx.shapes)
-        return None, None, None, None, *(x.to(ctx.dtype) for x in grads)
+        return None, None, None, None, None, *(x.to(ctx.dtype) for x in grads)
 
 
 def _side_by_side(

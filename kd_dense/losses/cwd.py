@@ -124,7 +124,7 @@ def cwd_loss(
     if positions is not None:
         return _where_it_counts(student, teacher, positions, temperature, norm)
     if divergence == 'kl' and norm != 'channel_mean':
-        return soft_kl_total([student], [teacher], temperature, dim) / count
+        return soft_kl_total([student], [teacher], temperature, dim, 1 / count)
 
     student, teacher = at_least_float32(student), at_least_float32(teacher)
     if norm == 'channel_mean':
@@ -278,4 +278,4 @@ class CWDLoss(DistillLoss):
             )
         ours, theirs = ([x.flatten(2) for x in maps] for maps in (students, teachers))
         count = widths.pop().numel()
-        return soft_kl_total(ours, theirs, loss.temperature, dim=2) * (loss.weight / count)
+        return soft_kl_total(ours, theirs, loss.temperature, 2, loss.weight / count)

@@ -20,7 +20,6 @@ from kd_dense.functional import (
     check_choice,
     check_published_batch,
     check_temperature,
-    published_sum,
     soft_cross_entropy,
     soft_kl_total,
     two_class_logits,
@@ -86,11 +85,10 @@ def pixel_wise_loss(
     check_published_batch('pixel_wise_loss', published_batch)
     images, _, height, width = student.shape
     student, teacher = two_class_logits(student), two_class_logits(teacher)
+    factor = (published_batch or images) / images / (height * width)
     if divergence == 'kl':
-        total = soft_kl_total([student], [teacher], temperature, dim=1)
-    else:
-        total = soft_cross_entropy(student, teacher, temperature)
-    return published_sum(total / (height * width), images, published_batch)
+        return soft_kl_total([student], [teacher], temperature, 1, factor)
+    return soft_cross_entropy(student, teacher, temperature, factor)
 
 
 def pair_wise_loss(
@@ -159,14 +157,15 @@ class _AffinityDistance(torch.autograd.Function):
         ctx.save_for_backward(ours, difference)
         # Row by row, because in float32 the norm of millions of numbers is off by 0.5 %.
         norms: Tensor = torch.linalg.vector_norm(difference, dim=2)
-        return norms.square().sum() / difference.numel()
+        return torch.dot(norms.flatten(), norms.flatten()) / difference.numel()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         ours, difference = ctx.saved_tensors
         with without_autocast(ours):
-            return torch.bmm(ours, difference) * (4 / difference.numel() * upstream), None
+            share = 4 / difference.numel()
+            return torch.baddbmm(ours, ours, difference, beta=0, alpha=share) * upstream, None
 
 
 def _check_scale(owner: str, scale: float) -> None:

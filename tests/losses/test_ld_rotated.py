@@ -144,6 +144,13 @@ class TestRotatedLD(Packed):
         boxes = dict(boxes=targets.boxes * images, rotated=targets.rotated * images)
         return {'head_targets': targets._replace(**boxes, **repeated)}
 
+    def test_gradient_is_right(self):
+        student, teacher = self.example()
+        teacher = teacher.detach()  # fast: along random directions, not for each of 4,536 logits
+        assert torch.autograd.gradcheck(
+            lambda x: self.value(x, teacher), (student,), fast_mode=True
+        )
+
     def test_names_both_shapes_when_they_differ(self):
         student, teacher = rotated_maps(), rotated_maps()
         teacher[2] = teacher[2][:, :-5]

@@ -89,15 +89,15 @@ def foregrounds(
         )
     # Images with fewer boxes are filled up with boxes that have no area.
     padded = pad_sequence([b.to(dtype) for b in boxes], batch_first=True)
-    # Copies that do not make the host wait for the device. Rows come before columns in both.
-    pixels, cells = (
-        torch.tensor(some, dtype=dtype).to(padded.device, non_blocking=True)
-        for some in (shapes, sizes)
+    # A copy that does not make the host wait for the device. Columns come before rows in all.
+    known = torch.tensor([side[::-1] for side in (*sizes, *shapes)], dtype=dtype)
+    cells, pixels = known.to(padded.device, non_blocking=True)[:, None].split(
+        [len(sizes), len(shapes)]
     )
-    # (N, maps, boxes, axes), or (N, 1, boxes, axes)
-    low, high = padded.unflatten(2, (2, 2)).flip(3)[:, None].unbind(3)
-    cells, pixels = cells[:, None], pixels[:, None, None]
-    first, last = (low * cells / pixels).floor(), (high * cells / pixels).ceil()
+    corners = padded.unflatten(2, (2, 2))[:, None]  # (N, 1, boxes, corners, axes)
+    low, high = corners.unbind(3)
+    first, last = (corners * cells[:, :, None] / pixels[:, None, None]).unbind(3)
+    first, last = first.floor(), last.ceil()
     real = (high > low) & (high > 0)
     weight = 1 / (last + 1 - first).prod(3)
     return _largest_weight(weight, first, last, real, sizes)
@@ -109,14 +109,14 @@ def _largest_weight(
     """The largest weight among the boxes on each cell, 0 where there is none.
 
     A tensor (N, boxes, H, W) would hold gigabytes for many boxes. Let a box of rank k, by
-    weight, have the coordinate b + k in each row that it covers, b - k in the others, and
-    -(b + k), -(b - k) in the columns. Row and column are then 2b + 2k apart where it covers
-    both and at most 2b elsewhere, so the Chebyshev distance finds the highest rank. These are
-    small whole numbers, hence exact.
+    weight, have the coordinate (b + k) / 2 in each row that it covers, (b - k) / 2 in the others,
+    and -(b + k) / 2, -(b - k) / 2 in the columns. Row and column are then b + k apart where it
+    covers both and at most b elsewhere, so the Chebyshev distance finds the highest rank. These
+    are halves of small whole numbers, hence exact.
 
     Args:
         weight: ``(N, maps, boxes)``, not negative.
-        first: The first row and column that a box covers, ``(N, maps, boxes, 2)``.
+        first: The first column and row that a box covers, ``(N, maps, boxes, 2)``.
         last: The last ones.
         real: Whether it covers any, ``(N, 1, boxes, 2)``.
         sizes: Of the maps.
@@ -127,13 +127,15 @@ def _largest_weight(
     count = weight.shape[2]
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
     ordered, order = weight.sort(2)
-    rank = (order.argsort(2) + 1).to(torch.float32)[..., None, None]
+    half_rank = ((order.argsort(2) + 1) * 0.5)[..., None, None]
     cell = torch.arange(max(height, width), dtype=first.dtype, device=first.device)
     covered = (cell >= first[..., None]) & (cell <= last[..., None]) & real[..., None]
-    row, column = (count + torch.where(covered, rank, -rank)).transpose(2, 4).unbind(3)
+    column, row = (
+        (count / 2 + torch.where(covered, half_rank, -half_rank)).transpose(2, 4).unbind(3)
+    )
     apart = torch.cdist(row[:, :, :height], -column[:, :, :width], p=float('inf'))
-    highest = (apart / 2 - count).clamp(min=0).long()
-    by_rank = torch.cat([ordered.new_zeros(*ordered.shape[:2], 1), ordered], 2)
+    highest = (apart - count).clamp(min=0).long()
+    by_rank = torch.nn.functional.pad(ordered, (1, 0))
     found = by_rank.gather(2, highest.flatten(2)).view_as(highest)
     maps = [found[:, i, :rows, :columns].flatten(1) for i, (rows, columns) in enumerate(sizes)]
     return torch.cat(maps, 1) if len(maps) > 1 else maps[0]

@@ -51,8 +51,9 @@ class Levels(NamedTuple):
         # A copy that does not make the host wait for the device.
         counts, ends = numbers.to(maps[0].device, non_blocking=True)
         of = torch.bucketize(torch.arange(sum(positions), **like), ends, right=True)
-        outside = of != torch.arange(len(positions), device=of.device)[:, None]
-        return cls(positions, of, 1 - outside.to(maps[0].dtype), outside, counts)
+        which = torch.arange(len(positions), device=of.device)[:, None]
+        inside = torch.eq(of, which, out=counts.new_empty(len(positions), len(of)))
+        return cls(positions, of, inside, of != which, counts)
 
     def over_counts(self, x: Tensor) -> Tensor:
         """Numbers of positions ``(N, P)``, each divided by the sum over its map, or by 1."""
@@ -210,8 +211,10 @@ def fgd_together(
         context = found.context.unflatten(0, (2, images)).transpose(1, 2)  # (2, L, N, C)
         ours, theirs = _transformed(blocks, context.flatten(0, 1)).split(len(sizes))
         added = (ours - theirs).transpose(0, 1)
-        crossed = (added * (2 * found.difference + levels.counts[:, None] * added)).sum()
-        background = levels.over_counts((foreground == 0).to(foreground.dtype))
+        counts = levels.counts[:, None]
+        crossed = (added * torch.addcmul(found.difference, counts, added, value=0.5)).sum()
+        background = torch.eq(foreground, 0, out=torch.empty_like(foreground))
+        background = levels.over_counts(background)
         masks = torch.stack([foreground, background])
         on_objects, off_objects = torch.mv(masks.flatten(1), weighted.flatten()).unbind()
         apart = where_ours - where_theirs.detach(), which_ours - which_theirs.detach()
@@ -219,7 +222,7 @@ def fgd_together(
             'foreground': on_objects,
             'background': off_objects,
             'attention': torch.cat([x.flatten() for x in apart]).abs().sum(),
-            'relation': found.squares + crossed,
+            'relation': torch.add(found.squares, crossed, alpha=2),
         }
 
 

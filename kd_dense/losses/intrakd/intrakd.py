@@ -9,7 +9,7 @@ choice stands in docs/methods/intrakd.md; every choice is an argument.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ from kd_dense.losses.intrakd.regions import (
     Pixels,
     Regions,
     ThirdDenominator,
+    moments_together,
     region_masks,
-    region_moments,
 )
 
 __all__ = ['IntRALoss', 'intra_loss', 'region_affinities']
@@ -115,19 +115,12 @@ def intra_loss(
     )
     if eps is None:
         eps = 1e-6 if regions == 'dilate' else 1e-10
-    affinities = [
-        region_affinities(
-            region_moments(maps, masks, regions, pixels, third_denominator, eps), cos_eps
-        )
-        for maps in (student, teacher.detach())
-    ]
-    per_image = (affinities[0] - affinities[1]).square().sum((1, 2, 3))
-    if normaliser == 'present':
-        present = (masks > 0).any(-1).sum(-1).clamp(min=1)
-        per_image = per_image / (3 * present.square())
-    else:
-        per_image = per_image / (3 * num_classes**2)
-    return per_image.mean().to(torch.promote_types(student.dtype, torch.float32))
+    both = [student, teacher.detach()]
+    ours, theirs = moments_together(both, masks, regions, pixels, third_denominator, eps)
+    present = normaliser == 'present'
+    counted = masks.any(-1).sum(-1).clamp(min=1) if present else num_classes
+    distance: Tensor = _AffinityDistance.apply(ours, theirs, counted, cos_eps)
+    return distance.to(torch.promote_types(student.dtype, torch.float32))
 
 
 def region_affinities(moments: Tensor, cos_eps: float = 1e-12) -> Tensor:
@@ -152,8 +145,44 @@ def region_affinities(moments: Tensor, cos_eps: float = 1e-12) -> Tensor:
                 [0.7070, 1.0000, 0.0000],
                 [0.0000, 0.0000, 0.0000]])
     """
-    unit = moments / (moments.square().sum(-1, keepdim=True) + cos_eps).sqrt()
-    return unit @ unit.transpose(-1, -2)
+    unit = moments * _inverse_norms(moments, cos_eps)
+    return unit @ unit.mT
+
+
+def _inverse_norms(moments: Tensor, cos_eps: float) -> Tensor:
+    return (moments.square().sum(-1, keepdim=True) + cos_eps).rsqrt()
+
+
+class _AffinityDistance(torch.autograd.Function):
+    """Mean over images, moments and pairs of regions of the squared difference of affinities.
+
+    Moments are ``(N, 3, K, C)``; an image has ``counted`` regions, ``(N,)`` or one number.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, ours: Tensor, theirs: Tensor, counted: Tensor | int, cos_eps: float
+    ) -> Tensor:
+        images = len(ours)
+        ours, theirs = ours.flatten(0, 1), theirs.flatten(0, 1)
+        inverse = _inverse_norms(ours, cos_eps)
+        ours, theirs = ours * inverse, theirs * _inverse_norms(theirs, cos_eps)
+        difference = torch.bmm(theirs, theirs.mT).baddbmm_(ours, ours.mT, beta=-1)
+        distances = torch.linalg.vector_norm(difference.view(images, -1), dim=1) / counted
+        ctx.save_for_backward(ours, inverse, difference)
+        ctx.images, ctx.counted = images, counted
+        return torch.dot(distances, distances) / (3 * images)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        unit, inverse, difference = ctx.saved_tensors
+        grad = torch.bmm(difference, unit)
+        along = (grad * unit).sum(-1, keepdim=True)
+        grad.addcmul_(unit, along, value=-1).mul_(inverse)
+        factor = upstream * (4 / (3 * ctx.images)) / ctx.counted / ctx.counted
+        grad = grad.unflatten(0, (ctx.images, 3))
+        return grad.mul_(factor.view(-1, 1, 1, 1)), None, None, None
 
 
 def _check_choices(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,8 +22,8 @@ ThirdDenominator = Literal['std', 'var']
 CONSTANT, FLAT = 1e-12, 1e-10
 # The means of smooth regions are rounded: by less than sqrt(CONSTANT) times this share of a value.
 ROUNDED = 1e-6
-# Classes in a word of 64 bits, away from the sign.
-BITS = 62
+# Classes in a word of 32 bits, away from the sign.
+BITS = 31
 
 
 def region_masks(
@@ -75,37 +75,48 @@ def region_masks(
             f"regions='smooth' mirrors the image at its edges, and kernel={kernel} reaches "
             f'over a whole image of {tuple(whole)} pixels: choose a smaller kernel'
         )
-    no_class = (segmentation < 0) | (segmentation >= num_classes)
-    no_class |= segmentation == ignore_index
-    labels = segmentation.long().masked_fill(no_class, num_classes)
-    make = _smoothed if smooth else _dilated
-    return make(labels, size, num_classes, kernel)
+    labels = segmentation.long()
+    if smooth:
+        no_class = (labels < 0) | (labels >= num_classes) | (labels == ignore_index)
+        labels = labels.masked_fill(no_class, num_classes)
+        return _smoothed(labels, size, num_classes, kernel)
+    masks = [
+        _dilated(labels - first if first else labels, size, count, kernel, ignore_index - first)
+        for first in range(0, num_classes, BITS)
+        for count in [min(BITS, num_classes - first)]
+    ]
+    return torch.cat(masks, 1) if len(masks) > 1 else masks[0]
 
 
 def _dilated(
-    labels: Tensor, size: tuple[int, int] | torch.Size, num_classes: int, kernel: int
+    labels: Tensor, size: tuple[int, int] | torch.Size, count: int, kernel: int, ignored: int
 ) -> Tensor:
-    """Which classes occur in the square around each position.
+    """Which of the first classes occur in the square around each position.
 
     Each class is a bit of a word, so that one operation joins the classes of two pixels.
     """
-    first = torch.arange(0, num_classes, BITS, device=labels.device)[:, None, None]
-    bit = labels[:, None] - first
-    words = torch.bitwise_left_shift(1, bit).masked_fill_((bit < 0) | (bit >= BITS), 0)
+    classes = torch.arange(count, device=labels.device, dtype=torch.int32)
+    bits = torch.bitwise_left_shift(1, classes)
+    bit_of = torch.nn.functional.pad(bits, (0, 2))  # none of labels beyond, and of -1, the last
+    if 0 <= ignored < count:
+        bit_of[ignored].zero_()
     half = kernel // 2
-    words = torch.nn.functional.pad(words, (half, half, half, half))
-    rows, columns = (
-        torch.arange(count, device=labels.device) * length // count
-        for length, count in zip(labels.shape[1:], size, strict=True)
-    )
-    found = square = torch.zeros_like(first)
-    for offset in range(kernel):
-        found = found | words.index_select(2, rows + offset)
-    for offset in range(kernel):
-        square = square | found.index_select(3, columns + offset)
-    bits = torch.arange(min(BITS, num_classes), device=labels.device)[:, None]
-    masks = square.flatten(2)[:, :, None].bitwise_right_shift(bits).bitwise_and_(1)
-    return masks.flatten(1, 2)[:, :num_classes].double()
+    words = torch.nn.functional.pad(bit_of[labels.clamp(-1, count)], (half, half, half, half))
+    for dim, length in zip((1, 2), size, strict=True):
+        whole, width = labels.shape[dim], 1
+        while width < kernel:  # windows of twice the width, each time
+            step = min(width, kernel - width)
+            rest = words.shape[dim] - step
+            words = words.narrow(dim, 0, rest) | words.narrow(dim, step, rest)
+            width += step
+        if whole % length == 0:
+            words = words.unflatten(dim, (length, -1)).select(dim + 1, 0)
+            continue
+        nearest = torch.arange(0, length * whole, whole, device=labels.device) // length
+        words = words.index_select(dim, nearest)
+    found = words[:, None] & bits[:, None, None]
+    masks = torch.empty(found.shape, dtype=torch.float64, device=labels.device)
+    return torch.ne(found, 0, out=masks).flatten(2)
 
 
 def _smoothed(
@@ -197,72 +208,150 @@ def region_moments(
         >>> region_moments(maps, masks).flatten().round(decimals=3)
         tensor([1.0000, 2.0000, 0.7070], dtype=torch.float64)
     """
-    maps = maps.flatten(2)
-    literal = pixels == 'literal'
-    # Sums of powers cancel least around the mean. A constant: results do not depend on it.
-    origin = maps.detach().mean(-1, keepdim=True).double()
-    if literal:  # what is outside counts as 0
-        origin = torch.zeros_like(origin)
-    first, second, third = _PowerSums.apply(maps, masks, origin, literal)  # (N, K, C)
-
-    area = masks.sum(-1, keepdim=True)
-    positions = masks.shape[-1]
-    count = area.clamp(min=1) if regions == 'dilate' else torch.full_like(area, positions)
-    origin = origin.transpose(1, 2)
-    centre = first / count + (area / count - 1) * origin  # the mean, measured from the origin
-    zeroth = torch.full_like(area, positions) if literal else area
-    square = (second + (centre.square() + (ROUNDED * origin).square()) * zeroth) / count
-    variance = (second - 2 * centre * first + centre.square() * zeroth) / count
-    variance = torch.where(variance <= CONSTANT * square, 0.0, variance)
-    skew = third - 3 * centre * second + 3 * centre.square() * first - centre**3 * zeroth
-    sigma = (variance + eps).sqrt() if third_denominator == 'std' else variance + eps
-    skew = torch.where(variance <= FLAT * square, 0.0, skew / count / sigma**3)
-    return torch.stack([origin + centre, variance, skew], dim=1)
+    (moments,) = moments_together([maps], masks, regions, pixels, third_denominator, eps)
+    return moments
 
 
-class _PowerSums(torch.autograd.Function):
-    """Sums of the first three powers of maps over regions, keeping only the maps for later.
+def moments_together(
+    maps: Sequence[Tensor],
+    masks: Tensor,
+    regions: Regions,
+    pixels: Pixels,
+    third_denominator: ThirdDenominator,
+    eps: float,
+) -> Sequence[Tensor]:
+    """[`region_moments`][] of several maps, in as many steps on small tensors as of one."""
+    literal, power = pixels == 'literal', -1.5 if third_denominator == 'std' else -3.0
+    found: Sequence[Tensor] = _Moments.apply(
+        masks, regions == 'dilate', literal, power, eps, *(x.flatten(2) for x in maps)
+    )
+    return found
 
-    ``maps`` are ``(N, C, P)``, ``masks`` ``(N, K, P)`` and ``origin``, which the maps are
-    measured from, ``(N, C, 1)``; the sums are ``(N, K, C)``. With ``mask_powers``, masks are
-    raised to the power of their maps.
+
+class _Moments(torch.autograd.Function):
+    """What [`region_moments`][] says, of maps ``(N, C, P)``, and its gradient.
+
+    All maps lie side by side in what is ``(N, K, C)``. Of what is large, the maps alone are kept.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, maps: Tensor, masks: Tensor, origin: Tensor, mask_powers: bool
+        ctx: Any,
+        masks: Tensor,
+        by_area: bool,
+        literal: bool,
+        power: float,
+        eps: float,
+        *maps: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(maps, masks, origin)
-        ctx.mask_powers = mask_powers
-        # The library multiplies rows in fours: 20 classes take less time than 19.
-        classes = masks.shape[1]
-        padding = -classes % 4
-        sums = masks.new_zeros(3, len(maps), classes + padding, maps.shape[1])
-        for x, mask in _blocks(maps, masks):
-            mask = torch.nn.functional.pad(mask, (0, 0, 0, padding))
-            mask, mask2, mask3 = _powers(mask, mask_powers)
-            x = _from_origin(x, origin)
-            power = x.square()
-            sums[0].baddbmm_(mask, x.transpose(1, 2))
-            sums[1].baddbmm_(mask2, power.transpose(1, 2))
-            sums[2].baddbmm_(mask3, power.mul_(x).transpose(1, 2))
-        return sums[:, :, :classes].unbind()
+        # Sums of powers cancel least around the mean. A constant: results do not depend on it.
+        origin = torch.cat([_means(x) for x in maps], 1).double()
+        if literal:  # what is outside counts as 0
+            origin = torch.zeros_like(origin)
+        channels = [x.shape[1] for x in maps]
+        sums = [
+            _power_sums(*one, masks, literal)
+            for one in zip(maps, origin.split(channels, 1), strict=True)
+        ]
+        first, second, third = (torch.cat(sums, 3) if len(sums) > 1 else sums[0]).unbind()
+        origin = origin.mT
+
+        area, positions = masks.sum(-1, keepdim=True), masks.shape[-1]
+        count = area.clamp(min=1) if by_area else torch.full_like(area, positions)
+        zeroth = torch.full_like(area, positions) if literal else area
+        # The mean, measured from the origin.
+        centre = torch.addcmul(first, area - count, origin).div_(count)
+        square = centre.square()
+        # Sums of squares around the mean, and around the origin with what may be rounded of it.
+        around = torch.addcmul(second, centre, first, value=-2).addcmul_(square, zeroth)
+        raw = torch.addcmul(square, origin, origin, value=ROUNDED**2)
+        share = around / torch.addcmul(second, raw, zeroth)
+        of_variance = (share > CONSTANT) / count
+        variance = around.mul_(of_variance)
+        spread = variance + eps
+        of_skew = spread.pow(power).mul_(share > FLAT).div_(count)
+        cubes = torch.addcmul(third, centre, second, value=-3)
+        cubes.addcmul_(square, torch.addcmul(first, centre, zeroth, value=-1 / 3), value=3)
+        skew = cubes.mul_(of_skew)
+
+        ctx.channels, ctx.literal, ctx.power = channels, literal, power
+        small = (first, centre, square, variance, spread, skew, of_variance, of_skew)
+        ctx.maps = len(maps)
+        ctx.save_for_backward(*maps, masks, origin, count, zeroth, *small)
+        ctx.set_materialize_grads(False)
+        moments = torch.stack([origin + centre, variance, skew], 1)
+        return tuple(moments.split(channels, 3))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, first: Tensor, second: Tensor, third: Tensor
-    ) -> tuple[Tensor, None, None, None]:
-        maps, masks, origin = ctx.saved_tensors
-        # a + b x + c x^2 by Horner's rule
-        a, b, c = (x.transpose(1, 2).contiguous() for x in (first, 2 * second, 3 * third))
-        result = torch.empty_like(maps)
-        for x, mask, block in _blocks(maps, masks, result):
-            mask, mask2, mask3 = _powers(mask.contiguous(), ctx.mask_powers)
-            x = _from_origin(x, origin)
-            slope = (c @ mask3).mul_(x).baddbmm_(b, mask2)
-            block.copy_(slope.mul_(x).baddbmm_(a, mask))
-        return result, None, None, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        maps, (masks, origin, count, zeroth, *small) = saved[: ctx.maps], saved[ctx.maps :]
+        cut = zip(*(x.split(ctx.channels, 2) for x in (origin, *small)), strict=True)
+        results: list[Tensor | None] = [None] * 5
+        for index, (x, grad, known) in enumerate(zip(maps, grads, cut, strict=True), 5):
+            if grad is None or not ctx.needs_input_grad[index]:
+                results.append(None)
+                continue
+            origin, first, centre, square, variance, spread, skew, of_variance, of_skew = known
+            mean, second, third = grad.unbind(1)
+            third = third * of_skew
+            second = torch.addcmul(second, grad[:, 2], skew / spread, value=ctx.power)
+            second.mul_(of_variance)
+            lever = torch.addcmul(first, centre, zeroth, value=-1).div_(count).add_(centre)
+            mean = (mean / count).addcmul_(second, lever, value=-2)
+            mean.addcmul_(third, square - variance, value=3)
+            second.addcmul_(centre, third, value=-3)
+            into_sums = (mean, second, third)
+            results.append(_into_maps(x, origin.mT, masks, into_sums, ctx.literal))
+        return tuple(results)
+
+
+def _means(maps: Tensor) -> Tensor:
+    """Of maps ``(N, C, P)``, ``(N, C, 1)``: where that takes no copy, in float64."""
+    return maps.mean(-1, keepdim=True, dtype=None if for_cache(maps) else torch.float64)
+
+
+def _power_sums(maps: Tensor, origin: Tensor, masks: Tensor, mask_powers: bool) -> Tensor:
+    """Sums of the first three powers of maps over regions, ``(3, N, K, C)``.
+
+    Args:
+        maps: ``(N, C, P)``.
+        origin: What they are measured from, ``(N, C, 1)``.
+        masks: ``(N, K, P)``.
+        mask_powers: Whether masks are raised to the power of their maps.
+    """
+    # A CPU's library multiplies rows in fours: 20 classes take less time than 19.
+    classes = masks.shape[1]
+    padding = -classes % 4 if for_cache(maps) else 0
+    sums = masks.new_empty(3, len(maps), classes + padding, maps.shape[1])
+    first, second, third = sums
+    for index, (x, mask) in enumerate(_blocks(maps, masks)):
+        if padding:
+            mask = torch.nn.functional.pad(mask, (0, 0, 0, padding))
+        mask, mask2, mask3 = _powers(mask, mask_powers)
+        x, kept = _from_origin(x, origin), min(index, 1)
+        torch.baddbmm(first, mask, x.mT, beta=kept, out=first)
+        power = x.square()
+        torch.baddbmm(second, mask2, power.mT, beta=kept, out=second)
+        torch.pow(x, 3, out=power)
+        torch.baddbmm(third, mask3, power.mT, beta=kept, out=third)
+    return sums[:, :, :classes]
+
+
+def _into_maps(
+    maps: Tensor, origin: Tensor, masks: Tensor, grads: Sequence[Tensor], mask_powers: bool
+) -> Tensor:
+    """The gradient by maps, from those by their three power sums, ``(N, K, C)`` each."""
+    result = torch.empty_like(maps)
+    # a + 2 b x + 3 c x^2 by Horner's rule
+    a, b, c = (x.mT.contiguous() if for_cache(x) else x.mT for x in grads)
+    for x, mask, block in _blocks(maps, masks, result):
+        mask, mask2, mask3 = _powers(mask.contiguous(), mask_powers)
+        x = _from_origin(x, origin)
+        half = torch.bmm(c, mask3).mul_(x).baddbmm_(b, mask2, beta=1.5)
+        block.copy_(half.mul_(x).baddbmm_(a, mask, beta=2))
+    return result
 
 
 def _blocks(maps: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

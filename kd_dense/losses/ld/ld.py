@@ -19,7 +19,6 @@ from kd_dense.functional import (
     check_published_batch,
     check_temperature,
     mean_over_ranks,
-    published_sum,
     soft_kl,
 )
 from kd_dense.losses.base import DistillLoss, check_weight
@@ -44,7 +43,7 @@ def mean_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int) -> T
         >>> mean_kl(student, teacher, temperature=1.0, dim=0)
         tensor(0.2311)
     """
-    return soft_kl(student, teacher, temperature, dim) / student.shape[dim]
+    return soft_kl(student, teacher, temperature, dim, 1 / student.shape[dim])
 
 
 def ld_loss(
@@ -163,6 +162,7 @@ def ld_loss(
     check_classes('ld_loss', head_targets, kd_weight=kd_weight, kd_vlr_weight=kd_vlr_weight)
     anchors = check_maps(student, teacher, head_targets)
     levels, images = len(anchors), len(head_targets.boxes)
+    batch = (published_batch or images) / images
     classes, taught_classes = student[:levels], teacher[:levels]
     boxes, taught_boxes = student[levels : 2 * levels], teacher[levels : 2 * levels]
     positive = head_targets.positive
@@ -181,12 +181,12 @@ def ld_loss(
         sides = 1 if joint_sides else head_targets.sides
         divergence = prior_divergence(boxes, taught_boxes, anchors, sides, temperature)
     if main_weight > 0:
-        total = (divergence * (score * positive)).sum() * (main_weight / main_factor)
-        parts['main'] = published_sum(total, images, published_batch)
+        total = (divergence * (score * positive)).sum()
+        parts['main'] = total * (main_weight / main_factor * batch)
     if vlr_weight > 0:
         weights = score * valuable if region == 'inside' else valuable
-        total = (divergence * weights).sum() * (vlr_weight / vlr_factor)
-        parts['vlr'] = published_sum(total, images, published_batch)
+        total = (divergence * weights).sum()
+        parts['vlr'] = total * (vlr_weight / vlr_factor * batch)
 
     if kd_weight > 0 or kd_vlr_weight > 0:
         divergence = prior_divergence(classes, taught_classes, anchors, 1, kd_temperature)
@@ -262,9 +262,9 @@ def level_means(values: Tensor, members: Tensor, sizes: list[int]) -> Tensor:
         members: ``(N, A)``, bool.
         sizes: How many of the A belong to each level.
     """
-    totals = torch.stack([x.sum() for x in (values * members).split(sizes, 1)])
-    counts = torch.stack([x.sum() for x in members.split(sizes, 1)])
-    counts = mean_over_ranks(counts.to(totals.dtype))
+    both = torch.stack([(values * members).sum(0), members.sum(0, dtype=values.dtype)])
+    totals, counts = torch.stack([x.sum(1) for x in both.split(sizes, 1)], 1).unbind()
+    counts = mean_over_ranks(counts.detach())
     return totals / torch.where(counts > 0, counts, 1)
 
 
@@ -327,8 +327,9 @@ class LDLoss(DistillLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], head_targets: HeadTargets
     ) -> dict[str, Tensor]:
-        parts = ld_loss(student, teacher, head_targets, **self.settings)
-        return {name: self.weight * part for name, part in parts.items()}
+        weights = {f'{part}_weight': self.settings[f'{part}_weight'] for part in PARTS}
+        weights = {name: self.weight * weight for name, weight in weights.items()}
+        return ld_loss(student, teacher, head_targets, **{**self.settings, **weights})
 
 
 def _check_arguments(

@@ -7,6 +7,7 @@ with all priors at a time; no function here loops over images or waits for the d
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ def _blocks(boxes: list[Tensor], priors: int) -> Iterator[Tensor]:
 
 def _join(priors: list[Tensor]) -> Tensor:
     """The priors of all levels, stored coordinate by coordinate: that is faster to read."""
-    return torch.cat(priors).T.contiguous().T
+    return torch.cat([level.T for level in priors], 1).T
 
 
 def centers(priors: Tensor) -> Tensor:
@@ -122,26 +123,23 @@ def box_overlaps(anchors: Tensor, boxes: Tensor, diou: DIoU = 'paper') -> Overla
         >>> box_overlaps(anchor, box, 'code').diou
         tensor([[[0.9600]]])
     """
-    # In place, because there may be millions of pairs: few maps of them exist at a time.
-    left, top, right, bottom = anchors.unbind(-1)
-    box_left, box_top, box_right, box_bottom = boxes[..., None, :].unbind(-1)
-    width = right.minimum(box_right).sub_(left.maximum(box_left))
-    height = bottom.minimum(box_bottom).sub_(top.maximum(box_top))
+    # In place, because there may be millions of pairs: few maps of them exist at a time. What
+    # has two entries in front is of both axes.
+    low, high = anchors.T[:, None, None].split(2)
+    box_low, box_high = boxes.movedim(-1, 0)[..., None].split(2)
+    size, box_size = high - low, box_high - box_low
+    shared = high.minimum(box_high).sub_(low.maximum(box_low))
     # The box that encloses both is as wide as both together, less what they share.
-    outer_width = ((right - left) + (box_right - box_left)).sub_(width)
-    outer_height = ((bottom - top) + (box_bottom - box_top)).sub_(height)
-    diagonal = outer_width.square_().addcmul_(outer_height, outer_height)
-    del outer_width, outer_height
-    anchor_area = (right - left) * (bottom - top)
-    box_area = (box_right - box_left) * (box_bottom - box_top)
-    intersection = width.clamp_(min=0).mul_(height.clamp_(min=0))
-    union = (anchor_area + box_area).sub_(intersection)
-    iou = intersection / union
-    x, y = centers(anchors).unbind(-1)
-    box_x, box_y = centers(boxes)[..., None, :].unbind(-1)
-    apart = torch.sub(y, box_y, out=union)
-    distance = torch.sub(x, box_x, out=height).square_().addcmul_(apart, apart)
-    overlap = intersection.div_(anchor_area) if diou == 'code' else iou
+    outer = (size + box_size).sub_(shared)
+    diagonal = outer[0].square_().addcmul_(outer[1], outer[1])
+    shared.clamp_(min=0)
+    intersection = shared[0].mul_(shared[1])
+    area = size[0] * size[1]
+    union = (area + box_size[0] * box_size[1]).sub_(intersection)
+    iou = torch.div(intersection, union, out=union)
+    apart = torch.sub((low + high) / 2, (box_low + box_high) / 2)
+    distance = apart[0].square_().addcmul_(apart[1], apart[1])
+    overlap = intersection.div_(area) if diou == 'code' else iou
     return Overlaps(iou, torch.addcdiv(overlap, distance, diagonal, value=-1), distance)
 
 
@@ -200,28 +198,29 @@ def vlr_region(
     _require_anchors('vlr_region', priors)
     anchors, sizes = _join(priors), [len(level) for level in priors]
     outside = ~valid[:, None]
-    region = anchors.new_zeros(valid.shape)
+    found = []
     for some in _blocks(boxes, len(anchors)):
         iou, closeness, distance = box_overlaps(anchors, some, diou)
         threshold = _atss_threshold(iou, distance.masked_fill_(outside, float('inf')), sizes, topk)
         selected = (closeness >= 0.25 * threshold).logical_and_(closeness < threshold)
         iou.masked_fill_(selected.logical_not_().logical_or_(outside), 0)
-        region = region.maximum(iou.amax(1))
-    return region
+        found.append(iou.amax(1))
+    return reduce(torch.maximum, found) if found else anchors.new_zeros(valid.shape)
 
 
 def _atss_threshold(iou: Tensor, distance: Tensor, sizes: list[int], topk: int) -> Tensor:
     """The mean plus the deviation of the IoU of the nearest anchors of each level, (N, G, 1)."""
-    nearest, known = [], []
+    nearest, away = [], []
     for level, overlap in zip(distance.split(sizes, -1), iou.split(sizes, -1), strict=True):
         far, index = level.topk(min(topk, level.shape[-1]), largest=False, sorted=False)
         nearest.append(overlap.gather(-1, index))
-        known.append(far.isfinite())
-    candidates, weights = torch.cat(nearest, -1), torch.cat(known, -1)
+        away.append(far)
+    candidates, weights = torch.cat(nearest, -1), torch.cat(away, -1) < float('inf')
     count = weights.sum(-1, keepdim=True)
     mean = (candidates * weights).sum(-1, keepdim=True) / count
-    variance = ((candidates - mean).square() * weights).sum(-1, keepdim=True) / (count - 1)
-    return mean + variance.sqrt()
+    norm = torch.linalg.vector_norm((candidates - mean) * weights, dim=-1, keepdim=True)
+    threshold: Tensor = mean + norm / (count - 1).sqrt()
+    return threshold
 
 
 @torch.no_grad()
@@ -260,13 +259,13 @@ def nearby_region(
     _require_anchors('nearby_region', priors)
     anchors, sizes = _join(priors), [len(level) for level in priors]
     outside = ~valid[:, None]
-    region = anchors.new_zeros(valid.shape)
+    found = []
     for some in _blocks(boxes, len(anchors)):
         iou, _, distance = box_overlaps(anchors, some)
         threshold = _atss_threshold(iou, distance.masked_fill_(outside, float('inf')), sizes, topk)
         iou.masked_fill_((iou >= 0.25 * threshold).logical_not_().logical_or_(outside), 0)
-        region = region.maximum(iou.amax(1))
-    return region
+        found.append(iou.amax(1))
+    return reduce(torch.maximum, found) if found else anchors.new_zeros(valid.shape)
 
 
 @torch.no_grad()

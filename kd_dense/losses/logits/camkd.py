@@ -128,15 +128,22 @@ def camkd_at(
     confidence: Confidence,
 ) -> Tensor:
     """What [`camkd_loss`][] is a mean of, ``(N, H, W)``."""
+    weights = weights_at(rows, labels, valid, confidence)
+    each = [w * kd_at(one, temperature) for w, one in zip(weights, rows, strict=True)]
+    return torch.stack(each).sum(0)
+
+
+def weights_at(
+    rows: Sequence[Rows], labels: Tensor, valid: Tensor, confidence: Confidence
+) -> Tensor:
+    """What each teacher counts, ``(K, N, H, W)``, or ``(K, N, 1, 1)`` for whole images."""
     known = torch.stack(
         [F.cross_entropy(at_least_float32(one.teacher), labels, reduction='none') for one in rows]
     )
     if confidence == 'image':
         places = valid.sum((1, 2), keepdim=True).clamp_min(1)
         known = known.where(valid, 0).sum((2, 3), keepdim=True) / places
-    weights = confidence_weights(known)
-    each = [w * kd_at(one, temperature) for w, one in zip(weights, rows, strict=True)]
-    return torch.stack(each).sum(0)
+    return confidence_weights(known)
 
 
 class CAMKDLoss(DistillLoss):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -49,10 +49,7 @@ def check_cost(subject: Subject) -> None:
         workers = subject.config.train_dataloader.get('num_workers') or 1
         whole = subject.iterations * max(ours, subject.loading / max(workers, 1))
         text += f': {duration(whole)} for {subject.iterations} iterations, without validation'
-    if subject.device.startswith('cuda') and not any(
-        x.compiled for x in distilled.model.kd.values()
-    ):
-        text += '; model.compile_losses=True fuses the steps of the losses, each a launch now'
+    text += advice(subject.device, [x.compiled for x in distilled.model.kd.values()])
     parts = ', '.join(f'{name} {size / 2**20:.0f}' for name, size in memory.items())
     subject.say(
         OK,
@@ -63,6 +60,13 @@ def check_cost(subject: Subject) -> None:
         iterations=subject.iterations,
         bytes=memory,
     )
+
+
+def advice(device: str, compiled: Sequence[bool]) -> str:
+    """What would make the losses of terms cheaper on a device, if they are not compiled."""
+    if not device.startswith('cuda') or any(compiled):
+        return ''
+    return '; model.compile_losses=True fuses the steps of the losses, each a launch now'
 
 
 def _step(trained: Trained, batch: Any) -> None:

@@ -53,8 +53,15 @@ def swept(folder):
     return output, status, printed.getvalue()
 
 
-# What the detectors try; the segmenter tries all. Of the other trials it is taken that they work.
-TRIED = ((DETECTOR, 'mgd'), (DETECTOR, 'fgd'), (OURS, 'ld'))
+# Of the other trials it is taken that they work; with --long all are tried.
+TRIED = (
+    (DETECTOR, 'fgd'),
+    (DETECTOR, 'mgd'),
+    (OURS, 'ld'),
+    (SEGMENTER, 'cirkd'),
+    (SEGMENTER, 'intrakd'),
+    (SEGMENTER, 'skd'),
+)
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +70,7 @@ def sweep(tmp_path_factory):
 
     def run(trial, limit):
         chosen = {(trial.family, method) for method in trial.methods}
-        if not chosen or trial.family == SEGMENTER or chosen & {*TRIED}:
+        if not chosen or chosen & {*TRIED}:
             return really(trial, limit)
         found = dict(family=trial.family, operators=sweeps.has_operators())
         return found | dict(ok=True, taps={}, seconds=0.0)

@@ -33,9 +33,9 @@ def work_dir(tmp_path_factory):
         config = Config.fromfile(ROOT / f'configs/quickstart/{task}_student.py')
         with DefaultScope.overwrite_default_scope(config.default_scope):
             model = MODELS.build(config.model)
-        path = folder / f'{task}_student_seed0' / 'iter_600.pth'
-        path.parent.mkdir()
-        torch.save({'state_dict': model.state_dict()}, path)
+        for name in (f'{task}_student_seed0', f'{task}_cwd_seed0'):
+            (folder / name).mkdir()
+            torch.save({'state_dict': model.state_dict()}, folder / name / 'iter_600.pth')
     return folder
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from kd_dense.losses import (
     UnbiasedKDLoss,
     WSLDLoss,
 )
-from kd_dense.losses.logits.camkd import camkd_at
+from kd_dense.losses.logits.camkd import camkd_at, weights_at
 from kd_dense.losses.logits.dist import correlation, moments, probabilities
 from kd_dense.losses.logits.dkd import dkd_at, gdkd_at
 from kd_dense.losses.logits.incremental import first_classes, known_classes
@@ -33,6 +33,7 @@ from kd_dense.losses.logits.wsld import wsld_at
 from kd_dense.mm.pictures.canvas import (
     begin,
     begin_row,
+    cell_size,
     frame,
     level_name,
     mark,
@@ -229,21 +230,62 @@ def _incremental_shares(compared: Compared) -> list[Tensor]:
 
 def _camkd_shares(compared: Compared) -> list[Tensor]:
     maps = []
-    for level, student in enumerate(compared.student):
+    for level in range(len(compared.student)):
         loss = compared.loss(level)
-        rows = [rows_of('CAMKDLoss', student, x) for x in compared.teacher[level].split(1)]
-        truth = compared.needs['segmentation']
-        labels, valid = labels_of('CAMKDLoss', truth, rows[0], loss.ignore_index)
+        rows, labels, valid = _of_teachers(compared, level)
         values = camkd_at(rows, labels, valid, loss.temperature, loss.confidence).where(valid, 0)
         count = max(int(valid.sum()), 1) * (len(rows) if loss.per_teacher else 1)
         maps.append(loss.weight * values[0] / count)
     return maps
 
 
-def _draw_mean_of_teachers(view: View, compared: Compared) -> Any:
-    mean = [x.mean(0, keepdim=True) for x in compared.teacher]
-    alone = KDLoss(temperature=compared.loss(0).temperature)
-    return draw_distributions(view, compared._replace(losses=[alone], teacher=mean))
+def draw_teachers(view: View, compared: Compared) -> Any:
+    """Draw how well each of several teachers knows the labels, and what it counts for that.
+
+    Args:
+        view: The picture.
+        compared: What the term compares there.
+    """
+    loss = compared.loss(0)
+    rows, labels, valid = _of_teachers(compared, 0)
+    weights = weights_at(rows, labels, valid, loss.confidence)[:, 0]
+    weights = weights.expand(len(rows), *labels.shape[1:])
+    columns = len(rows) + 1
+    figure = begin(
+        2 * (panel(view, columns) + 0.3) + 0.8,
+        'CA-MKD: which teacher knows the label?',
+        'Above: how probable the label of each position is to each teacher. Below: to the '
+        'student, and what each teacher counts, the more the better it knows the label.',
+    )
+    axes = figure.subplots(2, columns, squeeze=False)
+    begin_row(axes[0, 0], view, columns, 0, cell_size(view, compared.teacher[0]))
+    logits = [rows[0].student, *(one.teacher for one in rows)]
+    for axis, x, who in zip(
+        (axes[1, 0], *axes[0, 1:]), logits, ('student', *_names(rows)), strict=True
+    ):
+        known = x.softmax(1).gather(1, labels[:, None])[0, 0].where(valid[0], torch.nan)
+        sure = paint(axis, view, 100 * known, vmin=0, vmax=100)
+        outline(axis, view)
+        frame(axis, view, who)
+    for axis, weight, who in zip(axes[1, 1:], weights, _names(rows), strict=True):
+        counts = paint(axis, view, weight.where(valid[0], torch.nan), vmin=0, vmax=1,
+                       cmap='cividis')  # fmt: skip
+        outline(axis, view)
+        frame(axis, view, f'weight of {who}')
+    figure.colorbar(sure, ax=axes[1, 0], location='bottom', label='probability of the label, %')
+    figure.colorbar(counts, ax=axes[1, 1:], location='bottom', shrink=0.6, label='weight')
+    return figure
+
+
+def _names(rows: Sequence[Rows]) -> list[str]:
+    return [f'teacher {index}' for index in range(1, len(rows) + 1)]
+
+
+def _of_teachers(compared: Compared, level: int) -> tuple[list[Rows], Tensor, Tensor]:
+    """The rows of student and each teacher; the labels, and which positions have one."""
+    student, truth = compared.student[level], compared.needs['segmentation']
+    rows = [rows_of('CAMKDLoss', student, x) for x in compared.teacher[level].split(1)]
+    return rows, *labels_of('CAMKDLoss', truth, rows[0], compared.loss(level).ignore_index)
 
 
 def _of(at: At, what: str) -> LossPictures:
@@ -262,7 +304,7 @@ KD = _of(_kd_at, 'how far apart the class distributions are')
 OLD = LossPictures(draw_distributions, _incremental_shares, "the loss of the teacher's classes")
 PICTURES: dict[type, Known] = {
     CAMKDLoss: LossPictures(
-        _draw_mean_of_teachers, _camkd_shares, 'the loss, each teacher by what it knows'
+        draw_teachers, _camkd_shares, 'the loss, each teacher by what it knows'
     ),
     KDLoss: _by_settings,
     DISTLoss: LossPictures(

@@ -39,6 +39,22 @@ def test_the_classes_of_the_teacher_are_shown(loss):
     drawn(figure)
 
 
+@pytest.mark.parametrize('confidence', ['position', 'image'])
+def test_of_several_teachers_their_weights_are_shown(confidence):
+    teachers = {name: dict(config=toy.segmenter(width), checkpoint=None)
+                for name, width in (('a', 16), ('b', 24))}  # fmt: skip
+    loss = dict(type='CAMKDLoss', confidence=confidence, weight=2.0)
+    term = dict(tap='decode_head.conv_seg', teacher=['a', 'b'], loss=loss)
+    model = toy.build(toy.distilled(teacher=teachers, terms=dict(one=term))).eval()
+    view, compared = see(model, toy.SegScenes(augment=False))
+    one = compared['one']
+    assert differences(one).maps[0].sum() == pytest.approx(one.value, rel=1e-4)
+    figure = draw_term(view, one)
+    assert 'CA-MKD: which teacher knows the label?' in texts(figure)
+    assert 'weight of teacher 2' in texts(figure)
+    drawn(figure)
+
+
 def test_sigmoids_of_a_detector_are_drawn_level_by_level():
     tap = 'bbox_head.retina_cls'
     terms = {
