@@ -43,7 +43,7 @@ def plain_edge_body(student: Tensor, teacher: Tensor, labels: Tensor, t: float) 
             other = around[:, y : y + height, x : x + width]
             at_edge |= (other != labels) & (other != IGNORED)
     edges, bodies = (
-        F.adaptive_avg_pool2d((known & part).to(student.dtype), student.shape[2:])
+        F.adaptive_avg_pool2d((known & part).to(student.dtype), (*student.shape[2:],))
         for part in (at_edge, ~at_edge)
     )
     kl = F.kl_div(F.log_softmax(student, 1), F.softmax(teacher, 1), reduction='none').sum(1)
@@ -67,7 +67,8 @@ def make_edge_body(shape: tuple[int, ...], device: str, small: bool) -> Pair:
     edges, bodies = KDLoss(where='edge', edge=EDGE), CWDLoss(1.0, 4.0, where='body', edge=EDGE)
 
     def ours() -> Tensor:
-        return edges(student, teacher, labels) + bodies(student, teacher, labels)
+        total: Tensor = edges(student, teacher, labels) + bodies(student, teacher, labels)
+        return total
 
     return Pair(
         forward_backward(ours, [student]),
