@@ -154,6 +154,7 @@ FEATURES: dict[str, tuple[str, Any, Any]] = {
 LIKE_OTHERS = {
     *('fgd', 'fgd-masks', 'intrakd-128', 'intrakd-512', 'cwd-features', 'skd-pair-nodes'),
     *('ld-regions', 'mimic-pkd', 'mimic-vkd', 'mimic-cosine', 'mimic-hcl', 'queries-900'),
+    'edge-body-large',
     *(f'logits-{name}-128' for name in MEMBERS),
 }
 CASES = [

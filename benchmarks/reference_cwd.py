@@ -15,9 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.case import Case, Pair, forward_backward, make_maps
-from kd_dense.losses import cwd_loss
+from kd_dense.losses import CWDLoss, KDLoss, cwd_loss
 
-__all__ = ['cases', 'plain_cwd']
+__all__ = ['cases', 'plain_cwd', 'plain_edge_body']
+
+IGNORED = 255
+EDGE = 7
 
 
 def plain_cwd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -28,6 +31,48 @@ def plain_cwd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_student = F.log_softmax(student.view(-1, height * width) / temperature, dim=1)
     divergence = torch.sum(target * log_target - target * log_student)
     return divergence * temperature**2 / (images * channels)
+
+
+def plain_edge_body(student: Tensor, teacher: Tensor, labels: Tensor, t: float) -> Tensor:
+    """What ``KDLoss`` gives at edges and ``CWDLoss`` in bodies, one shift of the labels a time."""
+    known, at_edge = labels != IGNORED, torch.zeros_like(labels, dtype=torch.bool)
+    around = F.pad(labels, [EDGE // 2] * 4, value=IGNORED)
+    height, width = labels.shape[1:]
+    for y in range(EDGE):
+        for x in range(EDGE):
+            other = around[:, y : y + height, x : x + width]
+            at_edge |= (other != labels) & (other != IGNORED)
+    edges, bodies = (
+        F.adaptive_avg_pool2d((known & part).to(student.dtype), student.shape[2:])
+        for part in (at_edge, ~at_edge)
+    )
+    kl = F.kl_div(F.log_softmax(student, 1), F.softmax(teacher, 1), reduction='none').sum(1)
+    at_edges = (kl * edges).sum() / edges.sum()
+    p, q = (
+        (x / t - (x / t).amax((2, 3), keepdim=True)).exp() * bodies[:, None]
+        for x in (teacher, student)
+    )
+    p, q = (x / x.sum((2, 3), keepdim=True) for x in (p, q))
+    log_ratio = torch.where(p > 0, p.clamp(min=1e-30).log() - q.clamp(min=1e-30).log(), 0)
+    return at_edges + t**2 * (p * log_ratio).sum() / (p.shape[0] * p.shape[1])
+
+
+def make_edge_body(shape: tuple[int, ...], device: str, small: bool) -> Pair:
+    student, teacher = make_maps(shape, device, small)
+    images, classes, height, width = student.shape
+    generator = torch.Generator().manual_seed(1)
+    objects = torch.randint(classes, (images, height // 2, width // 2), generator=generator)
+    labels = objects.repeat_interleave(16, 1).repeat_interleave(16, 2).to(device)
+    labels[:, :8] = IGNORED
+    edges, bodies = KDLoss(where='edge', edge=EDGE), CWDLoss(1.0, 4.0, where='body', edge=EDGE)
+
+    def ours() -> Tensor:
+        return edges(student, teacher, labels) + bodies(student, teacher, labels)
+
+    return Pair(
+        forward_backward(ours, [student]),
+        forward_backward(lambda: plain_edge_body(student, teacher, labels, 4.0), [student]),
+    )
 
 
 def make_cwd(shape: tuple[int, ...], temperature: float, device: str, small: bool) -> Pair:
@@ -59,7 +104,18 @@ def make_bound(shape: tuple[int, ...], temperature: float, device: str, small: b
 def cases() -> list[Case]:
     """Rows of the benchmark."""
     logits, features = (2, 19, 128, 256), (2, 256, 100, 152)
+    what = 'KD at edges and CWD in bodies, logits {}, labels {} of 19 classes'
     return [
+        Case(
+            'edge-body',
+            what.format('8x19x64x128', '512x1024'),
+            partial(make_edge_body, (8, 19, 64, 128)),
+        ),
+        Case(
+            'edge-body-large',
+            what.format('8x19x128x256', '1024x2048'),
+            partial(make_edge_body, (8, 19, 128, 256)),
+        ),
         Case('cwd-logits', 'CWD, logits 2x19x128x256, T=4', partial(make_cwd, logits, 4.0)),
         Case('cwd-features', 'CWD, features 2x256x100x152, T=1', partial(make_cwd, features, 1.0)),
         Case(

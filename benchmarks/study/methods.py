@@ -144,6 +144,9 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
         )
     ),
     'pkd-neck shared': dict(detection=dict(terms=dict(pkd=_term('neck', 'PKDLoss', share=1.0)))),
+    'inherit neck+cwd shared': dict(
+        detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=1.0)), inherit=('neck',))
+    ),
     'inherit+pkd': _detection(pkd=_term('neck', 'PKDLoss', 10.0)),
     'inherit+pkd shared': _detection(pkd=_term('neck', 'PKDLoss', share=1.0)),
     'inherit+fitnets shared': _detection(fitnets=_term('neck', 'FitNetsLoss', share=1.0)),

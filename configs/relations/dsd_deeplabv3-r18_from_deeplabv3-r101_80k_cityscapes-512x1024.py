@@ -16,6 +16,4 @@ model = dict(
             loss=dict(
                 type='RelationLoss', weight=10.0, over='channels', rows='none',
                 reduction='mean', values='places', temperature=4.0, pool=2)),
-        psd=dict(
-            tap='backbone[-2:]',
-            loss=dict(type='AttentionChangeLoss', weight=1000.0))))
+        psd=dict(tap='backbone[-2:]', loss=dict(type='AttentionChangeLoss', weight=1000.0))))
