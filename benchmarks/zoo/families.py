@@ -94,12 +94,14 @@ def model_of(path: Path) -> Any:
 
 
 def kind(config: Any) -> list[str]:
-    """What a student and its teacher must have in common: classes of model and parts, labels."""
+    """What student and teacher have in common: classes of model and parts, labels, strides."""
     model = config.model
     names = [name for name in model if name == 'neck' or name.endswith('_head')]
     parts = [f'{n}: {model[n].type}' for n in names if isinstance(model[n], Mapping)]
     keys = ('num_classes', 'num_things_classes', 'img_size', 'input_size', 'reg_max')
     values = {f'{k}: {v}' for one in dicts_in(model) for k, v in one.items() if k in keys}
+    generators = [one for one in dicts_in(model) if 'Generator' in str(one.get('type'))]
+    values |= {f'strides: {one["strides"]}' for one in generators if 'strides' in one}
     return [str(model.type), *sorted(parts), *sorted(values)]
 
 

@@ -162,6 +162,11 @@ class _Features(NamedTuple):
     pixels: int  # of the images
 
 
+def _layers(model: nn.Module, part: str) -> set[str]:
+    """The names of what a part has to inherit."""
+    return {name for name in model.state_dict() if name.startswith(f'{part}.')}
+
+
 class Pair:
     """A student and a teacher."""
 
@@ -170,12 +175,20 @@ class Pair:
         self._features: dict[str, _Features | None] = {}
 
     def inherited(self, parts: Sequence[str]) -> tuple[str, ...]:
-        """Those of the parts that fit; none, if the models are of different classes."""
+        """Those of the parts that fit and have the same layers; of models of one class alone.
+
+        Of a tower that is deeper in the teacher, the last layers would be given another input.
+        """
         ours, theirs = self.student, self.teacher
         if type(ours.model) is not type(theirs.model) or ours.prefix != theirs.prefix:
             return ()
         names = [ours.prefix + part for part in parts if ours.has(part)]
-        return tuple(name for name in names if fits(ours.whole, theirs.whole, name))
+        return tuple(
+            name
+            for name in names
+            if _layers(ours.whole, name) == _layers(theirs.whole, name)
+            and fits(ours.whole, theirs.whole, name)
+        )
 
     def agree(self, tap: str, needs: Sequence[str]) -> bool:
         """Whether what a tap yields in both can be compared by a loss with these needs."""

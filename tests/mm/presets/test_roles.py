@@ -46,6 +46,13 @@ class TestRoles:
         same = build(preset='fgd', student=student, teacher=untrained(student)).kd_plan
         assert same.inherit == ('neck', 'bbox_head')
 
+    def test_a_head_of_another_depth_is_not_inherited(self):
+        student, deeper = toy.detector(), toy.detector()
+        deeper.bbox_head.stacked_convs = student.bbox_head.get('stacked_convs', 4) + 1
+        for ours, theirs in ((student, deeper), (deeper, student)):
+            preset = build(preset='fgd', student=ours, teacher=untrained(theirs)).kd_plan
+            assert preset.inherit == ('neck',)
+
     @pytest.mark.parametrize(
         ('ours', 'theirs', 'expected'),
         [
