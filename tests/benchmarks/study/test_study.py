@@ -1,6 +1,8 @@
 """The study: its grid, what it remembers, and its page."""
 
+import itertools
 import json
+from pathlib import Path
 
 import pytest
 
@@ -158,7 +160,10 @@ class TestRun:
         assert alone.param_scheduler[0].total_steps == 60
         assert cwd.model.preset == 'cwd'
         if SETS[name].task == 'detection':
-            assert alone.test_evaluator.ann_file != alone.val_evaluator.ann_file
+            for config, part in itertools.product((teacher, alone), ('val', 'test')):
+                pictures = config[f'{part}_dataloader'].dataset
+                scored = config[f'{part}_evaluator'].ann_file
+                assert Path(scored) == Path(pictures.data_root, pictures.ann_file)
 
     def test_a_method_of_shares_has_shares(self):
         cell = Cell('cards', 'cwd', 'shares', 'short', 0, 60)
