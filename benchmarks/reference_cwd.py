@@ -43,18 +43,17 @@ def plain_edge_body(student: Tensor, teacher: Tensor, labels: Tensor, t: float) 
             other = around[:, y : y + height, x : x + width]
             at_edge |= (other != labels) & (other != IGNORED)
     edges, bodies = (
-        F.adaptive_avg_pool2d((known & part).to(student.dtype), student.shape[2:])
+        F.adaptive_avg_pool2d((known & part).to(student.dtype), (*student.shape[2:],))
         for part in (at_edge, ~at_edge)
     )
     kl = F.kl_div(F.log_softmax(student, 1), F.softmax(teacher, 1), reduction='none').sum(1)
     at_edges = (kl * edges).sum() / edges.sum()
+    counts, shares = bodies[:, None] > 0, bodies[:, None].clamp(min=1e-30).log()
     p, q = (
-        (x / t - (x / t).amax((2, 3), keepdim=True)).exp() * bodies[:, None]
+        F.log_softmax(torch.where(counts, x / t + shares, -1e30).flatten(2), 2)
         for x in (teacher, student)
     )
-    p, q = (x / x.sum((2, 3), keepdim=True) for x in (p, q))
-    log_ratio = torch.where(p > 0, p.clamp(min=1e-30).log() - q.clamp(min=1e-30).log(), 0)
-    return at_edges + t**2 * (p * log_ratio).sum() / (p.shape[0] * p.shape[1])
+    return at_edges + t**2 * (p.exp() * (p - q)).sum() / (p.shape[0] * p.shape[1])
 
 
 def make_edge_body(shape: tuple[int, ...], device: str, small: bool) -> Pair:
@@ -67,7 +66,8 @@ def make_edge_body(shape: tuple[int, ...], device: str, small: bool) -> Pair:
     edges, bodies = KDLoss(where='edge', edge=EDGE), CWDLoss(1.0, 4.0, where='body', edge=EDGE)
 
     def ours() -> Tensor:
-        return edges(student, teacher, labels) + bodies(student, teacher, labels)
+        total: Tensor = edges(student, teacher, labels) + bodies(student, teacher, labels)
+        return total
 
     return Pair(
         forward_backward(ours, [student]),

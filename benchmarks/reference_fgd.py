@@ -140,7 +140,8 @@ def make_masks(device: str, small: bool) -> Pair:
 
 
 def make_fgd(device: str, small: bool) -> Pair:
-    torch.manual_seed(0)
+    # With 0 two attentions are equal but for rounding, which then decides the slope of |a - b|.
+    torch.manual_seed(1)
     images, channels, count = (2, 4, 3) if small else (2, 256, 8)
     pixels, levels = ((40, 48), ((5, 6), (3, 3))) if small else (PIXELS, LEVELS)
     like: Any = dict(dtype=torch.float64 if small else torch.float32, device=device)

@@ -109,10 +109,6 @@ def read(cell: Cell) -> Config:
     for name in ('train', 'val', 'test'):
         loader = config[f'{name}_dataloader']
         loader.num_workers, loader.persistent_workers = 0, False  # so that its CPU time counts
-    for name in ('val', 'test'):
-        evaluator, loader = config[f'{name}_evaluator'], config[f'{name}_dataloader']
-        if evaluator.type == 'CocoMetric' and 'ann_file' not in evaluator:
-            evaluator.ann_file = loader.dataset.data_root + loader.dataset.ann_file
     config.train_cfg.max_iters = cell.iterations
     for scheduler in config.param_scheduler:
         for name in ('total_steps', 'T_max'):

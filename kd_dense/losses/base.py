@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ['DistillLoss', 'check_same_shape', 'check_same_size', 'check_weight']
+__all__ = ['DistillLoss', 'check_same_shape', 'check_same_size', 'check_weight', 'check_weights']
 
 
 class DistillLoss(nn.Module):
@@ -126,6 +126,13 @@ def check_weight(owner: str, name: str, value: float) -> None:
     real = isinstance(value, Real) and not isinstance(value, bool)
     if not (real and value >= 0 and math.isfinite(value)):
         raise ValueError(f'{owner} expects a finite {name} >= 0, got {name}={value!r}')
+
+
+def check_weights(owner: str, **weights: float) -> dict[str, float]:
+    """The weights of parts by name, each of which is finite and not negative."""
+    for name, value in weights.items():
+        check_weight(owner, name, value)
+    return weights
 
 
 def check_same_shape(name: str, student: Tensor, teacher: Tensor) -> None:

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kd_dense.losses import MemoryLoss, memory_loss
-from kd_dense.losses.features.memory import Memory, pick_pixels, region_means
+from kd_dense.losses.features.memory import Memory, pick_pixels
 from kd_dense.losses.features.relations.rows import unit
 from tests.losses.contract import LossContract
 
@@ -182,15 +182,6 @@ def test_literal_places_are_the_numbers_among_the_class():
             drawn.append(pick_pixels(known, known != 255, 2, 2, literal)[0][0, 1].tolist())
         right, literal = drawn
         assert literal == [[0, 2, 4].index(place) for place in right]
-
-
-def test_regions_are_directions_of_means():
-    rows, known = torch.randn(2, 20, 4), labels(2).flatten(1)[:, :20]
-    means = region_means(rows, known.where(known != 255, 0), known != 255, CLASSES)
-    for image in range(2):
-        for one in range(CLASSES):
-            mean = rows[image][known[image] == one].mean(0)
-            assert torch.allclose(means[image, one], F.normalize(mean, dim=0), atol=1e-6)
 
 
 def test_training_remembers_and_evaluation_does_not():

@@ -25,3 +25,5 @@ test_pipeline = [
 train_dataloader = dict(dataset=dict(**own, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(**own, pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(**own, pipeline=test_pipeline))
+val_evaluator = dict(ann_file=own['data_root'] + 'annotations/val.json')
+test_evaluator = dict(ann_file=own['data_root'] + 'annotations/test.json')

@@ -23,7 +23,8 @@ from kd_dense.functional import (
     soft_kl,
     without_autocast,
 )
-from kd_dense.losses.base import DistillLoss, check_same_shape, check_same_size, check_weight
+from kd_dense.losses.base import DistillLoss, check_same_shape, check_same_size, check_weights
+from kd_dense.losses.features.prototypes.centres import region_centres
 from kd_dense.losses.features.relations.rows import sum_over_rows, unit
 
 __all__ = ['Memory', 'MemoryLoss', 'memory_loss', 'pick_pixels']
@@ -214,20 +215,6 @@ def pick_pixels(
     return places, there
 
 
-@torch.no_grad()
-def region_means(rows: Tensor, labels: Tensor, valid: Tensor, classes: int) -> Tensor:
-    """Directions of the means of each class of each image, ``(N, classes, C)``.
-
-    Args:
-        rows: ``(N, P, C)``.
-        labels: ``(N, P)``.
-        valid: ``(N, P)``.
-        classes: How many there are.
-    """
-    member = labels[:, None] == torch.arange(classes, device=labels.device)[:, None]
-    return unit((member & valid[:, None]).to(rows.dtype) @ rows)
-
-
 class MemoryLoss(DistillLoss):
     r"""Pixels contrasted with a memory of the teacher's pixels and regions (CIRKD).
 
@@ -295,9 +282,7 @@ class MemoryLoss(DistillLoss):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(weight)
-        self.weights = dict(pixels=pixels, regions=regions)
-        for name, value in self.weights.items():
-            check_weight('MemoryLoss', name, value)
+        self.weights = check_weights('MemoryLoss', pixels=pixels, regions=regions)
         check_temperature(temperature)
         check_temperature(kd_temperature)
         sizes = dict(region_memory=region_memory, pixel_contrast=pixel_contrast,
@@ -352,9 +337,9 @@ class MemoryLoss(DistillLoss):
             labels: Their classes, ``(N, H, W)``.
             valid: Which have one, ``(N, H, W)``.
         """
+        means = region_centres(teacher, labels, valid, self.num_classes)
         rows = teacher.flatten(2).transpose(1, 2)
         labels, valid = labels.flatten(1), valid.flatten(1)
-        means = region_means(rows, labels, valid, self.num_classes)
         places, there = pick_pixels(labels, valid, self.num_classes, self.drawn, self.literal)
         self.region_memory.add(means[:, :, None], there[:, :, :1])
         picked = rows.gather(1, places.flatten(1)[..., None].expand(-1, -1, rows.shape[2]))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_dense.functional import check_temperature, in_blocks, without_autocast
-from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.losses.base import DistillLoss, check_weights
 from kd_dense.losses.features.generation.mgd import (
     Generator,
     check_mask_ratio,
@@ -192,9 +192,7 @@ class AfDCDLoss(DistillLoss):
         window: tuple[int, int] = (4, 4),
     ) -> None:
         super().__init__(weight)
-        self.weights = dict(features=features, contrast=contrast)
-        for name, value in self.weights.items():
-            check_weight('AfDCDLoss', name, value)
+        self.weights = check_weights('AfDCDLoss', features=features, contrast=contrast)
         check_mask_ratio('AfDCDLoss', mask_ratio)
         check_temperature(temperature)
         _check_cuts('AfDCDLoss', channels, groups, pool, window)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_dense.functional import at_least_float32, check_choice, mean_over_ranks, without_autocast
-from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
+from kd_dense.losses.base import DistillLoss, check_same_shape, check_weights
 from kd_dense.losses.features.masked.masks import (
     Anchors,
     anchor_masks,
@@ -150,9 +150,7 @@ class FRSLoss(DistillLoss):
         scores: Scores = 'bbox_head',
     ) -> None:
         super().__init__(weight)
-        self.weights = dict(features=features, classes=classes)
-        for name, value in self.weights.items():
-            check_weight('FRSLoss', name, value)
+        self.weights = check_weights('FRSLoss', features=features, classes=classes)
         check_choice('FRSLoss', 'scores', scores, Scores)
         self.needs = ('head_outputs' if scores == 'bbox_head' else 'rpn_outputs',)
 
@@ -224,9 +222,7 @@ class DeFeatLoss(DistillLoss):
         self, weight: float = 1.0, objects: float = 4.0, background: float = 16.0
     ) -> None:
         super().__init__(weight)
-        self.weights = dict(objects=objects, background=background)
-        for name, value in self.weights.items():
-            check_weight('DeFeatLoss', name, value)
+        self.weights = check_weights('DeFeatLoss', objects=objects, background=background)
 
     def forward(
         self,

@@ -20,7 +20,7 @@ from kd_dense.functional import (
     standardised,
     without_autocast,
 )
-from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
+from kd_dense.losses.base import DistillLoss, check_same_shape, check_weights
 from kd_dense.losses.features.mimic.mimic import root_over_ranks
 
 __all__ = ['Connectors', 'FBKDLoss', 'Relation', 'attention', 'fbkd_loss']
@@ -228,9 +228,9 @@ class FBKDLoss(DistillLoss):
         pools: Sequence[int] = (16, 8, 4, 4),
     ) -> None:
         super().__init__(weight)
-        self.weights = dict(masked=masked, channel=channel, spatial=spatial, relation=relation)
-        for name, value in self.weights.items():
-            check_weight('FBKDLoss', name, value)
+        self.weights = check_weights(
+            'FBKDLoss', masked=masked, channel=channel, spatial=spatial, relation=relation
+        )
         check_temperature(temperature)
         check_published_batch('FBKDLoss', published_batch)
         for name, values in (('reductions', reductions), ('pools', pools)):

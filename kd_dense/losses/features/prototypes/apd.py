@@ -18,7 +18,7 @@ from kd_dense.functional import (
     sum_over_ranks,
     without_autocast,
 )
-from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.losses.base import DistillLoss, check_weights
 from kd_dense.losses.features.prototypes.centres import at_features, class_sums
 
 __all__ = ['APDLoss', 'apd_loss', 'perspectives']
@@ -165,9 +165,9 @@ class APDLoss(DistillLoss):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(weight)
-        self.factors = dict(perspective=perspective, centres=centres, teacher=teacher)
-        for name, value in self.factors.items():
-            check_weight('APDLoss', name, value)
+        self.factors = check_weights(
+            'APDLoss', perspective=perspective, centres=centres, teacher=teacher
+        )
         check_temperature(temperature)
         if hidden is not None and (type(hidden) is not int or hidden < 1):
             raise ValueError(f'APDLoss expects hidden >= 1, got hidden={hidden!r}')

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kd_dense.functional import at_least_float32, labels_at
+from kd_dense.functional import labels_at
 from kd_dense.losses.base import check_same_size
+from kd_dense.losses.features.relations.rows import unit
 
 __all__ = ['at_features', 'class_sums', 'region_centres']
 
@@ -71,35 +72,25 @@ def class_sums(
     return weights @ features.flatten(2).mT, weights.sum(2)
 
 
-def region_centres(
-    features: Tensor, segmentation: Tensor, num_classes: int, ignore_index: int = 255
-) -> tuple[Tensor, Tensor]:
-    """The mean direction of the features of each class in each image, as CIRKD keeps it.
-
-    The feature at each position is divided by its 2-norm, and so is the mean.
+@torch.no_grad()
+def region_centres(units: Tensor, labels: Tensor, valid: Tensor, num_classes: int) -> Tensor:
+    """The direction of the mean feature of each class in each image, as CIRKD keeps it.
 
     Args:
-        features: ``(N, C, H, W)``, any float dtype.
-        segmentation: Class of every pixel, ``(N, H', W')``, integers.
+        units: Features of length 1, ``(N, C, H, W)``.
+        labels: ``(N, H, W)``, from 0 to K - 1.
+        valid: Same shape: which of them count.
         num_classes: K.
-        ignore_index: A label that is no class.
 
     Returns:
-        The centres ``(N, K, C)``, at least float32, and 0 where the image has no such class; and
-        whether it has, ``(N, K)``.
+        ``(N, K, C)``, and 0 where the image has no such class.
 
     Examples:
-        >>> features = torch.tensor([[3.0, 0.0, 0.0], [0.0, 5.0, 9.0]]).view(1, 2, 1, 3)
-        >>> centres, there = region_centres(features, torch.tensor([[[0, 1, 1]]]), 3)
-        >>> centres[0]
+        >>> units = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]).view(1, 2, 1, 3)
+        >>> labels = torch.tensor([[[0, 1, 1]]])
+        >>> region_centres(units, labels, labels >= 0, num_classes=3)[0]
         tensor([[1., 0.],
                 [0., 1.],
                 [0., 0.]])
-        >>> there[0]
-        tensor([ True,  True, False])
     """
-    labels, valid = labels_at(segmentation, features.shape[2:], num_classes, ignore_index)
-    directions = torch.nn.functional.normalize(at_least_float32(features), dim=1)
-    sums, counts = class_sums(directions, labels, valid, num_classes)
-    means = sums / counts.clamp(min=1)[..., None]
-    return torch.nn.functional.normalize(means, dim=2), counts > 0
+    return unit(class_sums(units, labels, valid, num_classes)[0])

@@ -17,6 +17,7 @@ from torch import Tensor
 from kd_dense.functional import check_choice, check_temperature, without_autocast
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_same_size
 from kd_dense.losses.features.relations.rows import (
+    check_pool,
     image_gram,
     pooled,
     sum_over_rows,
@@ -195,12 +196,6 @@ def _check(owner: str, settings: Settings) -> None:
         raise ValueError(f'{owner} expects windows as two numbers >= 1, got {windows!r}')
     if settings.over == 'images' and tuple(windows) != (1, 1):
         raise ValueError(f"{owner} cuts no windows over='images', got windows={tuple(windows)}")
-
-
-def check_pool(owner: str, pool: int) -> None:
-    """Raise ``ValueError`` unless a side of squares is a whole number from 1 on."""
-    if type(pool) is not int or pool < 1:
-        raise ValueError(f'{owner} expects pool as a side >= 1, got {pool!r}')
 
 
 class RelationLoss(DistillLoss):

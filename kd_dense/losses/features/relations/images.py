@@ -20,8 +20,7 @@ from torch.nn import functional as F
 
 from kd_dense.functional import check_choice, without_autocast
 from kd_dense.losses.base import DistillLoss, check_same_size, check_weight
-from kd_dense.losses.features.relations.gram import check_pool
-from kd_dense.losses.features.relations.rows import image_gram, pooled, unit
+from kd_dense.losses.features.relations.rows import check_pool, image_gram, pooled, unit
 
 __all__ = ['CCKDLoss', 'PKTLoss', 'RKDLoss', 'cckd_loss', 'pkt_loss', 'rkd_loss']
 

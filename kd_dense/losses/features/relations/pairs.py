@@ -12,8 +12,7 @@ from torch import Tensor
 
 from kd_dense.functional import check_temperature, gather_over_ranks, soft_kl, without_autocast
 from kd_dense.losses.base import DistillLoss, check_same_size
-from kd_dense.losses.features.relations.gram import check_pool
-from kd_dense.losses.features.relations.rows import pooled, sum_over_rows, unit
+from kd_dense.losses.features.relations.rows import check_pool, pooled, sum_over_rows, unit
 
 __all__ = ['CrossImageLoss', 'cross_image_loss']
 

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from kd_dense.functional import at_least_float32, gather_over_ranks, in_blocks
 
-__all__ = ['image_gram', 'pooled', 'sum_over_rows', 'unit', 'vectors_of']
+__all__ = ['check_pool', 'image_gram', 'pooled', 'sum_over_rows', 'unit', 'vectors_of']
 
 # Rows of a block, even where their affinities are more than fit into a cache: a product of
 # matrices is fast where both are large.
@@ -96,6 +96,12 @@ class _SumOverRows(torch.autograd.Function):
             if ctx.needs_input_grad[place]:
                 found[place] = grad * upstream[:, None, None]
         return tuple(found)
+
+
+def check_pool(owner: str, pool: int) -> None:
+    """Raise ``ValueError`` unless a side of squares is a whole number from 1 on."""
+    if type(pool) is not int or pool < 1:
+        raise ValueError(f'{owner} expects pool as a side >= 1, got {pool!r}')
 
 
 def pooled(x: Tensor, side: int) -> Tensor:
