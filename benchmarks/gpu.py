@@ -66,9 +66,10 @@ def parts(device: str, tiny: bool, folder: Path) -> dict[str, Part]:
         tiny: One round of the smallest of each.
         folder: For the figures.
     """
+    limit = 70 if device == 'cuda' else 200
     losses = ['benchmarks.losses', '--only', *(['cwd-logits'] if tiny else CORE)]
     losses += ['--small', '--rounds', '1'] if tiny else ['--rounds', '15']
-    found = {'losses': _measured(losses, 70, device, folder / 'losses.json')}
+    found = {'losses': _measured(losses, limit, device, folder / 'losses.json')}
     for name, ([(first, *settings), *others], options, size) in STEPS.items():
         step = ['kd_dense', 'benchmark', first]
         for other in [] if tiny else others:
@@ -79,7 +80,7 @@ def parts(device: str, tiny: bool, folder: Path) -> dict[str, Part]:
         step += ['--batch-size', '2' if tiny else '8', '--rounds', '1' if tiny else '10']
         if not (tiny and AMP[0] in options):  # which asserts a GPU
             step += ['--cfg-options', *options]
-            found[name] = _measured(step, 70, device, folder / f'{name}.json')
+            found[name] = _measured(step, limit, device, folder / f'{name}.json')
     tests = ['-m', 'pytest', '-q', '-m', 'gpu', 'tests/gpu']
     if device == 'cpu':
         tests += ['--gpu-dry-run', '-k', 'test_losses and CWDLoss and channel-kl']

@@ -78,7 +78,8 @@ def test_all_commands_are_understood(device, tmp_path):
     for name in gpu.STEPS:
         assert stepped(found[name].command[4:]) == 0
     assert losses.parse_args(found['losses'].command[3:]).device == device
-    assert sum(part.limit for name, part in found.items() if name != 'tests') < gpu.SECONDS
+    measured = [part.limit for name, part in found.items() if name != 'tests']
+    assert device == 'cpu' or sum(measured) < gpu.SECONDS
 
 
 def test_what_takes_too_long_is_ended(tmp_path):
