@@ -2,10 +2,11 @@
 
 _base_ = 'gfl_teacher.py'
 classes = ('RBC', 'WBC', 'Platelets')
-own = dict(data_root='{{$REAL_PICTURES:data/real}}/bccd/', metainfo=dict(classes=classes))
+folder = '{{$REAL_PICTURES:data/real}}/bccd/'
+own = dict(data_root=folder, metainfo=dict(classes=classes))
 model = dict(bbox_head=dict(num_classes=3))
 train_dataloader = dict(dataset=own)
 val_dataloader = dict(dataset=own)
 test_dataloader = dict(dataset=own)
-val_evaluator = dict(ann_file=own['data_root'] + 'annotations/val.json')
-test_evaluator = dict(ann_file=own['data_root'] + 'annotations/test.json')
+val_evaluator = dict(ann_file=folder + 'annotations/val.json')
+test_evaluator = dict(ann_file=folder + 'annotations/test.json')

@@ -2,7 +2,8 @@
 
 _base_ = 'gfl_student.py'
 classes = ('nine', 'ten', 'jack', 'queen', 'king', 'ace')
-own = dict(data_root='{{$REAL_PICTURES:data/real}}/cards/', metainfo=dict(classes=classes))
+folder = '{{$REAL_PICTURES:data/real}}/cards/'
+own = dict(data_root=folder, metainfo=dict(classes=classes))
 model = dict(bbox_head=dict(num_classes=6))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -25,5 +26,5 @@ test_pipeline = [
 train_dataloader = dict(dataset=dict(**own, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(**own, pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(**own, pipeline=test_pipeline))
-val_evaluator = dict(ann_file=own['data_root'] + 'annotations/val.json')
-test_evaluator = dict(ann_file=own['data_root'] + 'annotations/test.json')
+val_evaluator = dict(ann_file=folder + 'annotations/val.json')
+test_evaluator = dict(ann_file=folder + 'annotations/test.json')
