@@ -78,6 +78,9 @@ def _open_questions(subject: Subject, terms: list[Finding]) -> Iterator[str]:
         if 'ratio' in figures and not figures['agreement'] >= LEADS:
             ratio = f'{figures["ratio"]:.2g} times as strongly as the task'
             yield f'{figures["term"]} pulls {ratio}, and elsewhere'
+    for name, term in getattr(subject.model, 'kd', {}).items():
+        if getattr(term.loss, 'settings', {}).get('kd_weight', 0) > 0:  # LD
+            yield f'{name} compares classes as a softmax, and the head trains each by itself'
     if sum(map(_share, judged)) > STRONGEST:
         yield f'the shares of the terms add up to more than {STRONGEST:g}'
 

@@ -1,8 +1,11 @@
 """Whether a training will make a better student, from what the other checks have found."""
 
+from types import SimpleNamespace
+
 import pytest
 from mmengine.config import Config
 
+from kd_dense.losses import LDLoss
 from kd_dense.mm.check.finding import ERROR, OK, WARNING, Finding, Subject
 from kd_dense.mm.check.verdict import check_verdict
 
@@ -27,11 +30,16 @@ def verdict(*findings, **fields):
     return subject.findings[-1]
 
 
+def with_ld(kd_weight):
+    return SimpleNamespace(kd=dict(ld=SimpleNamespace(loss=LDLoss(kd_weight=kd_weight))))
+
+
 def test_helps_where_the_teacher_leads_and_terms_are_in_scale():
     for one in (term(), shared(whole=1.0)):
         found = verdict(LEADS, one)
         assert found.figures['verdict'] == 'will help'
         assert found.message == 'will help: the teacher leads and no term is off scale'
+        assert verdict(LEADS, one, model=with_ld(0.0)).message == found.message
 
 
 def test_a_student_that_was_not_trained_leaves_a_condition():
@@ -66,6 +74,7 @@ def test_does_not_help(findings, reason):
         ((LEADS,), {}, 'no term was weighed'),
         ((LEADS, term()), dict(unloaded={'teacher'}), 'the teacher is without its weights'),
         ((LEADS, term()), dict(has_task=False), 'learns from the teacher alone'),
+        ((LEADS, term()), dict(model=with_ld(10.0)), 'ld compares classes as a softmax'),
     ],
 )
 def test_cannot_say(findings, fields, reason):
