@@ -11,12 +11,12 @@ from benchmarks.zoo.models import BOXES, SEGMENTER_SIZES
 from benchmarks.zoo.records import METHODS, NO_MODEL, PLAIN
 
 LOGITS = ('kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld')
-FEATURES = ('fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'nst')
+FEATURES = ('fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'cckd', 'nst')
 MASKED = ('frs', 'defeat', 'fgfi', 'reviewkd')
 DENSE = ('bckd', 'adl', 'crosskd', 'pgd')
 HEADS = ('fbkd', 'roi_dkd', 'roi_dist', 'detrdistill', 'kddetr')
 SEGMENTERS = ('af_dcd', 'dsd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd', 'cirkd', 'edge_body',
-              'reviewkd', 'pea', 'detrdistill')  # fmt: skip
+              'aicsd', 'reviewkd', 'pea', 'detrdistill')  # fmt: skip
 APPLY = {
     'mmdet': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, *MASKED, *DENSE, *HEADS),
     'mmseg': (PLAIN, 'cwd', 'skd', 'intrakd', *LOGITS, *FEATURES, *SEGMENTERS),
@@ -48,11 +48,11 @@ kd_dense runs NMS, soft-NMS, RoIAlign and deformable convolutions in PyTorch.
   what it was. Some models do not predict here without a method either (trackers, whose packages
   are missing); there the prediction is left out.
 - CWD, MGD, the methods that mimic features (fitnets, pkd, vkd, cosine) and those that relate
-  images or channels (sp, pkt, nst) apply to all models, rkd to three images or more; FGD to
+  images or channels (sp, pkt, cckd, nst) apply to all models, rkd to three images or more; FGD to
   detectors whose neck yields two or more maps of one width; SKD, IntRA-KD and the methods on
   class logits (kd, dist, dkd, gdkd, nkd, wsld) to segmenters that yield a map of logits for each
   class; dist also to dense heads that it has settings for; Af-DCD, ickd, cross_image, at,
-  ifvd and apd to segmenters, dsd to those with logits, FBKD to detectors with region
+  ifvd and apd to segmenters, dsd and aicsd to those with logits, FBKD to detectors with region
   proposals and a neck, DKD and DIST on shared regions (roi_dkd, roi_dist) to those
   whose box heads can be asked about any regions, LD to heads with box distributions; BCKD, ADL,
   CrossKD and PGD to dense heads whose assignment, boxes or towers they can read, DETRDistill to

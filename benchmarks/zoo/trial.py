@@ -120,7 +120,7 @@ SURE = (('rpn_head', ()), ('bbox_head', ('BaseDenseHead',)))
 def applicable(model: nn.Module, taps: Taps) -> list[str]:
     """The methods that a model has what they need for."""
     side = Side(model)
-    found = ['cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'nst']
+    found = ['cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'cckd', 'nst']
     widths = [[x.shape[1] for x in _maps(taps, name)] for name in necks(model)]
     if any(len(one) > 1 and len({*one}) == 1 for one in widths) and not logits(model):
         found += ['fgd', 'defeat', 'reviewkd']
@@ -129,7 +129,7 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
     classes = {m.out_channels for m in model.modules() if hasattr(m, 'conv_seg')}
     if any(x.shape[1] in classes for name in logits(model) for x in _maps(taps, name)):
         found += ['skd', 'intrakd', 'dsd', 'kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld']
-        found.append('edge_body')
+        found += ['edge_body', 'aicsd']
     if any(isinstance(getattr(m, 'reg_max', None), int) for m in model.modules()):
         found.append('ld')
     if hasattr(model, 'decode_head'):

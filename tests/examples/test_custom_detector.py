@@ -124,7 +124,7 @@ class TestConfigs:
     def test_the_recipe_is_the_preset_with_other_numbers(self):
         recipe = read('fgd').model
         student = build('student')
-        preset = choose_preset(['fgd'], student, build('teacher'))
+        preset = choose_preset(['fgd'], student, build('teacher'), 'published')
         assert tuple(recipe.inherit) == tuple(preset.inherit)
         ours, theirs = recipe.terms.fgd, preset.terms['fgd']
         assert ours.tap == theirs['tap']
@@ -143,7 +143,7 @@ class TestConfigs:
         assert preset.terms
 
     def test_classes_are_distilled_by_their_number(self):
-        preset = choose_preset(['ld'], build('student'), build('teacher'))
+        preset = choose_preset(['ld'], build('student'), build('teacher'), 'published')
         assert preset.terms['ld']['loss']['kd_weight'] == 0.625  # 10 x (5 / 80) / (3 / 3)
         assert '`kd_weight=0.625`' in (ROOT / PAGE).read_text()
 

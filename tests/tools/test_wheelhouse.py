@@ -73,6 +73,7 @@ def has_by_default():
     return re.search("^HAS='(.*)'$", (ROOT / SCRIPT).read_text(), re.MULTILINE)[1].split()
 
 
+@pytest.mark.long
 def test_it_is_enough(repository, tmp_path):
     """With what is collected, and what the machine is taken to have, all can be imported."""
     names, _ = collected(repository, '3.12', folder=tmp_path / 'wheels')

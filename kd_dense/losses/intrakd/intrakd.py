@@ -63,7 +63,8 @@ def intra_loss(
         num_classes: Classes are ``0 .. num_classes - 1``; other labels belong to no region.
         regions: See [`region_masks`][], as ``kernel`` and ``ignore_index``.
         kernel: Side of the square around a pixel, odd, in pixels of the segmentation.
-        pixels: See [`region_moments`][], as ``third_denominator`` and ``eps``.
+        pixels: See [`region_moments`][kd_dense.losses.intrakd.regions.region_moments], as
+            ``third_denominator`` and ``eps``.
         third_denominator: ``'std'`` or ``'var'``.
         normaliser: What $n$ counts: ``'present'``, the classes that have a region in
             the image, or ``'all'`` classes. Absent classes are left out of the sum in both.
@@ -131,7 +132,8 @@ def region_affinities(moments: Tensor, cos_eps: float = 1e-12) -> Tensor:
     $$
 
     Args:
-        moments: ``(N, 3, K, C)``, from [`region_moments`][].
+        moments: ``(N, 3, K, C)``, from
+            [`region_moments`][kd_dense.losses.intrakd.regions.region_moments].
         cos_eps: $\epsilon$, ``> 0``; keeps regions without variance at 0.
 
     Returns:

@@ -39,6 +39,7 @@ def work_dir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_draws_all_methods(work_dir, tmp_path, draw):
     printed = draw('--work-dir', work_dir, '--out', tmp_path)
     pictures = {path.stem: path for path in tmp_path.iterdir()}

@@ -32,7 +32,7 @@ def test_every_decoder_of_boxes_learns_from_another_depth_and_number_of_queries(
     loss.forward = lambda student, teacher: (
         seen.append((student, teacher)) or forward(student, teacher)
     )
-    assert loss.sigmoid == (kind != 'detr')
+    assert loss.settings['sigmoid'] == (kind != 'detr')
     # The first picture has no object, and the second is of another size.
     losses = ours(toy.losses(model, toy.DetScenes()))
     assert [*losses] == [f'loss_kd_queries.{part}' for part in ('classes', 'l1', 'giou')]
@@ -50,7 +50,7 @@ def test_every_decoder_of_boxes_learns_from_another_depth_and_number_of_queries(
 @pytest.mark.parametrize('kind', toy_queries.MASKS)
 def test_every_decoder_of_masks_learns(kind):
     model = toy.build(toy_queries.distilled(kind, MASKS))
-    assert not model.kd.queries.loss.sigmoid
+    assert not model.kd.queries.loss.settings['sigmoid']
     # The segmenters of mmseg run no further than their heads either.
     assert not model.kd_plan.teacher.by_loss
     losses = ours(model.train()(*batch(model, kind), mode='loss'))

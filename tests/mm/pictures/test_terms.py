@@ -16,7 +16,12 @@ from tests.mm.pictures.looking import drawn, see_method, texts
 BACKEND = matplotlib.rcParams['backend']
 
 
-@pytest.mark.parametrize('method', methods.METHODS)
+# The others are drawn with --long.
+FEW = ('cwd', 'fgd', 'intrakd', 'ld', 'logits', 'skd')
+EVERY = [m if m in FEW else pytest.param(m, marks=pytest.mark.long) for m in methods.METHODS]
+
+
+@pytest.mark.parametrize('method', EVERY)
 def test_every_term_is_drawn(method):
     view, compared = see_method(method, 2)
     titles = {
