@@ -20,7 +20,7 @@ from kd_dense.functional import (
     check_temperature,
     without_autocast,
 )
-from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
+from kd_dense.losses.base import DistillLoss, check_same_shape, check_weights
 from kd_dense.losses.fgd.masks import box_masks
 from kd_dense.losses.fgd.together import fgd_together, mean_strength
 
@@ -333,11 +333,13 @@ class FGDLoss(DistillLoss):
         super().__init__(weight)
         check_temperature(temperature)
         check_choice('FGDLoss', 'box_scale', box_scale, BoxScale)
-        self.weights = dict(
-            foreground=foreground, background=background, attention=attention, relation=relation
+        self.weights = check_weights(
+            type(self).__name__,
+            foreground=foreground,
+            background=background,
+            attention=attention,
+            relation=relation,
         )
-        for name, value in self.weights.items():
-            check_weight(type(self).__name__, name, value)
         self.temperature = temperature
         self.box_scale: BoxScale = box_scale
         self.relative_temperature = relative_temperature

@@ -50,7 +50,7 @@ METHODS: dict[str, Method] = {
     **{name: method for file in _FILES.values() for name, method in file.METHODS.items()},
 }
 SUMS: dict[str, Sums] = {loss: s for file in _FILES.values() for loss, s in file.SUMS.items()}
-# What differs in a loss whose weight is a share, on maps that nothing was published for.
+# What differs in a loss whose weight is a share.
 BY_SHARE: dict[str, dict[str, Any]] = {
     loss: settings
     for file in _FILES.values()

@@ -54,10 +54,10 @@ def test_nobody_sees_an_entry_that_is_being_written(entries, monkeypatch):
 
     def killed(self, target):
         assert entries.read('0/7', 'pixels').keys() == MAPS.keys()
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt('before it was named')
 
     monkeypatch.setattr('pathlib.Path.replace', killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match='before it was named'):
         entries.write('0/7', 'others', {'a 0': torch.zeros(1)})
     assert entries.read('0/7', 'pixels').keys() == MAPS.keys()
     assert [path.name for path in file(entries).parent.iterdir()] == ['7.maps']
