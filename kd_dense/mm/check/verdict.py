@@ -7,6 +7,7 @@ from typing import Any
 
 from kd_dense.mm.check.finding import OK, WARNING, Finding, Subject
 from kd_dense.mm.check.terms import LEADS
+from kd_dense.mm.distil.fields import WHOLE
 from kd_dense.mm.teachers.several import has_own_weights
 
 __all__ = ['check_verdict']
@@ -79,7 +80,8 @@ def _open_questions(subject: Subject, terms: list[Finding]) -> Iterator[str]:
             ratio = f'{figures["ratio"]:.2g} times as strongly as the task'
             yield f'{figures["term"]} pulls {ratio}, and elsewhere'
     for name, term in getattr(subject.model, 'kd', {}).items():
-        if getattr(term.loss, 'settings', {}).get('kd_weight', 0) > 0:  # LD
+        off = term.shares and not {WHOLE, 'kd'} & {*term.shares}
+        if not off and getattr(term.loss, 'settings', {}).get('kd_weight', 0) > 0:  # LD
             yield f'{name} compares classes as a softmax, and the head trains each by itself'
     if sum(map(_share, judged)) > STRONGEST:
         yield f'the shares of the terms add up to more than {STRONGEST:g}'

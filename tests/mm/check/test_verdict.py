@@ -30,8 +30,9 @@ def verdict(*findings, **fields):
     return subject.findings[-1]
 
 
-def with_ld(kd_weight):
-    return SimpleNamespace(kd=dict(ld=SimpleNamespace(loss=LDLoss(kd_weight=kd_weight))))
+def with_ld(kd_weight, **shares):
+    term = SimpleNamespace(loss=LDLoss(kd_weight=kd_weight), shares=shares)
+    return SimpleNamespace(kd=dict(ld=term))
 
 
 def test_helps_where_the_teacher_leads_and_terms_are_in_scale():
@@ -40,6 +41,7 @@ def test_helps_where_the_teacher_leads_and_terms_are_in_scale():
         assert found.figures['verdict'] == 'will help'
         assert found.message == 'will help: the teacher leads and no term is off scale'
         assert verdict(LEADS, one, model=with_ld(0.0)).message == found.message
+        assert verdict(LEADS, one, model=with_ld(10.0, main=1.0)).message == found.message
 
 
 def test_a_student_that_was_not_trained_leaves_a_condition():
@@ -75,6 +77,7 @@ def test_does_not_help(findings, reason):
         ((LEADS, term()), dict(unloaded={'teacher'}), 'the teacher is without its weights'),
         ((LEADS, term()), dict(has_task=False), 'learns from the teacher alone'),
         ((LEADS, term()), dict(model=with_ld(10.0)), 'ld compares classes as a softmax'),
+        ((LEADS, term()), dict(model=with_ld(10.0, whole=1.0)), 'ld compares classes'),
     ],
 )
 def test_cannot_say(findings, fields, reason):
