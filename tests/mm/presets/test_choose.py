@@ -182,6 +182,14 @@ class TestSeveral:
             assert (first.temperature, first.relative_temperature) == (temperature, relative)
         assert choose.BY_SHARE.keys() <= choose.SUMS.keys()
 
+    def test_by_share_ld_leaves_the_classes_out(self):
+        pair = dict(
+            student=toy_heads.detector('gfl'), teacher=untrained(toy_heads.detector('gfl', 16))
+        )
+        for weights, compared in (('published', True), ('shares', False)):
+            model = build(preset='ld', weights=weights, **pair)
+            assert (model.kd.ld.loss.settings['kd_weight'] > 0) == compared
+
     def test_weights_for_other_maps_set_themselves_unless_published_ones_are_asked_for(self):
         narrow, wide = toy.detector(), published(toy.detector())
         for student, weights, shares in (
