@@ -66,9 +66,9 @@ def _labels(name: str) -> list[str]:
     return [
         f'Of the {data.pictures:,} training pictures of {data.whole}, {count} have labels. '
         'Without a word behind it, a method sees these alone, and so did its teacher; '
-        '`pictures`: as many of all training pictures are added to each batch, without labels; `pseudo`: with '
-        "the teacher's predictions as labels for the term; `full`: the teacher is that of "
-        f'{data.whole}, which has seen all labels.\n'
+        '`pictures`: as many of all training pictures are added to each batch, without labels; '
+        "`pseudo`: the same, and the term takes the teacher's predictions as labels; `full`: the "
+        f'teacher is that of {data.whole}, which has seen all labels.\n'
     ]
 
 
