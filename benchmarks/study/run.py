@@ -19,7 +19,7 @@ from benchmarks.study.cells import METRICS, ROOT, SEEDS, Cell
 from benchmarks.study.methods import distillation
 from kd_dense.mm.check.check import check
 
-VALIDATIONS = 6  # of a training
+VALIDATIONS = dict(short=1, plateau=6, teacher=2)  # of a training
 
 
 class Watch(Hook):
@@ -113,7 +113,7 @@ def read(cell: Cell) -> Config:
         for name in ('total_steps', 'T_max'):
             if name in scheduler:
                 scheduler[name] = cell.iterations
-    config.train_cfg.val_interval = -(-cell.iterations // VALIDATIONS)
+    config.train_cfg.val_interval = -(-cell.iterations // VALIDATIONS[cell.schedule])
     config.default_hooks.checkpoint.interval = cell.iterations
     config.default_hooks.checkpoint.max_keep_ckpts = 1
     if cell.teacher:
