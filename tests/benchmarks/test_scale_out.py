@@ -17,6 +17,7 @@ from tests.miniature import ROOT
         ('fgd-pyramid', Exchanged(0, 0, 0)),
         ('logits-kd-64', Exchanged(1, 0, 4)),
         ('ld-100', Exchanged(1, 0, 20)),
+        ('pkd-pyramid', Exchanged(1, 1, 40960)),
     ],
 )
 def test_what_losses_exchange(name, expected):
