@@ -18,6 +18,7 @@ import kd_dense.mm  # noqa: F401
 from benchmarks.study.cells import METRICS, ROOT, SEEDS, Cell
 from benchmarks.study.methods import distillation
 from kd_dense.mm.check.check import check
+from kd_dense.mm.hooks.critic import CriticHook
 
 VALIDATIONS = dict(short=1, plateau=6, teacher=2)  # of a training
 
@@ -60,6 +61,8 @@ def run(cell: Cell) -> None:
     verdict = checked(config, cell) if cell.distils and cell.seed == SEEDS[0] else ''
     runner, watch = Runner.from_cfg(config), Watch(cell)
     runner.register_hook(watch, priority='VERY_LOW')
+    if cell.distils:
+        runner.register_hook(CriticHook())  # as `kd_dense train` does
     if config.get('load_from'):
         val = score(cell, runner.val())
         iterations = 0
