@@ -276,8 +276,8 @@ class _Standardised(torch.autograd.Function):
             scale = (variance + eps if eps > 0 else safe).rsqrt()
             slope = scale / freedom
         else:
-            scale = 1 / torch.where(spread, safe.sqrt() + eps, eps or 1)
-            slope = torch.where(spread, 1 / (freedom * safe.sqrt()), 0)
+            scale = torch.where(spread, safe.sqrt() + eps, eps or 1).reciprocal()
+            slope = torch.where(spread, (freedom * safe.sqrt()).reciprocal(), 0)
         for y, factor in zip(ys, _each(scale, shapes), strict=True):
             y *= factor
         ctx.shapes, ctx.dims = shapes[:taught], dims
