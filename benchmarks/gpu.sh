@@ -7,7 +7,8 @@
 # The options behind these are those of `python -m benchmarks.gpu --help`: --json, --page, --only.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PYTHONPATH="$PWD"
+# One thread on the host, as torchrun gives each process.
+export PYTHONPATH="$PWD" OMP_NUM_THREADS=1
 python=python
 if [ "${1:-}" = --wheels ]; then
     source tools/wheels.sh "${2:?--wheels needs a folder}"

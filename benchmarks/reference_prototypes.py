@@ -7,6 +7,7 @@ class of what was selected.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.case import Case, Pair, forward_backward, make_maps
-from kd_dense.losses import ATLoss, IFVDLoss, SADLoss, apd_loss
+from kd_dense.losses import ATLoss, AttentionChangeLoss, IFVDLoss, SADLoss, apd_loss
 
-__all__ = ['cases', 'plain_apd', 'plain_at', 'plain_ifvd', 'plain_sad']
+__all__ = ['cases', 'plain_apd', 'plain_at', 'plain_change', 'plain_ifvd', 'plain_sad']
 
 
 def plain_ifvd(student: Tensor, teacher: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -65,6 +66,16 @@ def plain_sad(student: Tensor, later: Tensor) -> Tensor:
     return F.mse_loss(s, t)
 
 
+def plain_change(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """What ``kd_dense.losses.AttentionChangeLoss`` gives of two layers."""
+
+    def change(maps: Sequence[Tensor]) -> Tensor:
+        first, last = (F.normalize(x.pow(2).mean(1).view(x.size(0), -1)) for x in maps)
+        return F.normalize(first - last)
+
+    return (change(student) - change(teacher)).pow(2).mean()
+
+
 def make_labels(student: Tensor, classes: int, device: str) -> Tensor:
     """Blocks of one class, at four times the size of the maps; some without."""
     generator = torch.Generator().manual_seed(1)
@@ -101,6 +112,17 @@ def make_attention(name: str, shape: tuple[int, ...], device: str, small: bool) 
     )
 
 
+def make_change(shape: tuple[int, ...], device: str, small: bool) -> Pair:
+    layers = [make_maps(shape, device, small), make_maps(shape, device, small)]
+    (first, other), (last, another) = layers
+    students = [first, last.detach().flip(0).requires_grad_()]
+    teachers = [other, another.flip(0)]
+    return Pair(
+        forward_backward(partial(AttentionChangeLoss(), students, teachers), students),
+        forward_backward(partial(plain_change, students, teachers), students),
+    )
+
+
 def cases() -> list[Case]:
     """Rows of the benchmark."""
     small, large = (8, 128, 64, 128), (8, 32, 128, 256)
@@ -116,4 +138,7 @@ def cases() -> list[Case]:
             what += ', 19 classes' * (make is make_prototypes)
             call = partial(make, name.split('-')[1], shape)
             rows.append(Case(f'{name}{tail}', what, call))
+    for tail, shape in (('', small), ('-large', large)):
+        what = f"DSD's attention, features of two layers {'x'.join(map(str, shape))}"
+        rows.append(Case(f'attention-change{tail}', what, partial(make_change, shape)))
     return rows

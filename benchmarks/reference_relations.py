@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from benchmarks.case import Case, Pair, forward_backward, make_maps
 from kd_dense.losses import (
+    CCKDLoss,
     CrossImageLoss,
     ICKDLoss,
     NSTLoss,
@@ -29,6 +30,7 @@ from kd_dense.losses import (
 
 __all__ = [
     'cases',
+    'plain_cckd',
     'plain_cross_image',
     'plain_dsd',
     'plain_ickd',
@@ -112,6 +114,13 @@ def plain_pkt(student: Tensor, teacher: Tensor) -> Tensor:
     return (q * ((q + 1e-7) / (p + 1e-7)).log()).mean()
 
 
+def plain_cckd(student: Tensor, teacher: Tensor) -> Tensor:
+    """What ``kd_dense.losses.CCKDLoss`` gives with the bilinear kernel."""
+    s, t = (x.view(x.shape[0], -1) for x in (student, teacher))
+    norm: Tensor = torch.linalg.norm(torch.mm(s, s.t()) - torch.mm(t, t.t()))
+    return norm / len(s) ** 2
+
+
 def plain_cross_image(student: Tensor, teacher: Tensor, pool: int) -> Tensor:
     """What ``kd_dense.losses.CrossImageLoss`` gives."""
     student, teacher = (F.avg_pool2d(x, pool, ceil_mode=True) for x in (student, teacher))
@@ -152,37 +161,53 @@ PAIRS: dict[str, tuple[Loss, Loss]] = {
     'sp': (SPLoss(), plain_sp),
     'rkd': (total_rkd, plain_rkd),
     'pkt': (PKTLoss(), plain_pkt),
+    'cckd': (CCKDLoss(kernel='bilinear'), plain_cckd),
     'cross': (CrossImageLoss(pool=4), partial(plain_cross_image, pool=4)),
     'nst': (NSTLoss(), plain_nst),
 }
 
 
-def make_pair(name: str, shape: tuple[int, ...], device: str, small: bool) -> Pair:
-    maps = make_maps(shape, device, small, (4, 3, 4, 6))
+def make_pair(name: str, shape: tuple[int, ...], alone: bool, device: str, small: bool) -> Pair:
+    student, teacher = make_maps(shape, device, small, (4, 3, 4, 6))
+    # Images that are alike, some more than others: of independent noise all relations are 0.
+    generator = torch.Generator().manual_seed(1)
+    mixed = torch.randn(2, len(teacher), len(teacher), generator=generator).to(teacher)
+    student, teacher = (
+        torch.einsum('ij,jchw->ichw', m, x.detach())
+        for m, x in zip(mixed, (student, teacher), strict=True)
+    )
+    maps = student.requires_grad_(), teacher
     ours, reference = (forward_backward(partial(loss, *maps), maps[:1]) for loss in PAIRS[name])
-    return Pair(ours, reference)
+    return Pair(ours, None if alone else reference)
 
 
-def case(name: str, what: str, *shape: int) -> Case:
+def case(name: str, what: str, *shape: int, alone: bool = False) -> Case:
     size = 'x'.join(map(str, shape))
     loss = name.split('-')[0]
-    return Case(f'relations-{name}', f'{what} {size}', partial(make_pair, loss, shape))
+    return Case(f'relations-{name}', f'{what} {size}', partial(make_pair, loss, shape, alone))
 
 
 def cases() -> list[Case]:
     """Rows of the benchmark."""
     small, large = (8, 19, 64, 128), (8, 19, 128, 256)
-    return [
+    rows = [
         case('ickd', 'ICKD, features', 2, 512, 64, 128),
-        case('ickd-classes', 'ICKD, logits', *small),
-        case('ickd-classes-large', 'ICKD, logits', *large),
-        case('dsd', 'DSD, logits', *small),
-        case('dsd-large', 'DSD, logits', *large),
-        case('sp', 'SP, features', 8, 512, 64, 128),
         case('rkd', 'RKD, features', 8, 64, 16, 32),
-        case('pkt', 'PKT, features', 8, 512, 64, 128),
-        case('positions', 'relations of all positions, logits', 1, 19, 64, 128),
-        case('cross', "CIRKD's pairs of images, pooled by 4, logits", *small),
-        case('cross-large', "CIRKD's pairs of images, pooled by 4, logits", *large),
         case('nst', 'NST, features', 1, 64, 64, 128),
+        case('positions', 'relations of all positions, logits', 1, 19, 64, 128),
+        # Of eight images the matrices of a plain one would be 17 GB.
+        case('positions-batch', 'relations of all positions, logits', *small, alone=True),
     ]
+    for name, what in (
+        ('ickd-classes', 'ICKD and AICSD'),
+        ('dsd', 'DSD'),
+        ('sp', 'SP'),
+        ('rkd-classes', 'RKD'),
+        ('pkt', 'PKT'),
+        ('cckd', 'CCKD'),
+        ('nst-classes', 'NST'),
+        ('cross', "CIRKD's pairs of images, pooled by 4"),
+    ):
+        rows += [case(name, f'{what}, logits', *small)]
+        rows += [case(f'{name}-large', f'{what}, logits', *large)]
+    return rows

@@ -129,7 +129,7 @@ def miniature(config: Config, data: Path, work_dir: Path, shrink: int | None = N
         shrink = SHRINK[config.default_scope]
     for key in [*config]:
         config[key] = _shrunk(config[key], data, shrink)
-    if 'teacher' in config.model:
+    if config.model.get('teacher') is not None:
         teacher = config.model.teacher
         name = teacher if isinstance(teacher, str) else teacher.config
         config.model.teacher = dict(config=name, checkpoint=None)

@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.study.cells import ROOT, SCHEDULES, SEEDS, SETS, Cell, teacher_of
-from benchmarks.study.methods import METHODS, TRIED
+from benchmarks.study.methods import METHODS, PICTURES, TRIED
 from benchmarks.study.results import Results
 
 
@@ -53,7 +53,8 @@ def main() -> None:
 
     queue = StudyQueue(args.processes, results, args.minutes)
     with queue.bars:
-        queue.do([teacher_of(name) for name in args.sets])
+        wholes = [SETS[name].whole for name in args.sets if any('full' in m for m in args.methods)]
+        queue.do([teacher_of(name) for name in filter(None, [*args.sets, *wholes])])
         queue.do([*same_schedule(args)])
         if 'cpu_time' in args.controls:
             queue.do([*same_cpu_time(args, results)])
@@ -73,7 +74,8 @@ def same_schedule(args: argparse.Namespace) -> Iterator[Cell]:
 
 def kinds(method: str, weights: Sequence[str]) -> Sequence[str]:
     """The kinds of weights that a method is tried with."""
-    return ['-'] if method in ('alone', 'inherit', 'auto', *TRIED) else weights
+    own = method in TRIED or method.partition('+')[0] in ('alone', 'inherit', 'auto')
+    return ['-'] if own else weights
 
 
 def same_cpu_time(args: argparse.Namespace, results: Results) -> Iterator[Cell]:
@@ -103,8 +105,16 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
     default = 'docs/results/study.jsonl'
     add = parser.add_argument
     add('--sets', nargs='+', choices=SETS, default=list(SETS), help='(default: all)')
-    add('--methods', nargs='+', choices=METHODS, default=['alone', 'inherit', 'cwd'],
-        metavar='METHOD', help=f'of {", ".join(METHODS)}')  # fmt: skip
+    names = [name for name in METHODS if not name.endswith(PICTURES)]
+    add(
+        '--methods',
+        nargs='+',
+        choices=METHODS,
+        default=['alone', 'inherit', 'cwd'],
+        metavar='METHOD',
+        help=f'of {", ".join(names)}; where few pictures have labels, also with one of '
+        f'{", ".join(PICTURES)} behind',
+    )
     add('--weights', nargs='+', choices=['published', 'shares'], default=['published'])
     add('--schedules', nargs='+', choices=SCHEDULES, default=['short'])
     add('--controls', nargs='*', choices=['cpu_time'], default=[], help='(default: none)')

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
+from benchmarks.study.cells import SETS
 from benchmarks.study.page import ALONE, Line, kind_of
 
 __all__ = ['brought', 'with_column']
 
 NAMES = {'camvid': 'CamVid', 'neudet': 'NEU-DET', 'bccd': 'BCCD', 'scenes': 'Scenes'}
+FEW_LABELS = {name for name, data in SETS.items() if data.whole}  # a question of their own
 METRICS = {'segmentation': 'mIoU', 'detection': 'AP'}
 # Nothing is said of short trainings with weights that set themselves: they are the rule.
 NOTES = {'plateau': 'long', 'published': 'published'}
@@ -27,7 +29,7 @@ def brought(method: str, lines: Sequence[Line]) -> str:
     """
     found: dict[tuple[str, str, str, str], dict[int, list[float]]] = {}
     for x in lines:
-        if x['method'] != method:
+        if x['method'] != method or x['set'] in FEW_LABELS:
             continue
         alone = [
             y['test']

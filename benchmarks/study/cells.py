@@ -29,6 +29,9 @@ class Data(NamedTuple):
         needs: The folder that must exist.
         inherit: Parts that the student can start from the teacher's weights.
         weights: Of the teacher, where they are committed.
+        pictures: How many the training set has, where only some of them have labels.
+        labelled: One of how many has them.
+        whole: The set whose teacher knows the labels of all.
     """
 
     task: str
@@ -38,6 +41,9 @@ class Data(NamedTuple):
     needs: Path
     inherit: tuple[str, ...] = ()
     weights: Path | None = None
+    pictures: int = 0
+    labelled: int = 1
+    whole: str = ''
 
     @property
     def taught(self) -> int:
@@ -88,6 +94,22 @@ SETS: dict[str, Data] = {
 }
 
 
+def _partly(name: str, pictures: int, labelled: int) -> Data:
+    """A set of which only some pictures have labels, for its teacher as well."""
+    iterations = {**SETS[name].iterations, 'teacher': 800}
+    return SETS[name]._replace(
+        iterations=iterations, pictures=pictures, labelled=labelled, whole=name
+    )
+
+
+SETS |= {
+    'camvid10': _partly('camvid', 367, 10),
+    'camvid25': _partly('camvid', 367, 4),
+    'neudet10': _partly('neudet', 1152, 10),
+    'neudet25': _partly('neudet', 1152, 4),
+}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run.
@@ -124,6 +146,22 @@ class Cell:
     @property
     def distils(self) -> bool:
         return self.method not in ('teacher', 'alone')
+
+    @property
+    def taught_by(self) -> Cell:
+        """The training of its teacher."""
+        return teacher_of(self.data.whole if 'full' in self.method.split('+') else self.set)
+
+    @property
+    def taught(self) -> int | None:
+        """How long its teacher is trained, if it has one."""
+        return self.taught_by.data.taught if self.distils else None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The weights that it ends with."""
+        committed = self.data.weights if self.teacher else None
+        return committed or self.folder / f'iter_{self.iterations}.pth'
 
     @property
     def title(self) -> str:

@@ -160,7 +160,12 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
     ),
 }
 
-METHODS = ('alone', 'inherit', *PRESETS, *TRIED)
+# Of sets of which few pictures have labels: what else is learnt from, and from which teacher.
+PICTURES = ('+pictures', '+pseudo', '+full', '+pictures+full', '+pseudo+full')
+METHODS = (
+    *('alone', 'inherit', *PRESETS, *TRIED),
+    *(method + more for method in PRESETS for more in PICTURES),
+)
 
 
 def distillation(method: str, data: Data, weights: str) -> dict[str, Any]:
@@ -174,6 +179,8 @@ def distillation(method: str, data: Data, weights: str) -> dict[str, Any]:
     Raises:
         ValueError: If the method is not made for the task.
     """
+    if method not in TRIED:
+        method = method.partition('+')[0]
     if method == 'inherit':
         off = dict(type='CWDLoss', weight=0.0)
         tap = 'neck' if data.task == 'detection' else 'backbone[-1]'

@@ -9,6 +9,8 @@ from typing import Any
 
 from scipy.stats import t
 
+from benchmarks.study.cells import SETS
+
 __all__ = ['ALONE', 'Line', 'kind_of', 'page', 'paired']
 
 Line = Mapping[str, Any]
@@ -42,6 +44,7 @@ def page(lines: Sequence[Line]) -> str:
         own = [x for x in lines if (x['set'], x['task']) == (name, task)]
         teachers = {x['iterations']: x for x in own if x['method'] == 'teacher'}
         parts.append(f'## {name}, {task}\n')
+        parts += _labels(name)
         parts += [
             f'Teacher `{x["teacher"]}`{_trained(x["iterations"])}: val {x["val"]:.1f}, '
             f'test {x["test"]:.1f}. Student `{x["student"]}`.\n'
@@ -53,6 +56,20 @@ def page(lines: Sequence[Line]) -> str:
             for schedule in dict.fromkeys(x['schedule'] for x in students)
         ]
     return '\n'.join(parts)
+
+
+def _labels(name: str) -> list[str]:
+    data = SETS.get(name)
+    if data is None or not data.whole:
+        return []
+    count = len(range(0, data.pictures, data.labelled))
+    return [
+        f'Of the {data.pictures:,} training pictures of {data.whole}, {count} have labels. '
+        'Without a word behind it, a method sees these alone, and so did its teacher; '
+        '`pictures`: as many of all training pictures are added to each batch, without labels; '
+        "`pseudo`: the same, and the term takes the teacher's predictions as labels; `full`: the "
+        f'teacher is that of {data.whole}, which has seen all labels.\n'
+    ]
 
 
 def _trained(iterations: int) -> str:

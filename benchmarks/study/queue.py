@@ -34,24 +34,31 @@ class StudyQueue(Queue):
             SystemExit: If one fails; or if the time is over, which is said.
         """
         for cell in cells:  # one may have ended while nobody was there to note it
-            ended = cell.result()
-            if ended is not None and self.results.find(cell) is None:
-                self.results.add(ended)
-        waiting = [cell for cell in cells if self.results.find(cell) is None]
+            self._note(cell)
+        waiting = [cell for cell in cells if self._missing(cell)]
         self.total = self.finished + sum(cell.iterations for cell in waiting)
         self.bars.update(self.overall, total=self.total)
         self.run(waiting, {cell.model: cell.iterations for cell in waiting})
-        left = sum(self.results.find(cell) is None for cell in waiting)
+        left = sum(map(self._missing, waiting))
         if left:
             self.bars.stop()
             raise SystemExit(f'time is over: {left} runs left; the same command goes on')
+
+    def _note(self, cell: Cell) -> None:
+        ended = cell.result()
+        if ended is not None and self.results.find(cell) is None:
+            self.results.add(ended)
+
+    def _missing(self, cell: Cell) -> bool:
+        """Whether it has no line; or was trained elsewhere, and is to teach here."""
+        return self.results.find(cell) is None or (cell.teacher and not cell.checkpoint.is_file())
 
     def _goes_on(self) -> bool:
         return self.end is None or time.monotonic() < self.end
 
     def _report(self, job: Any, code: int) -> None:
         super()._report(job, code)
-        self.results.add(job.result())
+        self._note(job)
 
     def _scores(self, job: Any) -> str:
         line = job.result()

@@ -42,7 +42,7 @@ class Results:
         wanted = {**cell.spec(), 'task': cell.data.task, 'set': cell.set.partition('-')[0]}
         if cell.teacher:
             wanted['iterations'] = cell.data.taught
-        wanted['teacher_iterations'] = cell.data.taught if cell.distils else None
+        wanted['teacher_iterations'] = cell.taught
         found = (x for x in self.lines if all(x.get(key) == wanted[key] for key in KEY))
         return next(found, None)
 
@@ -62,6 +62,6 @@ class Results:
             method=method,
             weights=weights,
             control='none',
-            teacher_iterations=None if method == 'alone' else SETS[name].taught,
+            teacher_iterations=Cell(name, method, weights, schedule, 0, 0).taught,
         )
         return [x['cpu_s'] for x in self.lines if all(x.get(k) == v for k, v in wanted.items())]

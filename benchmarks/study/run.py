@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +15,12 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import kd_dense.mm  # noqa: F401
-from benchmarks.study.cells import METRICS, ROOT, SEEDS, Cell, teacher_of
+from benchmarks.study.cells import METRICS, ROOT, SEEDS, Cell
 from benchmarks.study.methods import distillation
 from kd_dense.mm.check.check import check
+from kd_dense.mm.hooks.critic import CriticHook
 
-VALIDATIONS = 6  # of a training
+VALIDATIONS = dict(short=1, plateau=6, teacher=2)  # of a training
 
 
 class Watch(Hook):
@@ -61,6 +61,8 @@ def run(cell: Cell) -> None:
     verdict = checked(config, cell) if cell.distils and cell.seed == SEEDS[0] else ''
     runner, watch = Runner.from_cfg(config), Watch(cell)
     runner.register_hook(watch, priority='VERY_LOW')
+    if cell.distils:
+        runner.register_hook(CriticHook())  # as `kd_dense train` does
     if config.get('load_from'):
         val = score(cell, runner.val())
         iterations = 0
@@ -80,7 +82,7 @@ def run(cell: Cell) -> None:
         'equals': cell.equals,
         'seed': cell.seed,
         'iterations': iterations,
-        'teacher_iterations': cell.data.taught if cell.distils else None,
+        'teacher_iterations': cell.taught,
         'cpu_s': round(watch.cpu, 1),
         'val': val,
         'test': score(cell, runner.test()),
@@ -94,7 +96,7 @@ def run(cell: Cell) -> None:
 
 def checked(config: Config, cell: Cell) -> str:
     """What `kd_dense check` says beforehand, with the student trained alone where there is one."""
-    alone = replace(cell, method='alone', weights='-').folder / f'iter_{cell.iterations}.pth'
+    alone = replace(cell, method='alone', weights='-').checkpoint
     student = str(alone) if alone.is_file() else None
     found = check(config, batches=2, images=30, student=student)
     return str(next(f.figures['verdict'] for f in found if f.check == 'verdict'))
@@ -114,7 +116,7 @@ def read(cell: Cell) -> Config:
         for name in ('total_steps', 'T_max'):
             if name in scheduler:
                 scheduler[name] = cell.iterations
-    config.train_cfg.val_interval = -(-cell.iterations // VALIDATIONS)
+    config.train_cfg.val_interval = -(-cell.iterations // VALIDATIONS[cell.schedule])
     config.default_hooks.checkpoint.interval = cell.iterations
     config.default_hooks.checkpoint.max_keep_ckpts = 1
     if cell.teacher:
@@ -125,19 +127,34 @@ def read(cell: Cell) -> Config:
             student=config.model,
             teacher=dict(
                 config=str(data.teacher),
-                checkpoint=str(weights_of_teacher(cell)),
+                checkpoint=str(cell.taught_by.checkpoint),
                 fuse=True,
                 channels_last=True,
             ),
             **distillation(cell.method, data, cell.weights),
         )
+    if data.whole:
+        _hide_labels(config, cell)
     return config
 
 
-def weights_of_teacher(cell: Cell) -> Path:
-    """Where the weights of the teacher of a set lie."""
-    teacher = teacher_of(cell.set)
-    return cell.data.weights or teacher.folder / f'iter_{teacher.iterations}.pth'
+def _hide_labels(config: Config, cell: Cell) -> None:
+    """Leave labels to some of the training pictures; a method may learn from the others too."""
+    loader = config.train_dataloader
+    indices = list(range(0, cell.data.pictures, cell.data.labelled))
+    some = {**loader.dataset, 'indices': indices}
+    words = cell.method.split('+')
+    if not {'pictures', 'pseudo'} & {*words}:
+        loader.dataset = some
+        return
+    loader.dataset = dict(type='kd_dense.Unlabelled', pictures=loader.dataset, beside=some)
+    loader.batch_size *= 2
+    loader.sampler = dict(
+        type='kd_dense.RatioSampler', batch_size=loader.batch_size, infinite=True
+    )
+    config.model.unlabelled = True
+    if 'pseudo' in words:
+        config.model.pseudo = dict(score_thr=0.5)
 
 
 def commit() -> str:

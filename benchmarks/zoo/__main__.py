@@ -50,6 +50,12 @@ def parse_args() -> argparse.Namespace:
         default=Path('work_dirs/zoo.jsonl'),
         help='where results go, one JSON object a line (default: work_dirs/zoo.jsonl)',
     )
+    parser.add_argument(
+        '--apart', action='store_true', help='no two methods in one training, as most are'
+    )
+    parser.add_argument(
+        '--steps', type=int, default=1, help='of training with a method (default: 1)'
+    )
     parser.add_argument('--retry', action='store_true', help='try again what did not work')
     parser.add_argument(
         '--limit', type=float, default=300, help='seconds that a trial may take (default: 300)'
@@ -64,6 +70,8 @@ def parse_args() -> argparse.Namespace:
         '--results', type=Path, nargs='+', help='output files that the page is made of'
     )
     args = parser.parse_args()
+    if args.steps < 1:
+        parser.error(f'--steps takes a number from 1 on, got {args.steps}')
     if args.table is not None and not args.results:
         parser.error('--table needs --results FILE.jsonl ...')
     for path in args.results or ():
@@ -104,7 +112,10 @@ def main() -> int:
     chosen = choose_families(args.families)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     records = []
-    for record in sweep(chosen, args.methods, args.output, args.limit, args.retry):
+    trials = sweep(
+        chosen, args.methods, args.output, args.limit, args.retry, args.steps, args.apart
+    )
+    for record in trials:
         records.append(record)
         place = [*chosen].index(record['family']) + 1
         what = 'ok' if record['ok'] else 'no: ' + record['reason']

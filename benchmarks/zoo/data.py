@@ -20,6 +20,7 @@ class Data(NamedTuple):
     segments: bool  # a segmenter of mmseg
     labels: Labels
     lanes: bool
+    images: int = IMAGES  # of a batch for training
 
 
 def data_of(config: Config, segments: bool) -> Data:
@@ -47,7 +48,7 @@ def make_batch(model: nn.Module, data: Data, size: tuple[int, int], training: bo
     else:
         from mmdet.structures import DetDataSample as Sample
     # Trackers are tested on one video at a time.
-    images = 1 if layout(model, training) == 'videos' and not training else IMAGES
+    images = data.images if training else 1 if layout(model, False) == 'videos' else IMAGES
     batch = random_batch(model, size, data.labels, sample=Sample, images=images, training=training)
     if data.lanes:
         for sample in every_sample(batch['data_samples']):

@@ -11,7 +11,7 @@ from kd_dense.mm.presets.choose import METHODS as PRESETS
 PLAIN = 'plain'  # training without a method
 METHODS = tuple(PRESETS)
 # These have a trial each; the others are tried together in one training step of a family.
-ALONE = ('cwd', 'skd', 'fgd', 'ld', 'intrakd')
+ALONE = ('cwd', 'skd', 'fgd', 'ld', 'intrakd', 'sad')  # the last has no teacher
 NO_MODEL = 'no config with a model'
 
 

@@ -67,6 +67,8 @@ def sweep(
     output: Path,
     limit: float,
     retry: bool = False,
+    steps: int = 1,
+    apart: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Try what the output file lacks, add it there, and yield all records of these families."""
     known = {(r['family'], r['method']): r for r in load(output)}
@@ -84,12 +86,12 @@ def sweep(
         yield plain
         apply = [method for method in methods if method in plain.get('applies', ())]
         together = [m for m in apply if m not in ALONE and (family, m) not in known]
-        if len(together) > 1:
-            record = run(Trial(family, together, files, plain), limit)
+        if len(together) > 1 and not apart:
+            record = run(Trial(family, together, files, plain, steps), limit)
             if record['ok']:
                 for method in together:
                     add(record, method)
         for method in apply:
             yield known.get((family, method)) or add(
-                run(Trial(family, [method], files, plain), limit), method
+                run(Trial(family, [method], files, plain, steps), limit), method
             )

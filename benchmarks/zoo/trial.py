@@ -33,6 +33,7 @@ class Trial(NamedTuple):
     methods: Sequence[str]  # none, or several together
     files: Sequence[Path]
     plain: Mapping[str, Any]  # the record of training without a method; empty before that
+    steps: int = 1  # of training with methods
 
 
 def attempt(trial: Trial) -> dict[str, Any]:
@@ -50,8 +51,10 @@ def attempt(trial: Trial) -> dict[str, Any]:
     assert teacher is not None
     height, width = trial.plain['size']
     config, other = (prepared(one, (height, width)) for one in (student, teacher))
-    guest = build(other)
-    initialise(guest)  # without it some overflow
+    guest = None
+    if not alone(trial.methods):
+        guest = build(other)
+        initialise(guest)  # without it some overflow
     config.model = ConfigDict(
         type='kd_dense.Distilled',
         student=config.model,
@@ -60,10 +63,17 @@ def attempt(trial: Trial) -> dict[str, Any]:
         checks=False,  # they would run the untrained teacher once more, and complain
     )
     model, data = build(config), data_of(student, package == 'mmseg')
-    train_step(model, data, (height, width))
+    least = max(term.loss.least_images for term in model.kd.values())
+    data = data._replace(images=max(data.images, least))
+    train(model, data, (height, width), trial.steps)
     if trial.plain['predicts']:
         predict(model, data, (height, width))
     return dict(taps={name: term.student_tap for name, term in model.kd.items()})
+
+
+def alone(methods: Sequence[str]) -> bool:
+    """Whether the student has no teacher but itself."""
+    return any(preset.alone for method in methods for preset in METHODS[method].presets)
 
 
 def train_plain(segments: bool, pairs: Sequence[tuple[Path, Path]]) -> dict[str, Any]:
@@ -89,7 +99,7 @@ def train_student(segments: bool, student: Path, teacher: Path) -> dict[str, Any
             model = build(prepared(config, size))
             taps = Taps([*necks(model), *logits(model)])
             with taps.on(model):
-                train_step(model, data, size)
+                train(model, data, size)
         except Exception as error:  # any layer may refuse a size
             problem = described(error)
             continue
@@ -120,7 +130,7 @@ SURE = (('rpn_head', ()), ('bbox_head', ('BaseDenseHead',)))
 def applicable(model: nn.Module, taps: Taps) -> list[str]:
     """The methods that a model has what they need for."""
     side = Side(model)
-    found = ['cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'cckd', 'nst']
+    found = ['cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'rkd', 'cckd', 'nst']
     widths = [[x.shape[1] for x in _maps(taps, name)] for name in necks(model)]
     if any(len(one) > 1 and len({*one}) == 1 for one in widths) and not logits(model):
         found += ['fgd', 'defeat', 'reviewkd']
@@ -134,6 +144,7 @@ def applicable(model: nn.Module, taps: Taps) -> list[str]:
         found.append('ld')
     if hasattr(model, 'decode_head'):
         found += ['af_dcd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd', 'cirkd', 'reviewkd']
+        found += ['sad'] * (len(getattr(model.backbone, 'out_indices', ())) > 3)
         found += ['pea'] * side.has('backbone', ['MixVisionTransformer'])
     if _assigns(model):
         found += ['bckd', 'adl']
@@ -214,8 +225,8 @@ def _maps(taps: Taps, name: str) -> list[Tensor]:
         return []
 
 
-def train_step(model: Any, data: Data, size: tuple[int, int]) -> None:
-    """Train for one step, and check what a method promises.
+def train(model: Any, data: Data, size: tuple[int, int], steps: int = 1) -> None:
+    """Train for some steps, and check what a method promises.
 
     Raises:
         ValueError: If a loss or a gradient is not finite, no gradient flows, or the teacher has
@@ -223,13 +234,23 @@ def train_step(model: Any, data: Data, size: tuple[int, int]) -> None:
         Exception: Whatever the model raises.
     """
     hub = MessageHub.get_current_instance()  # some losses ask it
-    hub.update_info_dict(dict(iter=0, epoch=0, max_iters=10, max_epochs=10))
+    hub.update_info_dict(dict(iter=1, epoch=0, max_iters=10, max_epochs=10))
     initialise(model)
     model.train()
-    teacher = model.kd_plan.teacher.model if hasattr(model, 'kd') else nn.Identity()
-    before = copy.deepcopy(teacher.state_dict())
+    guests = model.kd_plan.running.values() if hasattr(model, 'kd') else ()
+    teachers = nn.ModuleList([guest.teacher.model for guest in guests])
+    before = copy.deepcopy(teachers.state_dict())
+    optimizer = torch.optim.SGD(_trained(model).values(), lr=1e-4)
+    for step in range(steps):
+        hub.update_info('iter', step + 1)  # a warm-up begins with 0
+        batch = model.data_preprocessor(make_batch(model, data, size, True), True)
+        train_step(model, batch, optimizer)
+    changed = [k for k, x in teachers.state_dict().items() if not torch.equal(x, before[k])]
+    if changed:
+        raise ValueError(f'the teacher has changed: {", ".join(changed)}')
 
-    batch = model.data_preprocessor(make_batch(model, data, size, True), True)
+
+def train_step(model: Any, batch: Any, optimizer: torch.optim.Optimizer) -> None:
     losses = model(**batch, mode='loss')
     total, logged = model.parse_losses(losses)
     infinite = [k for k, value in logged.items() if not torch.as_tensor(value).isfinite().all()]
@@ -240,13 +261,10 @@ def train_step(model: Any, data: Data, size: tuple[int, int]) -> None:
         for name, term in split_losses(losses)[1].items():
             gradients = torch.autograd.grad(term, own, retain_graph=True, allow_unused=True)
             _check_gradients(f'from the term {name!r} into the student', gradients)
+    optimizer.zero_grad()
     total.backward()
-    parameters = _trained(model).values()
-    _check_gradients('into the student', [parameter.grad for parameter in parameters])
-    torch.optim.SGD(parameters, lr=1e-4).step()
-    changed = [k for k, x in teacher.state_dict().items() if not torch.equal(x, before[k])]
-    if changed:
-        raise ValueError(f'the teacher has changed: {", ".join(changed)}')
+    _check_gradients('into the student', [x.grad for x in _trained(model).values()])
+    optimizer.step()
 
 
 def initialise(model: Any) -> None:

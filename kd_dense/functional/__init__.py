@@ -23,6 +23,7 @@ from kd_dense.functional.ranks import (
     mean_and_std,
     mean_over_ranks,
     standardised,
+    standardised_together,
     sum_over_ranks,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     'soft_kl',
     'soft_kl_total',
     'standardised',
+    'standardised_together',
     'sum_over_ranks',
     'two_class_logits',
     'without_autocast',

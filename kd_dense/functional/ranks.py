@@ -10,12 +10,14 @@ from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
 from kd_dense.functional.checks import at_least_float32, check_choice
+from kd_dense.functional.divergence import for_cache
 
 __all__ = [
     'gather_over_ranks',
     'mean_and_std',
     'mean_over_ranks',
     'standardised',
+    'standardised_together',
     'sum_over_ranks',
 ]
 
@@ -186,29 +188,85 @@ def standardised(
         >>> standardised(torch.tensor([[7.0, 7.0]]), dims=[1])
         tensor([[0., 0.]])
     """
-    check_choice('standardised', 'eps_on', eps_on, EpsOn)
-    dims = tuple(sorted({dim % x.dim() for dim in dims}))
-    value: Tensor = _Standardised.apply(at_least_float32(x), dims, eps, unbiased, eps_on)
+    (value,), _ = standardised_together([x], [], dims, eps, unbiased, eps_on)
     return value
 
 
+def standardised_together(
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    dims: Sequence[int],
+    eps: float = 0.0,
+    unbiased: bool = True,
+    eps_on: EpsOn = 'std',
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Standardise several tensors, each alone, in as many steps on statistics as of one.
+
+    In several processes the statistics of all travel in one message.
+
+    Args:
+        students: As the argument of [`standardised`][], with as many dimensions each.
+        teachers: Likewise. No gradient flows into them.
+        dims: As of [`standardised`][], with all other arguments.
+        eps: Likewise.
+        unbiased: Likewise.
+        eps_on: Likewise.
+
+    Returns:
+        The students and the teachers, standardised.
+
+    Raises:
+        ValueError: As of [`standardised`][].
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 2.0, 3.0]])
+        >>> standardised_together([x], [2 * x, 0 * x], dims=[1])[1]
+        [tensor([[-1.,  0.,  1.]]), tensor([[0., 0., 0.]])]
+    """
+    check_choice('standardised', 'eps_on', eps_on, EpsOn)
+    maps = [at_least_float32(x) for x in (*students, *(x.detach() for x in teachers))]
+    dims = tuple(sorted({dim % maps[0].dim() for dim in dims}))
+    count = len(students)
+    found = _Standardised.apply(dims, eps, unbiased, eps_on, count, *maps)
+    return [*found[:count]], [x.detach() for x in found[count:]]
+
+
 class _Standardised(torch.autograd.Function):
-    """What [`standardised`][] says, and its gradient, for which the result alone is kept."""
+    """What [`standardised`][] says of maps, and its gradient by the first, who are ``taught``.
+
+    The results alone are kept. The statistics of all maps lie one after the other.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dims: tuple[int, ...], eps: float, unbiased: bool, eps_on: EpsOn
-    ) -> Tensor:
-        own = torch.Size([x.shape[dim] for dim in dims]).numel()
+        ctx: Any,
+        dims: tuple[int, ...],
+        eps: float,
+        unbiased: bool,
+        eps_on: EpsOn,
+        taught: int,
+        *maps: Tensor,
+    ) -> tuple[Tensor, ...]:
+        own = [torch.Size([x.shape[dim] for dim in dims]).numel() for x in maps]
         # From the mean of this process; squares of large values would cancel.
-        mean = x.sum(dims, keepdim=True) / max(own, 1)
-        y = x - mean
-        squares = y.square().sum(dims, keepdim=True)
-        count = torch.full_like(squares, own)
+        means = [
+            x.mean(dims, keepdim=True) if n > 0 else x.sum(dims, keepdim=True)
+            for x, n in zip(maps, own, strict=True)
+        ]
+        ys = [x - mean for x, mean in zip(maps, means, strict=True)]
+        shapes = [mean.shape for mean in means]
+        if for_cache(maps[0]):
+            squares = _in_a_row([y.square().sum(dims) for y in ys])
+        else:
+            norms = [torch.linalg.vector_norm(y, dim=dims) for y in ys]
+            squares = _in_a_row(norms).square_()
+        count = _counts(own, shapes, squares)
         ctx.over_ranks = 0 in dims and _several_processes()
         if ctx.over_ranks:
+            mean = _in_a_row(means)
             count, whole, squares = _merged(count, mean, squares)
-            y += mean - whole
+            for y, moved in zip(ys, _each(mean - whole, shapes), strict=True):
+                y += moved
         freedom = (count - int(unbiased)).clamp(min=1)
         variance = squares / freedom
         # A root has no slope at 0: there neither value nor gradient depend on it.
@@ -218,24 +276,58 @@ class _Standardised(torch.autograd.Function):
             scale = (variance + eps if eps > 0 else safe).rsqrt()
             slope = scale / freedom
         else:
-            scale = 1 / torch.where(spread, safe.sqrt() + eps, eps or 1)
-            slope = torch.where(spread, 1 / (freedom * safe.sqrt()), 0)
-        y *= scale
-        ctx.save_for_backward(y, scale, slope, count)
-        ctx.dims = dims
-        return y
+            scale = torch.where(spread, safe.sqrt() + eps, eps or 1).reciprocal()
+            slope = torch.where(spread, (freedom * safe.sqrt()).reciprocal(), 0)
+        for y, factor in zip(ys, _each(scale, shapes), strict=True):
+            y *= factor
+        ctx.shapes, ctx.dims = shapes[:taught], dims
+        length = sum(shape.numel() for shape in ctx.shapes)
+        ctx.save_for_backward(*(x[:length] for x in (scale, slope, count)), *ys[:taught])
+        ctx.set_materialize_grads(False)
+        return tuple(ys)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        y, scale, slope, count = ctx.saved_tensors
-        sums = torch.stack([one.sum(ctx.dims, keepdim=True) for one in (upstream, upstream * y)])
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        scale, slope, count, *ys = ctx.saved_tensors
+        given = [
+            torch.zeros_like(y) if x is None else x for x, y in zip(upstream, ys, strict=False)
+        ]
+        sums = [x.sum(ctx.dims) for x in given]
+        sums += [(x * y).sum(ctx.dims) for x, y in zip(given, ys, strict=True)]
+        both = _in_a_row(sums).view(2, -1)
         if ctx.over_ranks:
-            distributed.all_reduce(sums)
-        grad = upstream * scale
-        grad -= scale * sums[0] / count.clamp(min=1)
-        grad.addcmul_(y, slope * sums[1], value=-1)
-        return grad, None, None, None, None
+            distributed.all_reduce(both)
+        shift = scale * both[0] / count.clamp(min=1)
+        small = (_each(x, ctx.shapes) for x in (scale, shift, slope * both[1]))
+        grads = []
+        for x, y, factor, less, lever in zip(given, ys, *small, strict=True):
+            grad = x * factor
+            grad -= less
+            grads.append(grad.addcmul_(y, lever, value=-1))
+        return None, None, None, None, None, *grads, *[None] * (len(upstream) - len(ys))
+
+
+def _in_a_row(tensors: Sequence[Tensor]) -> Tensor:
+    """The numbers of all tensors, ``(n,)``."""
+    if len(tensors) == 1:
+        return tensors[0].flatten()
+    return torch.cat([x.flatten() for x in tensors])
+
+
+def _each(row: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Tensors of these shapes, whose numbers are in a row."""
+    parts = row.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _counts(counts: Sequence[int], shapes: Sequence[torch.Size], like: Tensor) -> Tensor:
+    """The count of each tensor for each of its numbers, in a row."""
+    if len({*counts}) == 1:
+        return torch.full_like(like, counts[0])
+    both = zip(shapes, counts, strict=True)
+    rows = [torch.full((shape.numel(),), count, dtype=like.dtype) for shape, count in both]
+    return torch.cat(rows).to(like.device, non_blocking=True)
 
 
 def _merged(count: Tensor, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ['DistillLoss', 'check_same_shape', 'check_same_size', 'check_weight', 'check_weights']
+__all__ = ['DistillLoss', 'check_same_shape', 'check_same_size', 'check_weights']
 
 
 class DistillLoss(nn.Module):
@@ -76,7 +76,7 @@ class DistillLoss(nn.Module):
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
-        check_weight(type(self).__name__, 'weight', weight)
+        check_weights(type(self).__name__, weight=weight)
         self.weight = weight
 
     @classmethod
@@ -121,17 +121,12 @@ def total(results: Sequence[Tensor]) -> Tensor:
     return torch.stack([*results]).sum() if len(results) > 1 else results[0]
 
 
-def check_weight(owner: str, name: str, value: float) -> None:
-    """Raise ``ValueError`` unless a weight is finite and not negative."""
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    if not (real and value >= 0 and math.isfinite(value)):
-        raise ValueError(f'{owner} expects a finite {name} >= 0, got {name}={value!r}')
-
-
 def check_weights(owner: str, **weights: float) -> dict[str, float]:
-    """The weights of parts by name, each of which is finite and not negative."""
+    """The weights by name; ``ValueError`` unless each of them is finite and not negative."""
     for name, value in weights.items():
-        check_weight(owner, name, value)
+        real = isinstance(value, Real) and not isinstance(value, bool)
+        if not (real and value >= 0 and math.isfinite(value)):
+            raise ValueError(f'{owner} expects a finite {name} >= 0, got {name}={value!r}')
     return weights
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.functional import check_published_batch, check_temperature, published_sum
-from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.losses.base import DistillLoss, check_weights
 from kd_dense.losses.ld.ld import mean_kl
 from kd_dense.losses.predictions.boxes import (
     HeadBoxes,
@@ -313,8 +313,7 @@ class ERDLoss(DistillLoss):
         published_batch: int | None = 2,
     ) -> None:
         super().__init__(weight)
-        check_weight('ERDLoss', 'classes', classes)
-        check_weight('ERDLoss', 'boxes', boxes)
+        check_weights('ERDLoss', classes=classes, boxes=boxes)
         check_temperature(temperature)
         check_published_batch('ERDLoss', published_batch)
         if candidates < 1:

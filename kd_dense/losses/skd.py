@@ -25,7 +25,7 @@ from kd_dense.functional import (
     two_class_logits,
     without_autocast,
 )
-from kd_dense.losses.base import DistillLoss, check_same_shape, check_same_size, check_weight
+from kd_dense.losses.base import DistillLoss, check_same_shape, check_same_size, check_weights
 
 __all__ = [
     'HolisticLoss',
@@ -291,7 +291,7 @@ class HolisticLoss(DistillLoss):
     ) -> None:
         super().__init__(weight)
         check_choice('HolisticLoss', 'kind', kind, CriticKind)
-        check_weight('HolisticLoss', 'gradient_penalty', gradient_penalty)
+        check_weights('HolisticLoss', gradient_penalty=gradient_penalty)
         self.channels = channels
         self.kind: CriticKind = kind
         self.gradient_penalty = gradient_penalty

@@ -17,6 +17,7 @@ from tests.miniature import ROOT
         ('fgd-pyramid', Exchanged(0, 0, 0)),
         ('logits-kd-64', Exchanged(1, 0, 4)),
         ('ld-100', Exchanged(1, 0, 20)),
+        ('pkd-pyramid', Exchanged(1, 1, 40960)),
     ],
 )
 def test_what_losses_exchange(name, expected):
@@ -33,6 +34,9 @@ def test_simulated_steps():
     waits = simulate(alone._replace(small=1), Cluster(), 64, 200)
     assert waits['step'] > found[64]
     assert waits['waiting'] > simulate(alone, Cluster(), 64, 200)['waiting']
+    # Sent early enough, nobody waits for what is reduced.
+    early = simulate(alone._replace(small=1, early=0.05), Cluster(), 64, 200)
+    assert early['step'] == pytest.approx(found[64])
     # A ring moves nearly twice what is reduced; within a machine over its own links.
     assert Cluster(latency=0.0).all_reduce(8, 150e9) == pytest.approx(2 * 7 / 8)
 

@@ -93,13 +93,15 @@ def test_a_recipe_that_names_a_preset_is_spelt_out(program, tmp_path):
     (tmp_path / 'preset.py').write_text(
         f"_base_ = ['{ROOT}/configs/_base_/kd_dense.py', 'mmseg::{SEGMENTER}']\n"
         "model = dict(_delete_=True, type='kd_dense.Distilled', student=_base_.model,\n"
-        f"             teacher=dict(config='mmseg::{SEGMENTER}', checkpoint=None), preset='cwd')\n"
+        f"             teacher=dict(config='mmseg::{SEGMENTER}', checkpoint=None), preset='cwd',\n"
+        '             compile_losses=True, pseudo=dict(score_thr=0.5))\n'
     )
     program(tmp_path / 'preset.py', '--dump-config', tmp_path / 'spelt.py')
     before, after = (Config.fromfile(tmp_path / f'{n}.py').model for n in ('preset', 'spelt'))
     assert after.terms.cwd.tap == 'decode_head.conv_seg'
     assert 'preset' not in after
-    assert (after.student, after.teacher) == (before.student, before.teacher)
+    for name in ('student', 'teacher', 'compile_losses', 'pseudo'):
+        assert after[name] == before[name]
 
 
 def test_a_critic_gets_its_hook_beside_those_of_the_base(tmp_path):

@@ -16,8 +16,11 @@ _built: dict[str, nn.Module] = {}
 
 
 def both(recipe: Config) -> tuple[nn.Module, nn.Module]:
-    """The student and the teacher of a recipe."""
+    """The student and the teacher of a recipe; without one, the student itself."""
     named = recipe.model.teacher
+    if named is None:
+        student = build(recipe.model.student, recipe.default_scope)
+        return student, student
     teacher = read_config(named if isinstance(named, str) else named.config)
     scope = recipe.default_scope
     return build(recipe.model.student, scope), build(teacher.model, scope)

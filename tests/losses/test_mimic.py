@@ -115,6 +115,20 @@ class TestNFD(LossContract):
         assert torch.allclose(self.value(moved, teacher), self.value(student, teacher))
 
 
+@pytest.mark.parametrize('norm', ['none', 'batch', 'image', 'map', 'position'])
+def test_maps_of_a_tap_are_the_sum_of_each(norm):
+    shapes = [(3, 4, 5, 6), (3, 2, 2, 3), (3, 2, 1, 1)]
+    students = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    teachers = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    loss = MimicLoss(weight=2.0, norm=norm)
+    expected = sum(loss(*maps) for maps in zip(students, teachers, strict=True))
+    found = MimicLoss.over_maps([loss], students, teachers)
+    torch.testing.assert_close(found, expected)
+    grads = (torch.autograd.grad(value, students) for value in (found, expected))
+    for x, y in zip(*grads, strict=True):
+        torch.testing.assert_close(x, y)
+
+
 class TestFT(LossContract):
     loss = FTLoss(weight=3.0)
 

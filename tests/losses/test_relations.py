@@ -24,7 +24,7 @@ from kd_dense.losses import (
     rkd_loss,
 )
 from kd_dense.losses.features.relations import rows
-from kd_dense.losses.features.relations.rows import sum_over_rows
+from kd_dense.losses.features.relations.rows import products, sum_over_rows
 from tests.losses.contract import LossContract
 from tests.mm.processes import in_two_processes
 
@@ -256,8 +256,21 @@ def test_blocks_of_any_size_find_the_same(name, size, monkeypatch):
     whole = values()
     monkeypatch.setattr('kd_dense.functional.divergence.CPU_BLOCK_BYTES', 8 * size)
     monkeypatch.setattr(rows, 'LEAST_ROWS', 1)
+    monkeypatch.setattr(rows, 'LEAST_SUM', 1)
     for one, other in zip(values(), whole, strict=True):
         assert torch.allclose(one, other, rtol=1e-12)
+
+
+def test_products_of_vectors_with_themselves_have_the_gradient_of_both():
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(products(x, x), x @ x.mT)
+    assert torch.autograd.gradcheck(lambda x: products(x, x).sin(), (x,))
+
+
+def test_products_of_long_vectors_are_exact():
+    x = torch.randn(2, 2**21, generator=torch.Generator().manual_seed(0)) + 1
+    exact = x.double() @ x.double().mT
+    assert torch.allclose(products(x, x).double(), exact, rtol=2e-6)
 
 
 def test_a_sum_over_rows_has_the_gradients_of_rows_and_columns():
@@ -297,9 +310,11 @@ def test_refuses_what_it_does_not_know(arguments, message):
         RelationLoss(**arguments)
 
 
-def test_windows_of_no_position_are_refused():
-    with pytest.raises(ValueError, match=r'at least one position, got windows=\(6, 1\)'):
-        relation_loss(*LossContract().example(), windows=(6, 1))
+def test_there_are_at_most_as_many_windows_as_positions():
+    maps = LossContract().example()
+    sides = tuple(maps[0].shape[2:])
+    both = [relation_loss(*maps, windows=windows) for windows in ((99, 99), sides)]
+    assert torch.equal(*both)
 
 
 @pytest.mark.parametrize(

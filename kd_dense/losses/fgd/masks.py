@@ -98,8 +98,8 @@ def foregrounds(
     low, high = corners.unbind(3)
     first, last = (corners * cells[:, :, None] / pixels[:, None, None]).unbind(3)
     first, last = first.floor(), last.ceil()
-    real = (high > low) & (high > 0)
-    weight = 1 / (last + 1 - first).prod(3)
+    real = high > low.clamp(min=0)
+    weight = (last + 1 - first).prod(3).reciprocal()
     return _largest_weight(weight, first, last, real, sizes)
 
 
@@ -108,11 +108,11 @@ def _largest_weight(
 ) -> Tensor:
     """The largest weight among the boxes on each cell, 0 where there is none.
 
-    A tensor (N, boxes, H, W) would hold gigabytes for many boxes. Let a box of rank k, by
-    weight, have the coordinate (b + k) / 2 in each row that it covers, (b - k) / 2 in the others,
-    and -(b + k) / 2, -(b - k) / 2 in the columns. Row and column are then b + k apart where it
-    covers both and at most b elsewhere, so the Chebyshev distance finds the highest rank. These
-    are halves of small whole numbers, hence exact.
+    A tensor (N, boxes, H, W) would hold gigabytes for many boxes. Let one of b boxes, of rank k by
+    weight, have the coordinate k / 2 in each row that it covers, -k / 2 in the others, and
+    -b - k / 2, -b + k / 2 in the columns. Row and column are then b + k apart where it covers both
+    and at most b elsewhere, so the Chebyshev distance finds the highest rank. These are halves of
+    small whole numbers, hence exact.
 
     Args:
         weight: ``(N, maps, boxes)``, not negative.
@@ -130,12 +130,9 @@ def _largest_weight(
     half_rank = ((order.argsort(2) + 1) * 0.5)[..., None, None]
     cell = torch.arange(max(height, width), dtype=first.dtype, device=first.device)
     covered = (cell >= first[..., None]) & (cell <= last[..., None]) & real[..., None]
-    column, row = (
-        (count / 2 + torch.where(covered, half_rank, -half_rank)).transpose(2, 4).unbind(3)
-    )
-    apart = torch.cdist(row[:, :, :height], -column[:, :, :width], p=float('inf'))
-    highest = (apart - count).clamp(min=0).long()
-    by_rank = torch.nn.functional.pad(ordered, (1, 0))
-    found = by_rank.gather(2, highest.flatten(2)).view_as(highest)
+    column, row = torch.where(covered, half_rank, -half_rank).transpose(2, 4).unbind(3)
+    apart = torch.cdist(row[:, :, :height], -count - column[:, :, :width], p=float('inf'))
+    by_distance = torch.nn.functional.pad(ordered, (count + 1, 0))
+    found = by_distance.gather(2, apart.flatten(2).long()).view_as(apart)
     maps = [found[:, i, :rows, :columns].flatten(1) for i, (rows, columns) in enumerate(sizes)]
     return torch.cat(maps, 1) if len(maps) > 1 else maps[0]

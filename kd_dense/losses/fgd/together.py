@@ -98,7 +98,7 @@ class _Reductions(torch.autograd.Function):
         over_positions = x.new_empty(count, 2 * images, channels)
         for part, out in zip(both.split(levels.positions, 2), over_positions, strict=True):
             torch.linalg.vector_norm(part, 1, dim=2, out=out)
-        steepness = 1 / (levels.counts[:, None, None] * temperature)
+        steepness = (levels.counts[:, None, None] * temperature).reciprocal()
         if relative:
             means = over_positions[:, images:] / levels.counts[:, None, None]
             steepness = (steepness / mean_strength(means)).repeat(1, 2, 1)
@@ -203,8 +203,8 @@ def fgd_together(
             means = mean_strength((sums / (channels * levels.counts))[:, :, None])[..., 0]
             strength = strength / means[:, levels.of].repeat(2, 1)
         strength = strength[:, None]
-        where = strength.masked_fill(levels.outside, float('-inf')).softmax(2).sum(1)
-        where = where * levels.counts[levels.of]
+        where = strength.masked_fill(levels.outside, float('-inf')).softmax(2)
+        where = (where * levels.counts[:, None]).sum(1)
         where_ours, where_theirs = where.split(images)
         which_ours, which_theirs = found.which.split(images, 1)
         weighted = found.weighted * where_theirs.detach()
@@ -221,7 +221,7 @@ def fgd_together(
         return {
             'foreground': on_objects,
             'background': off_objects,
-            'attention': torch.cat([x.flatten() for x in apart]).abs().sum(),
+            'attention': torch.linalg.vector_norm(torch.cat([x.flatten() for x in apart]), 1),
             'relation': torch.add(found.squares, crossed, alpha=2),
         }
 

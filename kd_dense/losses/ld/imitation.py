@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.functional import at_least_float32, check_choice, in_blocks, mean_over_ranks
-from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
+from kd_dense.losses.base import DistillLoss, check_same_shape, check_weights
 from kd_dense.losses.ld.head_targets import HeadTargets
 from kd_dense.losses.ld.ld import by_prior, check_maps, level_means
 from kd_dense.losses.ld.regions import (
@@ -238,7 +238,7 @@ class LDImitationLoss(DistillLoss):
     ) -> None:
         super().__init__(weight)
         check_choice('LDImitationLoss', 'region', region, Region)
-        check_weight('LDImitationLoss', 'background_weight', background_weight)
+        check_weights('LDImitationLoss', background_weight=background_weight)
         self.region: Region = region
         self.background_weight = background_weight if region == 'decoupled' else 0.0
         self.positive_levels_only = positive_levels_only

@@ -21,7 +21,7 @@ from kd_dense.functional import (
     mean_over_ranks,
     soft_kl,
 )
-from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.losses.base import DistillLoss, check_weights
 from kd_dense.losses.ld.head_targets import HeadTargets
 from kd_dense.losses.ld.regions import DIoU, inside_region, vlr_region
 
@@ -359,8 +359,7 @@ def check_settings(
     owner: str, temperature: float, kd_temperature: float, topk: int, **weights: float
 ) -> None:
     """Raise ``ValueError`` unless these can be settings of a loss on distributions."""
-    for name, value in weights.items():
-        check_weight(owner, name, value)
+    check_weights(owner, **weights)
     check_temperature(temperature)
     check_temperature(kd_temperature)
     if topk < 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kd_dense.functional import check_temperature, mean_over_ranks, sum_over_ranks
-from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.losses.base import DistillLoss, check_weights
 from kd_dense.losses.logits.rows import map_blocks, rows_of, tempered
 
 __all__ = ['DISTLoss', 'dist_loss']
@@ -219,8 +219,7 @@ class DISTLoss(DistillLoss):
     ) -> None:
         super().__init__(weight)
         check_temperature(temperature)
-        check_weight('DISTLoss', 'inter', inter)
-        check_weight('DISTLoss', 'intra', intra)
+        check_weights('DISTLoss', inter=inter, intra=intra)
         self.inter = inter
         self.intra = intra
         self.temperature = temperature

@@ -14,7 +14,7 @@ from typing import Literal
 from torch import Tensor
 
 from kd_dense.functional import check_choice, check_temperature
-from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.losses.base import DistillLoss, check_weights
 from kd_dense.losses.logits.groups import group_kl
 from kd_dense.losses.logits.rows import (
     Rows,
@@ -211,8 +211,7 @@ class DKDLoss(DistillLoss):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(weight)
-        check_weight('DKDLoss', 'alpha', alpha)
-        check_weight('DKDLoss', 'beta', beta)
+        check_weights('DKDLoss', alpha=alpha, beta=beta)
         check_temperature(temperature)
         check_choice('DKDLoss', 'reduction', reduction, Reduction)
         check_softmax('DKDLoss', sigmoid)
@@ -268,8 +267,7 @@ class GDKDLoss(DistillLoss):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(weight)
-        for name, value in (('between', between), ('top', top), ('rest', rest)):
-            check_weight('GDKDLoss', name, value)
+        check_weights('GDKDLoss', between=between, top=top, rest=rest)
         _check_k('GDKDLoss', k)
         check_temperature(temperature)
         check_softmax('GDKDLoss', sigmoid)

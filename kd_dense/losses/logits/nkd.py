@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_dense.functional import at_least_float32, check_temperature
-from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.losses.base import DistillLoss, check_weights
 from kd_dense.losses.logits.rows import (
     LEAST,
     Rows,
@@ -117,7 +117,7 @@ class NKDLoss(DistillLoss):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(weight)
-        check_weight('NKDLoss', 'gamma', gamma)
+        check_weights('NKDLoss', gamma=gamma)
         check_temperature(temperature)
         check_softmax('NKDLoss', sigmoid)
         self.gamma = gamma

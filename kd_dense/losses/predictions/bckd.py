@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.functional import at_least_float32, mean_over_ranks
-from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.losses.base import DistillLoss, check_weights
 from kd_dense.losses.ld.head_targets import HeadTargets
 from kd_dense.losses.predictions.boxes import HeadBoxes, overlap_loss
 from kd_dense.losses.predictions.heads import (
@@ -205,7 +205,6 @@ class BCKDLoss(DistillLoss):
 
 
 def _check_arguments(owner: str, class_weight: float, box_weight: float, beta: float) -> None:
-    check_weight(owner, 'class_weight', class_weight)
-    check_weight(owner, 'box_weight', box_weight)
+    check_weights(owner, class_weight=class_weight, box_weight=box_weight)
     if not beta >= 1:
         raise ValueError(f'{owner} expects beta >= 1, got beta={beta}')

@@ -22,7 +22,7 @@ from kd_dense.functional import (
     soft_kl,
     standardised,
 )
-from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.losses.base import DistillLoss, check_weights
 from kd_dense.losses.ld.head_targets import HeadTargets
 from kd_dense.losses.ld.ld import by_prior, largest_score
 from kd_dense.losses.predictions.boxes import HeadBoxes, overlap_loss
@@ -295,8 +295,7 @@ def _check_arguments(
     normaliser: str,
     **weights: float,
 ) -> None:
-    for name, value in weights.items():
-        check_weight(owner, name, value)
+    check_weights(owner, **weights)
     check_choice(owner, 'boxes', boxes, Boxes)
     check_choice(owner, 'normaliser', normaliser, Normaliser)
     check_temperature(temperature)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.functional import at_least_float32, check_temperature, mean_over_ranks
-from kd_dense.losses.base import DistillLoss, check_same_shape, check_weight
+from kd_dense.losses.base import DistillLoss, check_same_shape, check_weights
 from kd_dense.losses.predictions.boxes import HeadBoxes
 from kd_dense.losses.predictions.key_regions import KeyRegions, key_regions
 
@@ -212,9 +212,8 @@ class _PGDLoss(DistillLoss):
     ) -> None:
         super().__init__(weight)
         name = type(self).__name__
-        for key in ('foreground', 'background', 'attention', 'level_step'):
-            check_weight(name, key, settings.get(key, 0.0))
-        check_weight(name, 'jitter', jitter)
+        factors = ('foreground', 'background', 'attention', 'level_step')
+        check_weights(name, jitter=jitter, **{key: settings.get(key, 0.0) for key in factors})
         check_temperature(settings['temperature'])
         if not 0 <= trust <= 1:
             raise ValueError(f'{name} expects trust from 0 to 1, got trust={trust}')

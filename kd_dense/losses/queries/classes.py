@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_dense.functional import check_choice
-from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.losses.base import DistillLoss, check_weights
 from kd_dense.losses.queries.matching import take
 
 __all__ = ['QueryLoss', 'Unmatched', 'check_settings', 'class_costs', 'class_losses']
@@ -88,14 +88,13 @@ def check_settings(
     unmatched: str,
 ) -> dict[str, float]:
     """Raise ``ValueError`` unless these can be weights and costs; the weights by part."""
-    for name, value in zip(parts, weights, strict=True):
-        check_weight(owner, name, value)
+    checked = check_weights(owner, **dict(zip(parts, weights, strict=True)))
     if len(costs) != len(parts):
         raise ValueError(f'{owner} expects three costs, of {", ".join(parts)}, got {costs!r}')
     for value in costs:
-        check_weight(owner, 'cost', value)
+        check_weights(owner, cost=value)
     check_choice(owner, 'unmatched', unmatched, Unmatched)
-    return dict(zip(parts, weights, strict=True))
+    return checked
 
 
 class QueryLoss(DistillLoss):

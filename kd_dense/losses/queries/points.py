@@ -21,7 +21,7 @@ from kd_dense.functional import (
     soft_kl,
     two_class_logits,
 )
-from kd_dense.losses.base import DistillLoss, check_weight
+from kd_dense.losses.base import DistillLoss, check_weights
 from kd_dense.losses.queries.boxes import box_giou
 from kd_dense.losses.queries.matching import layers_of
 
@@ -144,11 +144,9 @@ def compare_points(
 def _check_arguments(
     owner: str, weights: Sequence[float], temperature: float, published_batch: int | None
 ) -> dict[str, float]:
-    for name, value in zip(PARTS, weights, strict=True):
-        check_weight(owner, name, value)
     check_temperature(temperature)
     check_published_batch(owner, published_batch)
-    return dict(zip(PARTS, weights, strict=True))
+    return check_weights(owner, **dict(zip(PARTS, weights, strict=True)))
 
 
 class QueryPointLoss(DistillLoss):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from keyword import iskeyword
 from pathlib import Path
 from textwrap import fill
+from types import MappingProxyType
 from typing import Any
 
 from kd_dense.mm.configs import RequestError
@@ -24,6 +25,7 @@ def recipe(
     hooks: bool = False,
     critic: bool = True,
     pure: bool = False,
+    fields: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """The text of a recipe that trains what a preset would.
 
@@ -38,6 +40,7 @@ def recipe(
         hooks: Whether the base has ``custom_hooks``, which are kept where the recipe adds one.
         critic: Whether a hook is added that trains the critic, if there is one.
         pure: Whether the base is in mmengine's pure Python style, as then the recipe must be.
+        fields: What else the model says, as ``dict(compile_losses=True)``.
 
     Raises:
         RequestError: If Python cannot import the base of a recipe in that style.
@@ -70,15 +73,16 @@ def recipe(
     if critic:
         kept = f'*{scope}custom_hooks, ' if hooks else ''
         head += f'custom_hooks = [{kept}dict(type={_kind("CriticHook", pure)})]\n'
-    fields = [
+    lines = [
         *([] if pure else ['_delete_=True']),
         f'type={_kind("Distilled", pure)}',
         f'student={scope}model' if teacher is not None else f'student={scope}model.student',
         f'teacher={scope}model.teacher' if teacher is None else f'teacher={spelt(teacher, 12, 4)}',
         *([f'inherit={chosen.inherit!r}'] if chosen.inherit else []),
+        *(f'{name}={spelt(value, 5 + len(name), 4)}' for name, value in fields.items()),
         f'terms={spelt(chosen.terms, 10, 4)}',
     ]
-    joined = ',\n    '.join(fields)
+    joined = ',\n    '.join(lines)
     return (
         f'"""{"+".join(names).upper()} for {Path(base).stem}.\n\n'
         + '\n'.join(fill(note, WIDTH) for note in notes)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from kd_dense.adapters import map_size
 from kd_dense.mm.batches.targets import NEEDS
 from kd_dense.mm.models.inherit import fits
 from kd_dense.mm.models.probe import FEATURES, Probe, probe
@@ -277,10 +278,19 @@ class Pair:
             found = self._probe_large(ours, theirs)
         except TapError:
             return None
-        shapes = found.student[ours].shapes, found.teacher[theirs].shapes
+        shapes = tuple(
+            [_as_map(shape, found.size) for shape in one]
+            for one in (found.student[ours].shapes, found.teacher[theirs].shapes)
+        )
         if not all(any(len(shape) == 4 for shape in one) for one in shapes):
             return None
-        return _Features((ours, theirs), shapes, found.size[0] * found.size[1])
+        return _Features((ours, theirs), (shapes[0], shapes[1]), found.size[0] * found.size[1])
+
+
+def _as_map(shape: Shape, image: Sequence[int]) -> Shape:
+    """The shape of the map that tokens ``(N, L, C)`` are; any other as it is."""
+    size = map_size(shape[1], image) if len(shape) == 3 else None
+    return shape if size is None else (shape[0], shape[2], *size)
 
 
 def _aligned(found: _Features, index: str) -> tuple[list[str], list[Map]] | None:

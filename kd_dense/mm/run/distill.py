@@ -115,6 +115,11 @@ def distill(
         teacher = ForeignModel(**teacher)
     if unlabelled is None and not labels:
         raise RequestError('to train without labels needs pictures: unlabelled=FOLDER')
+    if unlabelled is not None and dump_config is not None:
+        raise RequestError(
+            'dump_config is a recipe on top of the config as it is: leave out unlabelled now, and '
+            'give it when you train the recipe'
+        )
     build: Callable[[], nn.Module] | None = None
     if isinstance(student, nn.Module) or isinstance(teacher, nn.Module):
         source = config if isinstance(student, nn.Module) else student

@@ -20,6 +20,9 @@ from kd_dense.mm.presets.teachers import choose_for_teachers
 from kd_dense.mm.run.unlabelled import add_unlabelled
 from kd_dense.mm.teachers.several import EMA, ONLY, build_one, has_own_weights, teachers_of
 
+# What a model says beside its preset, which a recipe that spells it out keeps.
+KEPT = ('data_preprocessor', 'checks', 'unlabelled', 'pseudo', 'compile_losses')
+
 __all__ = ['DEFAULT', 'add_teacher', 'read_recipe', 'set_work_dir', 'teacher_spec', 'write_recipe']
 
 # The methods of a student with a teacher, if none is named.
@@ -209,6 +212,7 @@ def write_recipe(config: Config, base: str, with_teacher: bool, file: Path | Non
         hooks=bool(config.get('custom_hooks')),
         critic=not has_hook(config, CriticHook),
         pure=pure,
+        fields={name: model[name] for name in KEPT if name in model},
     )
     if file is not None:
         try:

@@ -27,7 +27,7 @@ def line(cell, test=50.0, cpu_s=10.0, iterations=None):
         'student': cell.data.student.as_posix(),
         'teacher': cell.data.teacher.as_posix(),
         'iterations': cell.iterations if iterations is None else iterations,
-        'teacher_iterations': cell.data.taught if cell.distils else None,
+        'teacher_iterations': cell.taught,
         'cpu_s': cpu_s,
         'val': test,
         'test': test,
@@ -197,3 +197,51 @@ class TestRun:
         assert found['cpu_s'] > 0
         assert found['verdict'] == ''  # it has no teacher
         assert {'val', 'test', 'commit', 'weights', 'control', 'seed'} <= found.keys()
+
+
+class TestFewLabels:
+    """Sets of which only some training pictures have labels."""
+
+    def test_a_method_sees_the_labelled_ones_alone(self):
+        for method in ('teacher', 'alone', 'cwd'):
+            cell = Cell('camvid10', method, 'shares', 'short', 0, 60)
+            indices = read(cell).train_dataloader.dataset.indices
+            assert len(indices) == 37
+            assert max(indices) < 367
+
+    @pytest.mark.parametrize('more', ['+pictures', '+pseudo+full'])
+    def test_or_all_of_them(self, more):
+        config = read(Cell('camvid25', 'kd' + more, 'shares', 'short', 0, 60))
+        loader = config.train_dataloader
+        assert loader.batch_size == loader.sampler.batch_size == 16
+        assert 'indices' not in loader.dataset.pictures
+        assert len(loader.dataset.beside.indices) == 92
+        assert config.model.preset == 'kd'
+        assert config.model.unlabelled
+        assert ('pseudo' in config.model) == ('pseudo' in more)
+        taught = config.model.teacher.checkpoint
+        assert ('camvid_teacher' in taught) == ('full' in more)
+
+    def test_of_two_teachers_each_is_told_apart(self, tmp_path):
+        found = Results(tmp_path / 'study.jsonl')
+        for cell, score in [
+            (teacher_of('camvid25'), 40.0),
+            (Cell('camvid25', 'alone', '-', 'short', 0, 600), 30.0),
+            (Cell('camvid25', 'cwd+pictures+full', 'shares', 'short', 0, 600), 35.0),
+        ]:
+            found.add(line(cell, score))
+        assert found.lines[-1]['teacher_iterations'] == SETS['camvid'].taught
+        text = page(found.lines)
+        assert 'Of the 367 training pictures of camvid, 92 have labels.' in text
+        assert '| cwd+pictures+full, shares (teacher of 1,600 iterations) | 1 |' in text
+
+    def test_a_teacher_that_was_trained_elsewhere_is_trained_here(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(cells_file, 'WORK', tmp_path)
+        found = Results(tmp_path / 'study.jsonl')
+        teacher = teacher_of('camvid25')
+        found.add(line(teacher))
+        queue, ran = StudyQueue(1, found, None), []
+        monkeypatch.setattr(queue, 'run', lambda cells, costs: ran.extend(cells))
+        with pytest.raises(SystemExit):
+            queue.do([teacher])
+        assert ran == [teacher]

@@ -20,7 +20,8 @@ DETECTOR, FLAT, LACKS, SEGMENTER, OURS = FAMILIES = (
     'mmseg/erfnet',
     'kd_dense/fcos-distribution',
 )
-FEATURES = ('plain', 'cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'cckd', 'nst')
+FEATURES = ('plain', 'cwd', 'fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'rkd', 'cckd',
+            'nst')  # fmt: skip
 SEGMENTERS = ('aicsd', 'dsd', 'edge_body', 'af_dcd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd',
               'cirkd', 'reviewkd')  # fmt: skip
 PYRAMIDS = ('fgd', 'defeat', 'reviewkd', 'frs')
@@ -164,6 +165,7 @@ def test_the_page(run, output, tmp_path):
     ('arguments', 'message'),
     [
         (['mmdet/retinanett'], "did you mean 'mmdet/retinanet'"),
+        (['--steps', '0'], 'takes a number from 1 on, got 0'),
         (['--table', 'zoo.md'], 'needs --results'),
         (['--table', 'zoo.md', '--results', 'nowhere.jsonl'], 'nowhere.jsonl does not exist'),
     ],

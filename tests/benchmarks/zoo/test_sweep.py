@@ -51,7 +51,7 @@ class TestTogether:
 
     METHODS = ('cwd', 'kd', 'dist')
 
-    def sweep(self, monkeypatch, output, fails=()):
+    def sweep(self, monkeypatch, output, fails=(), **options):
         tried = []
 
         def run(trial, limit):
@@ -61,7 +61,7 @@ class TestTogether:
             return record | dict(applies=[*self.METHODS]) if not trial.methods else record
 
         monkeypatch.setattr(sweep, 'run', run)
-        records = [*sweep.sweep({'mmseg/any': []}, self.METHODS, output, 60.0)]
+        records = [*sweep.sweep({'mmseg/any': []}, self.METHODS, output, 60.0, **options)]
         return tried, {r['method']: r['ok'] for r in records}
 
     def test_all_get_the_record(self, monkeypatch, tmp_path):
@@ -73,6 +73,10 @@ class TestTogether:
         tried, records = self.sweep(monkeypatch, tmp_path / 'zoo.jsonl', fails=['dist'])
         assert tried == [(), ('kd', 'dist'), ('cwd',), ('kd',), ('dist',)]
         assert records == dict(plain=True, cwd=True, kd=True, dist=False)
+
+    def test_each_may_be_tried_apart(self, monkeypatch, tmp_path):
+        tried, _ = self.sweep(monkeypatch, tmp_path / 'zoo.jsonl', apart=True)
+        assert tried == [(), ('cwd',), ('kd',), ('dist',)]
 
     def test_what_is_known_is_not_tried_again(self, monkeypatch, tmp_path):
         self.sweep(monkeypatch, tmp_path / 'zoo.jsonl')

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.zoo import trial
 from tests.miniature import ROOT
+
+
+def plan(teacher):
+    guest = SimpleNamespace(teacher=SimpleNamespace(model=teacher))
+    return SimpleNamespace(running={'teacher': guest})
 
 
 class Broken(nn.Linear):
@@ -19,7 +26,7 @@ class Broken(nn.Linear):
     def init_weights(self):
         if self.fault == 'teacher':
             self.kd = nn.Identity()
-            self.kd_plan = type('Plan', (), {'teacher': type('T', (), {'model': nn.Linear(1, 1)})})
+            self.kd_plan = plan(nn.Linear(1, 1))
 
     def forward(self, mode):
         loss = self.weight.square().sum()
@@ -30,7 +37,7 @@ class Broken(nn.Linear):
         losses = {'loss': loss}
         if self.fault == 'teacher':
             losses['loss_kd_x'] = loss
-            self.kd_plan.teacher.model.weight.data += 1
+            self.kd_plan.running['teacher'].teacher.model.weight.data += 1
         if self.fault == 'detached':
             losses['loss_kd_x'] = loss * 0
         return losses
@@ -44,7 +51,7 @@ class Broken(nn.Linear):
     [
         ('infinite', 'not finite: loss'),
         ('flat', 'no gradient flows into the student'),
-        ('teacher', 'the teacher has changed: weight'),
+        ('teacher', 'the teacher has changed: 0.weight'),
         ('detached', "no gradient flows from the term 'x' into the student"),
     ],
 )
@@ -53,9 +60,9 @@ def test_finds_faults(monkeypatch, fault, message):
     model = Broken(fault)
     if fault == 'detached':
         model.kd = nn.Identity()
-        model.kd_plan = type('Plan', (), {'teacher': type('T', (), {'model': nn.Identity()})})
+        model.kd_plan = plan(nn.Identity())
     with pytest.raises(ValueError, match=message):
-        trial.train_step(model, None, (8, 8))
+        trial.train(model, None, (8, 8), steps=2)
     assert torch.is_grad_enabled()
 
 

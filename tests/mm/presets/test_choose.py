@@ -1,9 +1,11 @@
+import copy
 import inspect
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 
 import kd_dense.losses
 from kd_dense.mm.presets import choose, methods
@@ -71,6 +73,18 @@ class TestFamilies:
         assert all(losses[f'loss_kd_sad{stage}'] > 0 for stage in (1, 2, 3))
         with pytest.raises(ValueError, match='with four stages, without a teacher, and none'):
             build(preset='sad')
+
+    def test_patch_embeddings_are_tokens(self):
+        config = toy.segmenter()
+        config.backbone = ConfigDict(
+            type='mmseg.MixVisionTransformer', embed_dims=8, num_layers=[1] * 4, num_heads=[1] * 4
+        )
+        config.decode_head.update(in_channels=8, in_index=3)
+        model = build(preset='pea', student=config, teacher=untrained(copy.deepcopy(config)))
+        taps = [term.student_tap for term in model.kd.values()]
+        assert taps == [f'backbone.layers.{stage}.0' for stage in range(4)]
+        losses = toy.losses(model, toy.SegScenes())
+        assert all(losses[f'loss_kd_embed{stage}'] > 0 for stage in range(4))
 
     def test_the_last_maps_are_compared_where_they_are_of_one_size(self):
         found = []

@@ -100,6 +100,8 @@ def test_a_recipe_is_not_written_with_it(folder):
     with pytest.raises(SystemExit, match='leave out --unlabelled now'):
         call('train', STUDENT, '--teacher', TEACHER, '--teacher-checkpoint', WEIGHTS,
              '--distill', 'cwd', '--unlabelled', folder, '--dump-config')  # fmt: skip
+    with pytest.raises(RequestError, match='leave out unlabelled now'):
+        kd_dense.distill(STUDENT, TEACHER, 'cwd', unlabelled=folder, dump_config='a.py')
 
 
 def test_models_that_are_built_already(folder, tmp_path):

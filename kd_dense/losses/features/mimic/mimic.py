@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,16 +14,20 @@ from kd_dense.functional import (
     at_least_float32,
     check_choice,
     standardised,
+    standardised_together,
     sum_over_ranks,
     without_autocast,
 )
-from kd_dense.losses.base import DistillLoss, check_same_shape
+from kd_dense.losses.base import DistillLoss, check_same_shape, total
 
 __all__ = ['DISTANCES', 'MimicLoss', 'mimic_loss', 'normed']
 
 Norm = Literal['none', 'batch', 'image', 'map', 'position']
 Distance = Literal['l1', 'squared', 'half_squared', 'smooth_l1']
 Reduction = Literal['mean', 'position', 'image', 'root']
+
+# The dimensions over which a norm takes mean and standard deviation.
+STATISTICS: dict[str, tuple[int, ...]] = {'batch': (0, 2, 3), 'image': (2, 3)}
 
 
 def mimic_loss(
@@ -95,24 +99,54 @@ def mimic_loss(
         >>> mimic_loss(student, teacher, 'position', 'half_squared', 'position')
         tensor(0.0200)
     """
-    check_same_shape('mimic_loss', student, teacher)
     _check('mimic_loss', norm, distance, reduction, pooled, eps)
-    with without_autocast(student):
-        ours = normed(student, norm, eps, unbiased)
-        theirs = normed(teacher.detach(), norm, eps, unbiased)
-        total, weights = _apart(ours, theirs, distance, reduction), 1.0
-        sides = [side for side in pooled if side < student.shape[2]]
-        grids = zip(_grids(ours, sides), _grids(theirs, sides), strict=True)
-        for index, grid in enumerate(grids, start=1):
-            total = total + _apart(*grid, distance, reduction) / 2**index
-            weights += 1 / 2**index
-        return total / weights
+    return _over_maps([student], [teacher], norm, distance, reduction, pooled, eps, unbiased)
+
+
+def _over_maps(
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    norm: Norm,
+    distance: Distance,
+    reduction: Reduction,
+    pooled: Sequence[int],
+    eps: float,
+    unbiased: bool,
+) -> Tensor:
+    """The sum of [`mimic_loss`][] over maps."""
+    for maps in zip(students, teachers, strict=True):
+        check_same_shape('mimic_loss', *maps)
+    with without_autocast(students[0]):
+        dims = STATISTICS.get(norm)
+        if dims:
+            ours, theirs = standardised_together(students, teachers, dims, eps, unbiased)
+        else:
+            ours = [normed(x, norm, eps, unbiased) for x in students]
+            theirs = [normed(x.detach(), norm, eps, unbiased) for x in teachers]
+        both = zip(ours, theirs, strict=True)
+        return total([_with_grids(*maps, distance, reduction, pooled) for maps in both])
+
+
+def _with_grids(
+    ours: Tensor, theirs: Tensor, distance: Distance, reduction: Reduction, pooled: Sequence[int]
+) -> Tensor:
+    """The distance of two normed maps, and of their means over grids."""
+    found = _apart(ours, theirs, distance, reduction)
+    sides = [side for side in pooled if side < ours.shape[2]]
+    if not sides:
+        return found
+    weights = 1.0
+    grids = zip(_grids(ours, sides), _grids(theirs, sides), strict=True)
+    for index, grid in enumerate(grids, start=1):
+        found = found + _apart(*grid, distance, reduction) / 2**index
+        weights += 1 / 2**index
+    return found / weights
 
 
 def normed(x: Tensor, norm: Norm, eps: float, unbiased: bool) -> Tensor:
     """A map as [`mimic_loss`][] compares it, in at least float32."""
-    if norm in ('batch', 'image'):
-        return standardised(x, (0, 2, 3) if norm == 'batch' else (2, 3), eps, unbiased)
+    if norm in STATISTICS:
+        return standardised(x, STATISTICS[norm], eps, unbiased)
     x = at_least_float32(x)
     if norm == 'none':
         return x
@@ -134,7 +168,10 @@ DISTANCES: dict[str, Callable[..., Tensor]] = {
 
 
 def _apart(ours: Tensor, theirs: Tensor, distance: Distance, reduction: Reduction) -> Tensor:
-    total = DISTANCES[distance](ours, theirs.to(ours.dtype), reduction='sum')
+    apart, theirs = DISTANCES[distance], theirs.to(ours.dtype)
+    if reduction == 'mean' and distance != 'l1':  # whose mean has a gradient in more steps
+        return apart(ours, theirs)
+    total = apart(ours, theirs, reduction='sum')
     images, channels, height, width = ours.shape
     if reduction == 'root':
         return root_over_ranks(total[None], images)[0]
@@ -157,8 +194,6 @@ def _grids(x: Tensor, sides: Sequence[int]) -> list[Tensor]:
 
     What adaptive average pooling gives, whose gradient is not deterministic on a GPU.
     """
-    if not sides:
-        return []
     rows, columns = (
         torch.cat([_shares(length, side) for side in sides]).to(
             x.device, x.dtype, non_blocking=True
@@ -233,13 +268,25 @@ class MimicLoss(DistillLoss):
         self.unbiased = unbiased
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return self.weight * mimic_loss(
-            student,
-            teacher,
-            self.norm,
-            self.distance,
-            self.reduction,
-            self.pooled,
-            self.eps,
-            self.unbiased,
+        found: Tensor = self.over_maps([self], [student], [teacher])
+        return found
+
+    @classmethod
+    def over_maps(
+        cls,
+        losses: Sequence[MimicLoss],
+        students: Sequence[Tensor],
+        teachers: Sequence[Tensor],
+        **needs: Any,
+    ) -> Tensor:
+        loss = losses[0]
+        return loss.weight * _over_maps(
+            students,
+            teachers,
+            loss.norm,
+            loss.distance,
+            loss.reduction,
+            loss.pooled,
+            loss.eps,
+            loss.unbiased,
         )

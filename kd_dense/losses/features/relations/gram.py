@@ -20,6 +20,7 @@ from kd_dense.losses.features.relations.rows import (
     check_pool,
     image_gram,
     pooled,
+    products,
     sum_over_rows,
     unit,
     vectors_of,
@@ -99,7 +100,7 @@ def relation_loss(
         temperature: The maps are divided by it in front of a softmax, ``> 0``.
         pool: Side of squares that the maps are averaged over first.
         windows: Into how many windows a map is cut, down and across, each with a matrix of its
-            own. Rows and columns that are left over are left out.
+            own; at most one for each position. Rows and columns that are left over are left out.
 
     Returns:
         Scalar, at least float32.
@@ -123,11 +124,11 @@ def relation_loss(
         ours, theirs = (_vectors(x, settings) for x in (student, teacher.detach()))
         theirs = theirs.to(ours.dtype)
         if over == 'images':
-            ours, theirs = (image_gram(x[0])[None] for x in (ours, theirs))
+            ours, theirs = (image_gram(x.squeeze(0))[None] for x in (ours, theirs))
             total = _apart(ours, theirs, rows)
         else:
             total = sum_over_rows(
-                lambda s, t: _apart(s[0] @ t[0].mT, s[1] @ t[1].mT, rows),
+                lambda s, t: _apart(products(s[0], t[0]), products(s[1], t[1]), rows),
                 [ours, theirs],
                 [ours, theirs],
             )
@@ -138,7 +139,7 @@ def relation_loss(
 def affinities(x: Tensor, settings: Settings) -> Tensor:
     """The matrices of a map ``(N, C, H, W)`` as they are compared, ``(G, n, n)``, whole."""
     vectors = _vectors(x, settings)
-    return _over_norm(vectors @ vectors.mT, settings.rows)
+    return _over_norm(products(vectors, vectors), settings.rows)
 
 
 def _vectors(x: Tensor, settings: Settings) -> Tensor:
@@ -157,13 +158,8 @@ def _vectors(x: Tensor, settings: Settings) -> Tensor:
 
 def _windows(x: Tensor, windows: Sequence[int]) -> Tensor:
     """Each window of a map ``(N, C, H, W)`` for an image."""
-    down, across = windows
-    height, width = (side // count for side, count in zip(x.shape[2:], windows, strict=True))
-    if not (height and width):
-        raise ValueError(
-            f'relation_loss expects windows of at least one position, got windows={down, across} '
-            f'of maps of {tuple(x.shape[2:])}'
-        )
+    down, across = (min(pair) for pair in zip(x.shape[2:], windows, strict=True))
+    height, width = x.shape[2] // down, x.shape[3] // across
     x = x[..., : down * height, : across * width]
     x = x.unflatten(3, (across, width)).unflatten(2, (down, height))
     return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)

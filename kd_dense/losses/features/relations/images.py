@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_dense.functional import check_choice, without_autocast
-from kd_dense.losses.base import DistillLoss, check_same_size, check_weight
+from kd_dense.losses.base import DistillLoss, check_same_size, check_weights
 from kd_dense.losses.features.relations.rows import check_pool, image_gram, pooled, unit
 
 __all__ = ['CCKDLoss', 'PKTLoss', 'RKDLoss', 'cckd_loss', 'pkt_loss', 'rkd_loss']
@@ -262,8 +262,7 @@ class RKDLoss(_OfImages):
         over_norm: bool = True,
     ) -> None:
         super().__init__(weight, pool)
-        check_weight('RKDLoss', 'distance_weight', distance_weight)
-        check_weight('RKDLoss', 'angle_weight', angle_weight)
+        check_weights('RKDLoss', distance_weight=distance_weight, angle_weight=angle_weight)
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
         self.over_norm = over_norm

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from kd_dense.functional import without_autocast
 from kd_dense.losses.base import DistillLoss, check_same_size
-from kd_dense.losses.features.relations.rows import check_pool, pooled, sum_over_rows, unit
+from kd_dense.losses.features.relations.rows import (
+    check_pool,
+    pooled,
+    products,
+    sum_over_rows,
+    unit,
+)
 
 __all__ = ['NSTLoss', 'nst_loss']
 
@@ -69,7 +75,7 @@ def nst_loss(student: Tensor, teacher: Tensor, pool: int = 1) -> Tensor:
 
 def _alike(rows: Tensor, columns: Tensor) -> Tensor:
     """Squared cosines of all pairs of channels ``(G, m, P)`` and ``(G, n, P)``, added up."""
-    return (rows @ columns.mT).square().sum((1, 2))
+    return products(rows, columns).square().sum((1, 2))
 
 
 class NSTLoss(DistillLoss):
