@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kd_dense.losses import LDLoss, RotatedLDLoss
 from kd_dense.mm.check.finding import OK, WARNING, Finding, Subject
 from kd_dense.mm.check.terms import LEADS
 from kd_dense.mm.distil.fields import WHOLE
@@ -81,7 +82,8 @@ def _open_questions(subject: Subject, terms: list[Finding]) -> Iterator[str]:
             yield f'{figures["term"]} pulls {ratio}, and elsewhere'
     for name, term in getattr(subject.model, 'kd', {}).items():
         off = term.shares and not {WHOLE, 'kd'} & {*term.shares}
-        if not off and getattr(term.loss, 'settings', {}).get('kd_weight', 0) > 0:  # LD
+        is_ld = isinstance(term.loss, (LDLoss, RotatedLDLoss))
+        if not off and is_ld and term.loss.settings['kd_weight'] > 0:
             yield f'{name} compares classes as a softmax, and the head trains each by itself'
     if sum(map(_share, judged)) > STRONGEST:
         yield f'the shares of the terms add up to more than {STRONGEST:g}'

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from mmengine.config import Config
 
-from kd_dense.losses import LDLoss
+from kd_dense.losses import ICKDLoss, LDLoss
 from kd_dense.mm.check.finding import ERROR, OK, WARNING, Finding, Subject
 from kd_dense.mm.check.verdict import check_verdict
 
@@ -33,6 +33,11 @@ def verdict(*findings, **fields):
 def with_ld(kd_weight, **shares):
     term = SimpleNamespace(loss=LDLoss(kd_weight=kd_weight), shares=shares)
     return SimpleNamespace(kd=dict(ld=term))
+
+
+def test_a_loss_whose_settings_are_no_dict():
+    relations = SimpleNamespace(kd=dict(ickd=SimpleNamespace(loss=ICKDLoss(), shares={})))
+    assert verdict(LEADS, term(), model=relations).figures['verdict'] == 'will help'
 
 
 def test_helps_where_the_teacher_leads_and_terms_are_in_scale():
