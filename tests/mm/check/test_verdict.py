@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from mmengine.config import Config
 
-from kd_dense.losses import ICKDLoss, LDLoss
+from kd_dense.losses import LDLoss, PKDLoss, SPLoss
 from kd_dense.mm.check.finding import ERROR, OK, WARNING, Finding, Subject
 from kd_dense.mm.check.verdict import check_verdict
 
@@ -35,9 +35,12 @@ def with_ld(kd_weight, **shares):
     return SimpleNamespace(kd=dict(ld=term))
 
 
-def test_a_loss_whose_settings_are_no_dict():
-    relations = SimpleNamespace(kd=dict(ickd=SimpleNamespace(loss=ICKDLoss(), shares={})))
-    assert verdict(LEADS, term(), model=relations).figures['verdict'] == 'will help'
+@pytest.mark.parametrize(('loss', 'says'), [(SPLoss, 'cannot say'), (PKDLoss, 'will help')])
+def test_what_the_study_knows_of_a_loss(loss, says):
+    model = SimpleNamespace(kd=dict(one=SimpleNamespace(loss=loss(), shares={})))
+    found = verdict(LEADS, term(), model=model)
+    assert found.figures['verdict'] == says
+    assert ('of SPLoss (one) our study has too little' in found.message) == (loss is SPLoss)
 
 
 def test_helps_where_the_teacher_leads_and_terms_are_in_scale():
