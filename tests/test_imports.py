@@ -141,6 +141,11 @@ def test_who_imports_us_imports_no_framework_and_draws_nothing():
     run('import sys, kd_dense.mm; assert not {"mmdet", "mmseg", "matplotlib"} & {*sys.modules}')
 
 
+def test_the_overview_of_the_command_needs_not_even_torch():
+    run('import sys, kd_dense.cli.main as cli; cli.main(None, ["--help"]); '
+        'assert "torch" not in sys.modules')  # fmt: skip
+
+
 def test_losses_need_torch_and_nothing_else():
     run(
         'import sys\n'

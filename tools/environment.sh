@@ -33,12 +33,14 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     # without pip it is missing, or was left half made
     "$venv/bin/python" -m pip --version > /dev/null 2>&1 ||
         "${PYTHON:-python3}" -m venv "$venv" || return
-    "$venv/bin/python" -m pip install --disable-pip-version-check --quiet \
+    "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --no-compile \
         --requirement "$requirements" || return
-    "$venv/bin/python" -m pip install --disable-pip-version-check --quiet \
+    "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --no-compile \
         --no-deps --requirement requirements/no-deps.txt || return
-    "$venv/bin/python" -m pip install --disable-pip-version-check --quiet \
+    "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --no-compile \
         --no-build-isolation --no-deps --editable . || return
+    # pip compiles on one core, and the packages' own tests too; some files are for other Pythons
+    "$venv/bin/python" -m compileall -q -j 0 -x /tests/ "$venv/lib" > /dev/null || true
     echo "$wanted" > "$stamp"
 fi
 . "$venv/bin/activate"

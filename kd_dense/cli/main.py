@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from kd_dense import __version__
-from kd_dense.taps import near_names
 
 __all__ = ['main']
 
@@ -53,6 +52,8 @@ def main(verb: str | None = None, arguments: Sequence[str] | None = None) -> Non
             return
         verb, *words = words
     if verb not in VERBS:
+        from kd_dense.taps import near_names  # with torch, which takes seconds
+
         sys.exit(f'kd_dense has no verb {verb!r}, {near_names(verb, VERBS)}\n\n{OVERVIEW}')
     module = import_module(f'kd_dense.cli.{verb.replace("-", "_")}')
     parser = argparse.ArgumentParser(

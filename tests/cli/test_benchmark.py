@@ -3,7 +3,6 @@
 import argparse
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -26,15 +25,12 @@ def arguments(*words):
     return parser.parse_args([*map(str, words)])
 
 
-def test_measures_recipes_side_by_side_and_writes_json(tmp_path):
+def test_measures_recipes_side_by_side_and_writes_json(tmp_path, monkeypatch, capsys):
     path = tmp_path / 'new' / 'figures.json'
-    command = [sys.executable, '-m', 'kd_dense', 'benchmark', SEG_CWD, '--against', SEG_SKD,
-               SEG_CWD, 'model.teacher.precision=bf16', *SMALL, '--threads', 1,
-               '--json', path]  # fmt: skip
-    done = subprocess.run(
-        [str(word) for word in command], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.chdir(ROOT)
+    call('benchmark', SEG_CWD, '--against', SEG_SKD, SEG_CWD, 'model.teacher.precision=bf16',
+         *SMALL, '--threads', 1, '--json', path)  # fmt: skip
+    said = capsys.readouterr()
     found = json.loads(path.read_text())
     assert found['size'] == [64, 64]
     assert (found['batch_size'], found['rounds'], found['threads']) == (2, 2, 1)
@@ -63,8 +59,8 @@ def test_measures_recipes_side_by_side_and_writes_json(tmp_path):
         assert recipe['floor_bytes'] == found['calls']['plain step']['peak_bytes'] + held
         assert recipe['peak_to_floor'] == step['peak_bytes'] / recipe['floor_bytes']
     for text in ('plain step', '[3] distilled step', '[2] holistic, alone', 'x floor, goal 1.05'):
-        assert text in done.stdout
-    assert 'rounds: 3 of 3' in done.stderr
+        assert text in said.out
+    assert 'rounds: 3 of 3' in said.err
 
 
 def test_settings_of_all_recipes_and_of_one(monkeypatch):

@@ -407,8 +407,16 @@ def test_fbkd_needs_a_map_for_each_connector():
 
 # Statistics of a batch are those of all processes.
 
+
+class TwoLevels(PKDLoss):
+    def forward(self, student, teacher):
+        both = ([x, x[:, :3, ::2]] for x in (student, teacher))
+        return self.over_maps([self], *both)
+
+
 LOSSES = dict(
     pkd=PKDLoss(2.0),
+    levels=TwoLevels(),
     vkd=VkDLoss(2.0),
     root=MimicLoss(reduction='root'),
     fbkd=OneMap(),
@@ -423,7 +431,11 @@ def values_and_gradients(rank):
         student, teacher = (x[share].clone().requires_grad_() for x in (student, teacher))
         result = loss.double()(student, teacher)
         value = sum(result.values()) if isinstance(result, dict) else result
-        if name in ('pkd', 'vkd'):  # a mean over the images of a process, which are not as many
+        if name in (
+            'pkd',
+            'levels',
+            'vkd',
+        ):  # a mean over the images of a process, which are not as many
             value = value * len(student) / mean_over_ranks(torch.tensor(float(len(student))))
         parameters = list(loss.parameters())
         grads = torch.autograd.grad(value, [student, *parameters])

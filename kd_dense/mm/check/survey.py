@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd_dense.mm.batches.made_up import blank_batch
 from kd_dense.mm.distil.fitting import check_classes
 from kd_dense.mm.distil.term import Term
-from kd_dense.mm.models.probe import FEATURES, Yield, forward, replicate
+from kd_dense.mm.models.probe import FEATURES, QuickNorms, Yield, forward, replicate
 from kd_dense.taps import TapError, Taps
 
 __all__ = ['Pair', 'Place', 'compare', 'survey']
@@ -81,7 +81,7 @@ def _run(model: nn.Module, taps: Taps, size: tuple[int, int]) -> None:
             replica = replicate(model, device)
             replica.eval()
             try:
-                with torch.device(device), taps.on(replica):
+                with torch.device(device), QuickNorms(), taps.on(replica):
                     forward(replica, *blank_batch(model, size, device), names)
             except Exception as error:  # any layer may refuse
                 problems.append(f'{type(error).__name__}: {error}')

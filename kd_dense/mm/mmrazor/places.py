@@ -14,7 +14,7 @@ from torch import nn
 from kd_dense.mm.batches.made_up import blank_batch
 from kd_dense.mm.configs import build_model, type_name
 from kd_dense.mm.mmrazor.note import CannotError
-from kd_dense.mm.models.probe import SIZES, forward, replicate
+from kd_dense.mm.models.probe import SIZES, QuickNorms, forward, replicate
 from kd_dense.taps import TapError, Taps, tensors_in
 
 __all__ = ['Places', 'joined', 'skeleton']
@@ -189,7 +189,7 @@ def _run(model: nn.Module, paths: Sequence[str]) -> dict[str, list[Any] | None]:
         replica = replicate(model, 'meta').eval()
         try:
             inputs, samples = blank_batch(model, size, 'meta')
-            with torch.device('meta'), taps.on(replica):
+            with torch.device('meta'), QuickNorms(), taps.on(replica):
                 forward(replica, inputs, samples, paths)
         except Exception:  # whatever a layer raises: behind the taps, or at this size
             pass

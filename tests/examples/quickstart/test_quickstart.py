@@ -7,6 +7,7 @@ them in their own process, as if it were another.
 import json
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +24,18 @@ METHODS = {
     'seg': ['auto', 'CWD', 'SKD', 'IntRA-KD'],
     'det': ['auto', 'CWD', 'SKD', 'FGD', 'LD'],
 }
-# These stay processes: that of a method, and all in the tests of --long.
+# This one stays a process, and all in the tests of --long.
 IN_A_PROCESS = 'det_cwd_seed0'
+
+
+class Clock:
+    """The CPU time of the runs in this process: each look at it is worth 100 s, with SKD 600 s."""
+
+    now, step = 0.0, 100.0
+
+    def process_time(self):
+        self.now += self.step
+        return self.now
 
 
 def quickstart(*arguments):
@@ -50,9 +61,12 @@ def quickstart_here(monkeypatch, capsys):
     monkeypatch.setenv('SCENES', '')
     monkeypatch.setattr(report, 'PICTURES', 2)
     monkeypatch.setattr(report, 'measure_speed', partial(report.measure_speed, images=4))
-    monkeypatch.setattr(
-        queue, 'subprocess', SimpleNamespace(Popen=start, STDOUT=subprocess.STDOUT)
-    )
+    clock = Clock()
+    monkeypatch.setattr(training, 'time', clock)
+    soon = SimpleNamespace(sleep=lambda _: time.sleep(0.01), monotonic=time.monotonic)
+    monkeypatch.setattr(queue, 'time', soon)
+    started = SimpleNamespace(Popen=partial(start, clock), STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(queue, 'subprocess', started)
     read = training._read
 
     def read_with_a_name(spec):
@@ -72,18 +86,19 @@ def quickstart_here(monkeypatch, capsys):
     return run
 
 
-def start(words, stdout, **options):
+def start(clock, words, stdout, **options):
     """Do a run of the queue, in a process only where it is to."""
     assert words[:4] == [sys.executable, '-m', 'examples.quickstart', '--job']
     spec = json.loads(words[4])
     if Path(spec['folder']).name == IN_A_PROCESS:
         return subprocess.Popen(words, stdout=stdout, **options)
+    clock.step = 600.0 if 'seg_skd' in spec['folder'] else 100.0
     training.train_and_test(spec)
     return SimpleNamespace(poll=lambda: 0, returncode=0)
 
 
-def assert_compared(tmp_path, printed):
-    """All that is asked for with ``--methods all --iterations 4`` is there."""
+def assert_compared(tmp_path, printed, iterations):
+    """All that is asked for with ``--methods all`` is there; returns the results by run."""
     table = (tmp_path / 'results.md').read_text()
     assert table in printed + '\n'
     tables = dict(zip(METHODS, table.split('### ')[1:], strict=True))
@@ -101,12 +116,18 @@ def assert_compared(tmp_path, printed):
     for task in METHODS:
         sizes = {r['parameters'] for n, r in results.items() if n.startswith(f'{task}_')}
         assert len(sizes) == 2  # the teacher's, and that of all students
-        assert len(results[f'{task}_cwd_seed0']['curve']) == 4
+        assert len(results[f'{task}_cwd_seed0']['curve']) == iterations
+    return results
 
 
 def test_trains_compares_and_draws(data, tmp_path, quickstart_here):
-    arguments = ('--data', data, '--work-dir', tmp_path, '--iterations', 4, '--methods', 'all')
-    assert_compared(tmp_path, quickstart_here(*arguments))
+    arguments = ('--data', data, '--work-dir', tmp_path, '--iterations', 2, '--methods', 'all')
+    results = assert_compared(tmp_path, quickstart_here(*arguments), 2)
+    # Two steps alone cost 200 s; with SKD they cost as much as 10 more.
+    longer = {name: r['iterations'] for name, r in results.items() if '_longer_' in name}
+    assert longer.pop('seg_student_longer_skd_seed0') == 12
+    assert len(longer) == 8
+    assert {*longer.values()} == {2}
     table = (tmp_path / 'results.md').read_text()
 
     again = quickstart_here(*arguments)  # nothing is trained twice
@@ -120,7 +141,7 @@ def test_trains_in_processes(tmp_path):
     where = ('--data', tmp_path / 'scenes', '--work-dir', tmp_path)
     done = quickstart(*where, '--iterations', 4, '--methods', 'all')
     assert done.returncode == 0, done.stdout + done.stderr
-    assert_compared(tmp_path, done.stdout)
+    assert_compared(tmp_path, done.stdout, 4)
 
 
 def test_several_seeds_have_a_spread():
@@ -150,18 +171,18 @@ def test_committed_checkpoints_are_small():
         assert path.stat().st_size < 4e6
 
 
-def test_a_run_that_fails_shows_its_log(data, tmp_path):
-    (data / 'coco' / 'annotations' / 'instances_train2017.json').rename(tmp_path / 'moved')
+def test_a_run_that_fails_shows_its_log(data, tmp_path, quickstart_here, monkeypatch):
+    monkeypatch.setattr(f'{__name__}.IN_A_PROCESS', 'det_student_seed0')
+    file = data / 'coco' / 'annotations' / 'instances_train2017.json'
+    file.rename(tmp_path / 'moved')
+    where = ('--data', data, '--work-dir', tmp_path, '--processes', 1)
     try:
-        done = quickstart(
-            '--data', data, '--work-dir', tmp_path, '--iterations', 2, '--tasks', 'det'
-        )
+        with pytest.raises(SystemExit) as error:
+            quickstart_here(*where, '--iterations', 2, '--tasks', 'det')
     finally:
-        (tmp_path / 'moved').rename(data / 'coco' / 'annotations' / 'instances_train2017.json')
-    assert done.returncode != 0
-    assert 'detection: student, seed 0 failed' in done.stderr
-    assert 'instances_train2017.json' in done.stderr
-    assert 'log.txt' in done.stderr
+        (tmp_path / 'moved').rename(file)
+    for text in ('detection: student, seed 0 failed', file.name, 'log.txt'):
+        assert text in str(error.value)
 
 
 def test_nonsense_is_refused():

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 from functools import cache
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from kd_dense.mm.models import probe as probe_module
-from kd_dense.mm.models.probe import Yield, needs_features_only, probe
+from kd_dense.mm.models.probe import QuickNorms, Yield, needs_features_only, probe
 from kd_dense.taps import TapError
 from tests.mm import toy
 
@@ -55,6 +56,30 @@ def test_copies_no_weights(monkeypatch):
     )
     yields(toy.build(toy.detector()), 'neck')
     assert devices == ['meta', 'meta']
+
+
+@pytest.mark.parametrize(
+    ('norm', 'size', 'wrong'),
+    [
+        (torch.nn.BatchNorm2d(8), (2, 8, 3, 4), (2, 6, 3, 4)),
+        (torch.nn.SyncBatchNorm(8), (2, 8, 3, 4), (2, 6, 3, 4)),
+        (torch.nn.GroupNorm(4, 8), (2, 8, 3, 4), (2, 6, 3, 4)),
+        (torch.nn.GroupNorm(4, 8), (2, 8, 3, 4), (2, 12, 3, 4)),
+        (torch.nn.GroupNorm(8, 8), (2, 8, 1, 1), (1, 8, 1, 1)),
+        (torch.nn.LayerNorm(8), (2, 5, 8), (2, 5, 6)),
+        (torch.nn.LayerNorm((3, 4)), (3, 4), (4, 3)),
+    ],
+)
+def test_norms_that_are_spared_yield_and_refuse_the_same(norm, size, wrong):
+    norm = norm.eval().to('meta')
+    found = []
+    for spared in (contextlib.nullcontext(), QuickNorms()):
+        with torch.device('meta'), torch.no_grad(), spared:
+            yielded = norm(torch.empty(size).transpose(-1, -2).contiguous().transpose(-1, -2))
+            with pytest.raises((RuntimeError, ValueError)) as error:
+                norm(torch.empty(wrong))
+        found.append((yielded.shape, yielded.dtype, yielded.device, str(error.value)))
+    assert found[0] == found[1]
 
 
 def test_runs_on_the_cpu_where_meta_cannot():
