@@ -130,6 +130,11 @@ ELSEWHERE = {
         'tests/benchmarks/zoo/test_main.py::test_families',
     'python -m benchmarks.zoo --table docs/zoo.md --results zoo.jsonl other.jsonl':
         'tests/benchmarks/zoo/test_main.py::test_the_page',
+    'python -m benchmarks.zoo mmseg/pspnet mmseg/deeplabv3 mmseg/segformer'
+    ' mmdet/retinanet mmdet/gfl mmdet/faster_rcnn --methods frs defeat fgfi ickd aicsd'
+    ' dsd cross_image sp rkd pkt cckd nst at sad ifvd apd reviewkd pea cirkd edge_body'
+    ' --apart --steps 3 --output second.jsonl':
+        'tests/benchmarks/zoo/test_sweep.py::test_each_may_be_tried_apart',
     'torchrun --nproc_per_node 2 benchmarks/communication.py'
     ' configs/cwd/cwd_pspnet-r18_from_pspnet-r101_80k_cityscapes-512x1024.py':
         'tests/benchmarks/test_communication.py::test_counts_what_the_page_says',
