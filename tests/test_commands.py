@@ -12,6 +12,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -194,10 +195,11 @@ def as_run(command: str) -> str:
 def checkout(tmp_path_factory):
     root = make_checkout(tmp_path_factory.mktemp('pages') / 'kd_dense')
     recipe = PLACEHOLDERS['RECIPE']
-    for name in ('ALONE', 'DISTILLED', 'RUN'):
-        run(root, ['-m', 'kd_dense', 'train', recipe, '--work-dir', f'work_dirs/{name}'], root, {})
-        for checkpoint in ('epoch_12.pth', 'epoch_24.pth', 'iter_80000.pth'):
-            (root / 'work_dirs' / name / checkpoint).symlink_to('iter_2.pth')
+    run(root, ['-m', 'kd_dense', 'train', recipe, '--work-dir', 'work_dirs/RUN'], root, {})
+    for checkpoint in ('epoch_12.pth', 'epoch_24.pth', 'iter_80000.pth'):
+        (root / 'work_dirs' / 'RUN' / checkpoint).symlink_to('iter_2.pth')
+    for name in ('ALONE', 'DISTILLED'):
+        shutil.copytree(root / 'work_dirs' / 'RUN', root / 'work_dirs' / name, symlinks=True)
     (root / 'with_preset.py').write_text(WITH_PRESET)
     return root
 
