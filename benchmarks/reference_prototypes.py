@@ -39,10 +39,11 @@ def plain_ifvd(student: Tensor, teacher: Tensor, labels: Tensor, classes: int) -
 
 
 def plain_apd(student: Tensor, teacher: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """What ``kd_dense.losses.apd_loss`` gives for the student, its parts added up."""
+    """What ``kd_dense.losses.apd_loss`` gives, its parts added up."""
     target = F.interpolate(labels[:, None].float(), student.shape[2:], mode='nearest')[:, 0]
     s, t = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
-    members = [(target == k).nonzero(as_tuple=True) for k in target.unique() if k < classes]
+    there = [k for k in target.unique().long() if k < classes]
+    members = [(target == k).nonzero(as_tuple=True) for k in there]
 
     def centres(x: Tensor) -> Tensor:
         means = [x[image, :, row, column].mean(0) for image, row, column in members]
@@ -51,7 +52,11 @@ def plain_apd(student: Tensor, teacher: Tensor, labels: Tensor, classes: int) ->
     ours, theirs = centres(s), centres(t)
     p, q = (10 * F.conv2d(x, c[..., None, None]) for x, c in ((s, ours), (t, theirs)))
     pred = F.kl_div(p.log_softmax(1), q.softmax(1), reduction='mean')
-    return pred + (1 - F.cosine_similarity(ours, theirs, dim=1)).mean() / 2
+    logits = q.new_zeros(len(q), classes, *q.shape[2:])
+    logits[:, torch.stack(there)] = q
+    logits = F.interpolate(logits, labels.shape[1:], mode='bilinear', align_corners=True)
+    learned = F.cross_entropy(logits, labels, ignore_index=255)
+    return pred + (1 - F.cosine_similarity(ours, theirs, dim=1)).mean() / 2 + learned
 
 
 def plain_at(student: Tensor, teacher: Tensor) -> Tensor:
@@ -92,7 +97,7 @@ def make_prototypes(name: str, shape: tuple[int, ...], device: str, small: bool)
 
     def apd() -> Tensor:
         parts = apd_loss(student, teacher, labels, classes)
-        return parts['perspective'] + parts['centres']
+        return torch.stack([*parts.values()]).sum()
 
     loss = IFVDLoss(classes)
     ours = apd if name == 'apd' else partial(loss, student, teacher, segmentation=labels)
@@ -129,7 +134,7 @@ def cases() -> list[Case]:
     rows = []
     for name, title, make in (
         ('prototypes-ifvd', 'IFVD', make_prototypes),
-        ('prototypes-apd', "APD, without the teacher's part", make_prototypes),
+        ('prototypes-apd', 'APD', make_prototypes),
         ('attention-at', 'AT', make_attention),
         ('attention-sad', 'SAD', make_attention),
     ):

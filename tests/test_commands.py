@@ -12,6 +12,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -129,6 +130,11 @@ ELSEWHERE = {
         'tests/benchmarks/zoo/test_main.py::test_families',
     'python -m benchmarks.zoo --table docs/zoo.md --results zoo.jsonl other.jsonl':
         'tests/benchmarks/zoo/test_main.py::test_the_page',
+    'python -m benchmarks.zoo mmseg/pspnet mmseg/deeplabv3 mmseg/segformer'
+    ' mmdet/retinanet mmdet/gfl mmdet/faster_rcnn --methods frs defeat fgfi ickd aicsd'
+    ' dsd cross_image sp rkd pkt cckd nst at sad ifvd apd reviewkd pea cirkd edge_body'
+    ' --apart --steps 3 --output second.jsonl':
+        'tests/benchmarks/zoo/test_sweep.py::test_each_may_be_tried_apart',
     'torchrun --nproc_per_node 2 benchmarks/communication.py'
     ' configs/cwd/cwd_pspnet-r18_from_pspnet-r101_80k_cityscapes-512x1024.py':
         'tests/benchmarks/test_communication.py::test_counts_what_the_page_says',
@@ -189,10 +195,11 @@ def as_run(command: str) -> str:
 def checkout(tmp_path_factory):
     root = make_checkout(tmp_path_factory.mktemp('pages') / 'kd_dense')
     recipe = PLACEHOLDERS['RECIPE']
-    for name in ('ALONE', 'DISTILLED', 'RUN'):
-        run(root, ['-m', 'kd_dense', 'train', recipe, '--work-dir', f'work_dirs/{name}'], root, {})
-        for checkpoint in ('epoch_12.pth', 'epoch_24.pth', 'iter_80000.pth'):
-            (root / 'work_dirs' / name / checkpoint).symlink_to('iter_2.pth')
+    run(root, ['-m', 'kd_dense', 'train', recipe, '--work-dir', 'work_dirs/RUN'], root, {})
+    for checkpoint in ('epoch_12.pth', 'epoch_24.pth', 'iter_80000.pth'):
+        (root / 'work_dirs' / 'RUN' / checkpoint).symlink_to('iter_2.pth')
+    for name in ('ALONE', 'DISTILLED'):
+        shutil.copytree(root / 'work_dirs' / 'RUN', root / 'work_dirs' / name, symlinks=True)
     (root / 'with_preset.py').write_text(WITH_PRESET)
     return root
 

@@ -71,5 +71,11 @@ if [ "$stack" != onedl ]; then
 fi
 ruff check .
 ruff format --check .
-mypy
-exec python -m pytest --numprocesses 2 "$@"
+mypy & # on one core, beside the tests
+types=$! status=0
+python -m pytest --numprocesses 2 "$@" || status=$?
+wait $types || {
+    echo 'the type checker has found errors: they stand where the tests begin' >&2
+    exit 1
+}
+exit $status

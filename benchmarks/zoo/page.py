@@ -11,12 +11,12 @@ from benchmarks.zoo.models import BOXES, SEGMENTER_SIZES
 from benchmarks.zoo.records import METHODS, NO_MODEL, PLAIN
 
 LOGITS = ('kd', 'dist', 'dkd', 'gdkd', 'nkd', 'wsld')
-FEATURES = ('fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'cckd', 'nst')
+FEATURES = ('fitnets', 'pkd', 'vkd', 'cosine', 'mgd', 'sp', 'pkt', 'rkd', 'cckd', 'nst')
 MASKED = ('frs', 'defeat', 'fgfi', 'reviewkd')
 DENSE = ('bckd', 'adl', 'crosskd', 'pgd')
 HEADS = ('fbkd', 'roi_dkd', 'roi_dist', 'detrdistill', 'kddetr')
 SEGMENTERS = ('af_dcd', 'dsd', 'ickd', 'cross_image', 'at', 'ifvd', 'apd', 'cirkd', 'edge_body',
-              'aicsd', 'reviewkd', 'pea', 'detrdistill')  # fmt: skip
+              'aicsd', 'reviewkd', 'pea', 'sad', 'detrdistill')  # fmt: skip
 APPLY = {
     'mmdet': (PLAIN, 'cwd', 'fgd', 'ld', 'dist', *FEATURES, *MASKED, *DENSE, *HEADS),
     'mmseg': (PLAIN, 'cwd', 'skd', 'intrakd', *LOGITS, *FEATURES, *SEGMENTERS),
@@ -48,7 +48,7 @@ kd_dense runs NMS, soft-NMS, RoIAlign and deformable convolutions in PyTorch.
   what it was. Some models do not predict here without a method either (trackers, whose packages
   are missing); there the prediction is left out.
 - CWD, MGD, the methods that mimic features (fitnets, pkd, vkd, cosine) and those that relate
-  images or channels (sp, pkt, cckd, nst) apply to all models, rkd to three images or more; FGD to
+  images or channels (sp, pkt, rkd, cckd, nst) apply to all models; FGD to
   detectors whose neck yields two or more maps of one width; SKD, IntRA-KD and the methods on
   class logits (kd, dist, dkd, gdkd, nkd, wsld) to segmenters that yield a map of logits for each
   class; dist also to dense heads that it has settings for; Af-DCD, ickd, cross_image, at,
@@ -59,7 +59,8 @@ kd_dense runs NMS, soft-NMS, RoIAlign and deformable convolutions in PyTorch.
   decoders with queries, KD-DETR to those of DAB-DETR and DINO.
 - FRS, DeFeat and ReviewKD apply to detectors that FGD applies to (FRS where a head of sigmoids has
   the levels of the neck), FGFI to those with anchors; CIRKD and ReviewKD to segmenters, edge_body
-  to those with class logits, PEA to mix transformers.
+  to those with class logits, PEA to mix transformers, SAD, which has no teacher, to backbones of
+  four stages.
 - The methods that came after the first five are tried together, in one step of training in which
   each term must send its own gradient; where that fails, each by itself.
 - To save time, detectors propose, sample and keep at most {boxes} boxes, images have the first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -113,17 +113,25 @@ def share_of_labels(
     known = (segmentation >= 0) & (segmentation != ignore_index)
     counted = known
     if where != 'all':
-        labels = segmentation.float()
-        highest, lowest = (
-            _window_max(x.masked_fill(~known, -float('inf')), edge) for x in (labels, -labels)
+        labels = segmentation.short()  # two bytes tell classes apart
+        lowest, highest = (
+            _of_windows(pick, labels.where(known, least), edge, least)
+            for pick, least in ((torch.minimum, 2**15 - 1), (torch.maximum, -(2**15)))
         )
-        at_edge = highest != -lowest
+        at_edge = highest != lowest
         counted = known & (at_edge if where == 'edge' else ~at_edge)
     height, width = size
     return F.adaptive_avg_pool2d(counted.float(), (height, width))
 
 
-def _window_max(x: Tensor, side: int) -> Tensor:
-    """The largest of each window, row by row and then column by column."""
-    rows = F.max_pool2d(x, (1, side), stride=1, padding=(0, side // 2))
-    return F.max_pool2d(rows, (side, 1), stride=1, padding=(side // 2, 0))
+def _of_windows(pick: Callable[..., Tensor], x: Tensor, side: int, least: int) -> Tensor:
+    """The extreme of each window: of twice as many rows in each step, then of columns."""
+    x = F.pad(x, [side // 2] * 4, value=least)
+    for dim in (1, 2):
+        span = 1
+        while span < side:
+            step = min(span, side - span)
+            length = x.shape[dim] - step
+            x = pick(x.narrow(dim, 0, length), x.narrow(dim, step, length))
+            span += step
+    return x

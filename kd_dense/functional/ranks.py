@@ -298,13 +298,13 @@ class _Standardised(torch.autograd.Function):
         both = _in_a_row(sums).view(2, -1)
         if ctx.over_ranks:
             distributed.all_reduce(both)
-        shift = scale * both[0] / count.clamp(min=1)
+        shift = scale * both[0] / -count.clamp(min=1)
         small = (_each(x, ctx.shapes) for x in (scale, shift, slope * both[1]))
         grads = []
-        for x, y, factor, less, lever in zip(given, ys, *small, strict=True):
-            grad = x * factor
-            grad -= less
-            grads.append(grad.addcmul_(y, lever, value=-1))
+        for x, y, factor, more, lever in zip(given, ys, *small, strict=True):
+            # On a CPU two steps are faster.
+            moved = (x * factor).add_(more) if for_cache(x) else torch.addcmul(more, x, factor)
+            grads.append(moved.addcmul_(y, lever, value=-1))
         return None, None, None, None, None, *grads, *[None] * (len(upstream) - len(ys))
 
 

@@ -54,7 +54,7 @@ class KillHook(Hook):
     def before_run(self, runner: Any) -> None:
         what, number, *share = os.environ.get('KILL', 'call 0').split()
         self.calls = self.files = 0
-        fsync, replace = os.fsync, os.replace
+        fsync, replace = self.intact = os.fsync, os.replace
 
         def count(frame: Any, event: str, arg: Any) -> None:
             if event == 'call':
@@ -81,6 +81,7 @@ class KillHook(Hook):
 
     def after_run(self, runner: Any) -> None:
         sys.setprofile(None)
+        os.fsync, os.replace = self.intact
         Path(runner.work_dir, 'calls').write_text(json.dumps(self.calls))
 
 

@@ -1,7 +1,7 @@
 """A training that is killed again and again, and resumed, ends as one that never was.
 
-Each run is a process of its own that tools/train.py starts. It ends by SIGKILL at a moment that
-a seeded generator chooses: at some call of a Python function, or while a file is being written.
+What is killed is a process of its own that runs tools/train.py. It ends by SIGKILL at a moment
+that a seeded generator chooses: at some call of a Python function, or while a file is written.
 """
 
 import os
@@ -17,6 +17,7 @@ import torch
 from kd_dense.mm.files.checkpoint import read_file
 from kd_dense.mm.hooks.checkpoint import is_complete
 from tests.cli.kill import INTERVAL, ITERS, write_config
+from tests.launch import run_here
 from tests.miniature import ROOT
 
 TRAIN = ROOT / 'tools' / 'train.py'
@@ -38,6 +39,20 @@ def train(config: Path, work_dir: Path, *options: str, kill: str = '') -> tuple[
         check=False,
     )
     return done.returncode, done.stdout
+
+
+@pytest.fixture
+def train_here(monkeypatch, capsys):
+    """The same, but what is not killed runs in this process."""
+
+    def run(config: Path, work_dir: Path, *options: str, kill: str = '') -> tuple[int, str]:
+        if kill:
+            return train(config, work_dir, *options, kill=kill)
+        capsys.readouterr()
+        run_here(monkeypatch, TRAIN, config, '--work-dir', work_dir, *options)
+        return 0, ''.join(capsys.readouterr())
+
+    return run
 
 
 def number(path: Path) -> int:
@@ -65,7 +80,7 @@ def assert_same(a, b, where=''):
         assert a == b, where
 
 
-def kill_and_resume(method, kinds, tmp_path, iters=ITERS):
+def kill_and_resume(method, kinds, tmp_path, iters=ITERS, train=train):
     """Kill a training at a moment of each kind, and compare how it ends with a whole one.
 
     Returns:
@@ -117,9 +132,9 @@ def kill_and_resume(method, kinds, tmp_path, iters=ITERS):
     return resumed
 
 
-def test_a_kill_of_a_short_training(tmp_path):
+def test_a_kill_of_a_short_training(tmp_path, train_here):
     """While it writes its second checkpoint."""
-    assert kill_and_resume('skd', ['half'], tmp_path, iters=9) == [INTERVAL]
+    assert kill_and_resume('skd', ['half'], tmp_path, 9, train_here) == [INTERVAL]
 
 
 @pytest.mark.long

@@ -284,7 +284,7 @@ PLAIN = Scene(
 
 
 def quickly(test: Any) -> Any:
-    return settings(max_examples=20, derandomize=True, deadline=None, database=None)(test)
+    return settings(max_examples=10, derandomize=True, deadline=None, database=None)(test)
 
 
 def at_length(test: Any) -> Any:

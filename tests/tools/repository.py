@@ -28,7 +28,11 @@ case "$*" in
         ;;
     "-m pip download "*) [ -z "${{WHEEL:-}}" ] || truncate -s "${{MIB}}M" "$WHEEL" ;;
 esac
-{{ printf '%s\\n' "${{0##*/}}" "$@"; echo; }} >> "$CALLS"
+printf '%s\\n' "${{0##*/}}" "$@" '' >> "$CALLS"  # at once: two may write
+case "${{0##*/}} $*" in
+    mypy*) exit "${{MYPY_STATUS:-0}}" ;;
+    *pytest*) exit "${{PYTEST_STATUS:-0}}" ;;
+esac
 """
 
 

@@ -41,16 +41,25 @@ def paths(words):
 
 def test_all(repository):
     _, calls = repository.bash(SCRIPT)
-    *checks, tests = started(calls)
-    assert checks == CHECKS
-    assert tests == ['python', '-m', 'pytest', '--numprocesses', '2']
+    first, second, *others = started(calls)
+    assert [first, second] == CHECKS[:2]
+    tests = ['python', '-m', 'pytest', '--numprocesses', '2']
+    assert sorted(others) == sorted([*CHECKS[2:], tests])  # side by side
+
+
+@pytest.mark.parametrize(('types', 'tests', 'status'), [(2, 0, 1), (2, 5, 1), (0, 5, 5)])
+def test_all_fails_where_types_or_tests_do(repository, types, tests, status):
+    ends = dict(MYPY_STATUS=types, PYTEST_STATUS=tests)
+    said, calls = repository.bash(SCRIPT, status=status, **ends)
+    assert len(started(calls)) == 4
+    assert ('the type checker has found errors' in said) == bool(types)
 
 
 def test_what_is_no_option_of_the_script_is_pytests(repository):
     for words in (['-x', 'tests/losses', '--lf'], ['--', '--lf', '-k', 'a b']):
         _, calls = repository.bash(SCRIPT, *words)
-        assert calls[-1] == ['python', '-m', 'pytest', '--numprocesses', '2',
-                             *(word for word in words if word != '--')]  # fmt: skip
+        assert ['python', '-m', 'pytest', '--numprocesses', '2',
+                *(word for word in words if word != '--')] in calls  # fmt: skip
 
 
 def test_core(repository):

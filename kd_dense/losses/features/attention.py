@@ -9,6 +9,9 @@ https://arxiv.org/abs/1908.00821
 
 Feng et al., "Double Similarity Distillation for Semantic Image Segmentation", IEEE TIP 2021.
 https://arxiv.org/abs/2107.08591
+
+AT equals MMRazor (Apache-2.0), SAD ENet-SAD_Pytorch (MIT). AT's own code and CIRKD, which has DSD,
+have no licence: the formulas alone were taken.
 """
 
 from __future__ import annotations

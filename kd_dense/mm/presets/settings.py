@@ -10,10 +10,14 @@ from typing import Any, NamedTuple
 
 from kd_dense.mm.presets.roles import IMAGE, Map
 
-__all__ = ['Layout', 'Method', 'Preset', 'Sums', 'scaled']
+__all__ = ['Layout', 'Method', 'Preset', 'Sums', 'for_segmenters', 'scaled']
 
 # For each weight of a loss, what the loss sums over a map: the weight is divided by it.
 Sums = Mapping[str, Callable[[Map], float]]
+
+
+# What lies in front of the class logits of PSPNet, DeepLabV3 and others.
+BOTTLENECK = 'decode_head.bottleneck'
 
 
 class Layout(NamedTuple):
@@ -77,6 +81,31 @@ class Preset(NamedTuple):
             lines.append(f'  {name}: {loss["type"]}({arguments}) on {tap}{rest}')
         parts = ', '.join(self.inherit) or 'nothing'
         return '\n'.join([f'{self.models}:', *lines, f'  inherits {parts}', f'  {self.source}'])
+
+
+def for_segmenters(make: Callable[[str], dict[str, Any]], source: str) -> tuple[Preset, Preset]:
+    """Settings on the features in front of the class logits, or on the backbone's last map.
+
+    Args:
+        make: The terms on a tap.
+        source: Where the first settings come from.
+    """
+    return (
+        Preset(
+            models='segmenters with a bottleneck',
+            part=BOTTLENECK,
+            terms=make(BOTTLENECK),
+            inherit=(),
+            source=source,
+        ),
+        Preset(
+            models='other segmenters',
+            part='decode_head',
+            terms=make('backbone[-1]'),
+            inherit=(),
+            source=f"{source}; on the backbone's last map",
+        ),
+    )
 
 
 class Method(NamedTuple):

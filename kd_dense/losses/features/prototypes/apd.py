@@ -2,6 +2,8 @@
 
 Tian et al., "Adaptive Perspective Distillation for Semantic Segmentation", TPAMI 2022.
 https://ieeexplore.ieee.org/document/9736597
+
+The authors' code has no licence: the formulas alone were taken.
 """
 
 from __future__ import annotations

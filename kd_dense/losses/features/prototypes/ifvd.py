@@ -2,6 +2,8 @@
 
 Wang et al., "Intra-class Feature Variation Distillation for Semantic Segmentation", ECCV 2020.
 https://www.ecva.net/papers/eccv_2020/papers_ECCV/papers/123520341.pdf
+
+It equals the authors' code (BSD-2-Clause).
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ https://arxiv.org/abs/1907.09682
 
 Liu et al., "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation",
 ICCV 2021. https://arxiv.org/abs/2202.03680
+
+SP equals RepDistiller (BSD-2-Clause), ICKD torchdistill (MIT) and TaT-seg (BSD-2-Clause). ICKD's
+own code, CIRKD, which has DSD, and AICSD have no licence: the formulas alone were taken.
 """
 
 from __future__ import annotations

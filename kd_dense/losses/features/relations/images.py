@@ -7,6 +7,8 @@ ECCV 2018. https://arxiv.org/abs/1803.10837
 
 Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019.
 https://arxiv.org/abs/1904.01802
+
+RKD equals MMRazor (Apache-2.0), PKT RepDistiller (BSD-2-Clause) and CCKD torchdistill (MIT).
 """
 
 from __future__ import annotations

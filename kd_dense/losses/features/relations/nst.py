@@ -2,6 +2,8 @@
 
 Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017.
 https://arxiv.org/abs/1707.01219
+
+It equals RepDistiller (BSD-2-Clause).
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Yang et al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022.
 https://arxiv.org/abs/2204.06986
+
+The authors' code has no licence: the formula alone was taken.
 """
 
 from __future__ import annotations

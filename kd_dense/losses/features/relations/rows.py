@@ -23,7 +23,7 @@ __all__ = [
 
 # Rows of a block, even where their affinities are more than fit into a cache: a product of
 # matrices is fast where both are large.
-LEAST_ROWS = 128
+LEAST_ROWS = 512
 # Numbers that are added up in one go, in a product of long vectors.
 LEAST_SUM = 2**15
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from kd_dense.mm.presets.settings import Method, Preset, Sums
+from kd_dense.mm.presets.settings import Method, Preset, Sums, for_segmenters
 
 __all__ = ['METHODS', 'SUMS']
-
-BOTTLENECK = 'decode_head.bottleneck'
 
 
 def _at(tap: str) -> dict[str, Any]:
     return {'at': {'tap': tap, 'loss': {'type': 'ATLoss', 'weight': 10000.0}}}
 
 
-CIRKD = 'CIRKD: DeepLabV3 on Cityscapes, beside kd'
 STAGES = {
     f'sad{stage}': {
         'tap': {'student': f'backbone[{stage - 5}]', 'teacher': f'backbone[{stage - 4}]'},
@@ -26,22 +23,7 @@ STAGES = {
 METHODS = {
     'at': Method(
         'where all channels together are active',
-        (
-            Preset(
-                models='segmenters with a bottleneck',
-                part=BOTTLENECK,
-                terms=_at(BOTTLENECK),
-                inherit=(),
-                source=CIRKD,
-            ),
-            Preset(
-                models='other segmenters',
-                part='decode_head',
-                terms=_at('backbone[-1]'),
-                inherit=(),
-                source=f"{CIRKD}; on the backbone's last map",
-            ),
-        ),
+        for_segmenters(_at, 'CIRKD: DeepLabV3 on Cityscapes, beside kd'),
     ),
     'sad': Method(
         'where each stage of the student is active, and the next one; without a teacher',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kd_dense.mm.presets.settings import Method, Preset, Sums
+from kd_dense.mm.presets.settings import Method, Preset, Sums, for_segmenters
 
 __all__ = ['METHODS', 'SUMS']
 
@@ -24,17 +24,12 @@ def _cirkd(tap: str) -> dict[str, Any]:
 
 
 SOURCE = 'authors: DeepLabV3 and PSPNet on Cityscapes; a tenth of their memory of pixels'
+HEAD, OTHER = for_segmenters(_cirkd, SOURCE)
 METHODS = {
     'cirkd': Method(
         'what each position is like in the batch and in a memory; classes of each position',
         (
-            Preset(
-                models='segmenters with a bottleneck',
-                part='decode_head.bottleneck',
-                terms=_cirkd('decode_head.bottleneck'),
-                inherit=(),
-                source=SOURCE,
-            ),
+            HEAD,
             Preset(
                 models='SegFormer',
                 part='decode_head.fusion_conv',
@@ -42,13 +37,7 @@ METHODS = {
                 inherit=(),
                 source=f'{SOURCE}; tap by role',
             ),
-            Preset(
-                models='other segmenters',
-                part='decode_head',
-                terms=_cirkd('backbone[-1]'),
-                inherit=(),
-                source=f"{SOURCE}; on the backbone's last map",
-            ),
+            OTHER,
         ),
     ),
 }

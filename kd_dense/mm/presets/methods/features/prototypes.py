@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kd_dense.mm.presets.settings import Method, Preset, Sums
+from kd_dense.mm.presets.settings import Method, Sums, for_segmenters
 
 __all__ = ['METHODS', 'SUMS']
-
-BOTTLENECK = 'decode_head.bottleneck'
 
 
 def _ifvd(tap: str) -> dict[str, Any]:
@@ -24,33 +22,14 @@ def _apd(tap: str) -> dict[str, Any]:
     }
 
 
-def _segmenters(make: Any, source: str) -> tuple[Preset, ...]:
-    return (
-        Preset(
-            models='segmenters with a bottleneck',
-            part=BOTTLENECK,
-            terms=make(BOTTLENECK),
-            inherit=(),
-            source=source,
-        ),
-        Preset(
-            models='other segmenters',
-            part='decode_head',
-            terms=make('backbone[-1]'),
-            inherit=(),
-            source=f"{source}; on the backbone's last map",
-        ),
-    )
-
-
 METHODS = {
     'ifvd': Method(
         'how near each feature is to the centre of its class',
-        _segmenters(_ifvd, 'authors: PSPNet on Cityscapes, one of three terms'),
+        for_segmenters(_ifvd, 'authors: PSPNet on Cityscapes, one of three terms'),
     ),
     'apd': Method(
         'how near each feature is to the centres of all classes; and the logits',
-        _segmenters(
+        for_segmenters(
             _apd, 'authors: PSPNet on Cityscapes and ADE20K, who enlarge the logits first'
         ),
     ),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from kd_dense.mm.presets.settings import Method, Preset, Sums
+from kd_dense.mm.presets.settings import Method, Preset, Sums, for_segmenters
 
 __all__ = ['METHODS', 'SUMS']
 
-BOTTLENECK = 'decode_head.bottleneck'
 BY_ROLE = 'weight of the authors for classification; tap by role'
 
 
@@ -28,7 +28,6 @@ def _anywhere(
 
 ICKD: dict[str, Any] = _on('backbone[-1]', 'ickd', type='ICKDLoss', weight=2.5, windows=(4, 4))
 ICKD['ickd']['adapter'] = {'type': 'Adapter', 'norm': True}
-LIKE_CIRKD = 'authors: DeepLabV3 and PSPNet on Cityscapes, one of their terms'
 CROSS: dict[str, Any] = dict(type='CrossImageLoss', weight=1.0, temperature=0.1)
 
 METHODS = {
@@ -79,21 +78,9 @@ METHODS = {
     ),
     'cross_image': Method(
         'where in each image of the batch a position finds its like',
-        (
-            Preset(
-                models='segmenters with a bottleneck',
-                part=BOTTLENECK,
-                terms=_on(BOTTLENECK, 'cross_image', **CROSS),
-                inherit=(),
-                source=LIKE_CIRKD,
-            ),
-            Preset(
-                models='other segmenters',
-                part='decode_head',
-                terms=_on('backbone[-1]', 'cross_image', **CROSS),
-                inherit=(),
-                source=f"{LIKE_CIRKD}; on the backbone's last map",
-            ),
+        for_segmenters(
+            partial(_on, name='cross_image', **CROSS),
+            'authors: DeepLabV3 and PSPNet on Cityscapes, one of their terms',
         ),
     ),
     'sp': Method(
