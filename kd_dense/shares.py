@@ -18,6 +18,8 @@ __all__ = ['Share', 'ShareMeter', 'ends_of_chains']
 
 # A weight follows the gradients of about so many measurements.
 MEMORY = 50
+# And allows at most so many times what the last one would.
+LEEWAY = 2.0
 # What a term is worth in its first step, which only measures.
 FIRST_VALUE = 1e-3
 
@@ -33,10 +35,11 @@ class Share(nn.Module):
         \log \frac{\lVert g \rVert}{\lVert k \rVert}\Bigr)
     $$
 
-    a mean over all steps so far and, later, over the last 50 or so. The weight of a step is thus
-    known before its backward pass, which measures for the steps that follow; in the first step it
-    makes the loss worth next to nothing. What is measured without a gradient of the one or the
-    other, or with one that is not finite, is left out.
+    a mean over all steps so far and, later, over the last 50 or so; but at most twice what the
+    last step alone would make of it, since a loss whose gradient grows fast would outrun its mean.
+    The weight of a step is thus known before its backward pass, which measures for the steps that
+    follow; in the first step it makes the loss worth next to nothing. What is measured without a
+    gradient of the one or the other, or with one that is not finite, is left out.
 
     All that it knows are buffers, so that a resumed training goes on as it was.
 
@@ -54,6 +57,7 @@ class Share(nn.Module):
     """
 
     log_ratio: Tensor
+    newest: Tensor
     steps: Tensor
     first: Tensor
     pull: Tensor
@@ -65,6 +69,7 @@ class Share(nn.Module):
             raise ValueError(f'expected a share > 0, got share={share!r}')
         self.share = share
         self.register_buffer('log_ratio', torch.zeros(()))
+        self.register_buffer('newest', torch.zeros(()))
         self.register_buffer('steps', torch.zeros(()))
         self.register_buffer('first', torch.zeros(()))
         self.register_buffer('pull', torch.zeros(()))
@@ -82,7 +87,8 @@ class Share(nn.Module):
             self._begun = True
             size = mean_over_ranks(at_least_float32(loss.detach().abs()))
             self.first.copy_(FIRST_VALUE / size.clamp(min=FIRST_VALUE))
-        return torch.where(self.steps > 0, self.share * self.log_ratio.exp(), self.first)
+        log_ratio = torch.minimum(self.log_ratio, self.newest + math.log(LEEWAY))
+        return torch.where(self.steps > 0, self.share * log_ratio.exp(), self.first)
 
     @torch.no_grad()
     def update(self, squares: Tensor, weight: float | Tensor = 1.0) -> None:
@@ -97,12 +103,17 @@ class Share(nn.Module):
         usable = squares.isfinite().all() & (task > 0) & (loss > 0)
         self.steps += usable
         rate = (1 / self.steps.clamp(min=1)).clamp(min=1 / MEMORY)
-        change = rate * ((task / loss).log() / 2 - self.log_ratio)
-        self.log_ratio += torch.where(usable, change, 0)
+        newest = (task / loss).log() / 2
+        self.newest.copy_(torch.where(usable, newest, self.newest))
+        self.log_ratio += torch.where(usable, rate * (newest - self.log_ratio), 0)
         self.pull.copy_(torch.where(usable, weight * (loss / task).sqrt(), self.pull))
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if f'{prefix}log_ratio' in state_dict:  # of a checkpoint from before there was `newest`
+            state_dict.setdefault(f'{prefix}newest', state_dict[f'{prefix}log_ratio'])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._begun = bool(self.first > 0)
 
 

@@ -113,6 +113,21 @@ class TestMeter:
         torch.testing.assert_close(step(other, 3.0, 7.0), step(share, 3.0, 7.0), rtol=0, atol=0)
         torch.testing.assert_close(other.log_ratio, share.log_ratio, rtol=0, atol=0)
 
+    def test_a_checkpoint_from_before_there_was_a_newest_step(self):
+        share, other = Share(1.0), Share(1.0)
+        step(share, 3.0, 7.0)
+        state = {k: v for k, v in share.state_dict().items() if k != 'newest'}
+        other.load_state_dict(state)
+        torch.testing.assert_close(other.newest, share.log_ratio)
+
+    def test_a_gradient_that_grows_is_not_outrun(self):
+        share, grown = Share(1.0), 1e-6
+        for _ in range(100):
+            weight = share.weight(torch.ones(()))
+            share.update(torch.tensor([1.0, grown**2]), weight)
+            grown *= 1.2
+        assert share.pull < 2.5
+
     def test_a_step_without_backward_pass_is_forgotten(self):
         share, meter = Share(1.0), ShareMeter()
         meter.weigh(share, torch.ones((), requires_grad=True))

@@ -115,7 +115,9 @@ class RestOfHead:
             head = replicate(head, str(student[0].device)).float()
             parameter = next(head.parameters())
         plain = parameter.dtype == torch.float32
-        maps = [aligned(s, t) for s, t in zip(student, teacher, strict=True)]
+        # A channel that a ReLU keeps shut has no spread to divide by: its gradient would be huge,
+        # and go nowhere.
+        maps = [aligned(s * (s != 0), t) for s, t in zip(student, teacher, strict=True)]
         with nullcontext() if plain else without_autocast(parameter):
             maps = [m if plain else m.to(parameter.dtype) for m in maps]
             if self.count == 0:

@@ -53,6 +53,21 @@ def test_heads_of_the_authors(kind, at):
                    else 'bbox_head.cls_convs|reg_convs.0')  # fmt: skip
 
 
+def test_a_channel_that_is_shut_has_no_gradient():
+    teacher = toy.build(head('gfl', 16)).eval().requires_grad_(False)
+    rest = RestOfHead(teacher.bbox_head, 1)
+    maps = [torch.rand(2, 16, size, size) for size in (8, 4, 2) * 2]
+    shut = [m.clone() for m in maps]
+    for one in shut:
+        one[:, 3] = 0
+        one.requires_grad_()
+    sum(one.square().sum() for one in rest(shut, maps)).backward()
+    for one in shut:
+        assert one.grad[:, 3].eq(0).all()
+        assert one.grad.isfinite().all()
+        assert one.grad.abs().max() < 1e3
+
+
 def test_only_the_features_before_learn():
     model = crossing('atss', 1)
     losses = ours(toy.losses(model, toy.DetScenes(), 4))
