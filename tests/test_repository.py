@@ -21,7 +21,8 @@ def test_a_commit_is_looked_at_by_what_the_tests_begin_with():
     entries = [hook['entry'] for hook in repo['hooks']]
     script = (ROOT / 'tools' / 'run_tests.sh').read_text().splitlines()
     start = script.index(entries[0])
-    assert script[start : start + len(entries)] == entries
+    found = [line.partition(' & ')[0] for line in script[start : start + len(entries)]]
+    assert found == entries
 
 
 def test_the_public_names_are_those_that_were_agreed():

@@ -16,6 +16,7 @@ WORK = Path('work_dirs/study')
 METRICS = {'segmentation': ('mIoU', 1.0), 'detection': ('coco/bbox_mAP', 100.0)}
 SCHEDULES = ('short', 'plateau')
 SEEDS = (0, 1, 2)
+WITHIN = ('sad',)  # methods that compare places of the student with each other
 
 
 class Data(NamedTuple):
@@ -148,6 +149,10 @@ class Cell:
         return self.method not in ('teacher', 'alone')
 
     @property
+    def has_teacher(self) -> bool:
+        return self.distils and self.method not in WITHIN
+
+    @property
     def taught_by(self) -> Cell:
         """The training of its teacher."""
         return teacher_of(self.data.whole if 'full' in self.method.split('+') else self.set)
@@ -155,7 +160,7 @@ class Cell:
     @property
     def taught(self) -> int | None:
         """How long its teacher is trained, if it has one."""
-        return self.taught_by.data.taught if self.distils else None
+        return self.taught_by.data.taught if self.has_teacher else None
 
     @property
     def checkpoint(self) -> Path:

@@ -125,17 +125,24 @@ def read(cell: Cell) -> Config:
         config.model = dict(
             type='kd_dense.Distilled',
             student=config.model,
-            teacher=dict(
-                config=str(data.teacher),
-                checkpoint=str(cell.taught_by.checkpoint),
-                fuse=True,
-                channels_last=True,
-            ),
+            teacher=_teacher(cell),
             **distillation(cell.method, data, cell.weights),
         )
     if data.whole:
         _hide_labels(config, cell)
     return config
+
+
+def _teacher(cell: Cell) -> dict[str, Any] | None:
+    """What a recipe says of the teacher."""
+    if not cell.has_teacher:
+        return None
+    return dict(
+        config=str(cell.data.teacher),
+        checkpoint=str(cell.taught_by.checkpoint),
+        fuse=True,
+        channels_last=True,
+    )
 
 
 def _hide_labels(config: Config, cell: Cell) -> None:

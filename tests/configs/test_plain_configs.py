@@ -22,7 +22,7 @@ PLAIN = [
     for path in configs(f'{folder}/*.py')
     if '_from_' not in path.stem and 'model' in Config.fromfile(path)
 ]
-TAUGHT_BY_OURS = [r for r in recipes() if 'config' in Config.fromfile(r).model.teacher]
+TAUGHT_BY_OURS = [r for r in recipes() if 'config' in (Config.fromfile(r).model.teacher or {})]
 
 
 def stem(path):

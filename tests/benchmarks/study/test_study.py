@@ -11,12 +11,13 @@ from benchmarks.study import cells as cells_file
 from benchmarks.study import run as run_file
 from benchmarks.study.brought import with_column
 from benchmarks.study.cells import ROOT, SETS, Cell, teacher_of
-from benchmarks.study.page import page
+from benchmarks.study.page import ALONE, kind_of, page
 from benchmarks.study.queue import StudyQueue
 from benchmarks.study.results import Results
 from benchmarks.study.run import read, run
 from examples.real.link import link, write_splits
 from kd_dense.mm.check.finding import Finding
+from kd_dense.mm.check.verdict import GAINED
 
 
 def line(cell, test=50.0, cpu_s=10.0, iterations=None):
@@ -143,6 +144,20 @@ class TestPage:
         assert with_column(methods, lines) == methods
 
 
+def test_what_the_verdict_trusts_made_no_student_worse():
+    lines = Results(ROOT / 'docs/results/study.jsonl').lines
+    trusted = {kind.removesuffix('Loss').lower() for kind in GAINED}
+    where = ('set', 'task', 'schedule', 'seed')
+    alone = {tuple(x[k] for k in where): x['test'] for x in lines if kind_of(x) == ALONE}
+    gains = {
+        (x['method'], x['set']): x['test'] - alone[tuple(x[k] for k in where)]
+        for x in lines
+        if x['weights'] == 'shares' and x['method'].replace('_', '') in trusted
+    }
+    assert len(gains) > 10
+    assert min(gains.values()) > -0.5, gains
+
+
 class TestRun:
     """One run: its config, and a short one on real pictures where they are."""
 
@@ -168,6 +183,11 @@ class TestRun:
     def test_a_method_of_shares_has_shares(self):
         cell = Cell('cards', 'cwd', 'shares', 'short', 0, 60)
         assert read(cell).model.weights == 'shares'
+
+    def test_a_method_within_the_student_has_no_teacher(self):
+        cell = Cell('camvid', 'sad', 'shares', 'short', 0, 60)
+        assert read(cell).model.teacher is None
+        assert cell.taught is None
 
     def test_a_run_is_checked_beforehand(self, monkeypatch):
         seen = {}

@@ -347,7 +347,7 @@ def test_shares_of_two_processes_are_those_of_one(ranks):
     expected = shares(0, 1)
     first, second = of(ranks, 'shares')
     assert first.keys() == second.keys() == expected.keys()
-    assert sum('shares' in name for name in first) == 8
+    assert sum('shares' in name for name in first) == 10
     for name, value in expected.items():
         torch.testing.assert_close(first[name], value, rtol=1e-6, atol=1e-9)
         assert torch.equal(first[name], second[name])
