@@ -17,8 +17,10 @@ HELPS, HARMS, UNKNOWN = 'will help', 'will not help', 'cannot say'
 # What made a student of our study better by more than chance, pulled by share, and none worse. Of
 # other losses it has too little, or students that lost (docs/results/study.md); a test compares.
 GAINED = (
+    'ADLLoss',
     'BCKDLoss',
     'CWDLoss',
+    'CrossKDLoss',
     'DeFeatLoss',
     'DISTLoss',
     'FGDLoss',
