@@ -19,6 +19,7 @@ from benchmarks.study.cells import METRICS, ROOT, SEEDS, Cell
 from benchmarks.study.methods import distillation
 from kd_dense.mm.check.check import check
 from kd_dense.mm.hooks.critic import CriticHook
+from kd_dense.mm.run.unlabelled import mix_in
 
 VALIDATIONS = dict(short=1, plateau=6, teacher=2)  # of a training
 
@@ -147,19 +148,13 @@ def _teacher(cell: Cell) -> dict[str, Any] | None:
 
 def _hide_labels(config: Config, cell: Cell) -> None:
     """Leave labels to some of the training pictures; a method may learn from the others too."""
-    loader = config.train_dataloader
+    whole = config.train_dataloader.dataset
     indices = list(range(0, cell.data.pictures, cell.data.labelled))
-    some = {**loader.dataset, 'indices': indices}
+    config.train_dataloader.dataset = {**whole, 'indices': indices}
     words = cell.method.split('+')
-    if not {'pictures', 'pseudo'} & {*words}:
-        loader.dataset = some
-        return
-    loader.dataset = dict(type='kd_dense.Unlabelled', pictures=loader.dataset, beside=some)
-    loader.batch_size *= 2
-    loader.sampler = dict(
-        type='kd_dense.RatioSampler', batch_size=loader.batch_size, infinite=True
-    )
-    config.model.unlabelled = True
+    if {'pictures', 'pseudo'} & {*words}:
+        mix_in(config, whole)
+        config.model.unlabelled = True
     if 'pseudo' in words:
         config.model.pseudo = dict(score_thr=0.5)
 

@@ -105,7 +105,7 @@ def _open_questions(subject: Subject, terms: list[Finding]) -> Iterator[str]:
             if term.loss.settings['kd_weight'] > 0 and (not parts or 'kd' in parts):
                 yield f'{name} compares classes as a softmax, and the head trains each by itself'
         elif kind not in GAINED:
-            yield f'of {kind} ({name}) our study has too little, or students that got worse'
+            yield f'{kind} ({name}) has not gained in our study, or was not in it'
     if sum(map(_share, judged)) > STRONGEST:
         yield f'the shares of the terms add up to more than {STRONGEST:g}'
 

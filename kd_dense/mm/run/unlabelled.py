@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
@@ -12,7 +13,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from kd_dense.mm.configs import RequestError, distils
 from kd_dense.mm.datasets.unlabelled import list_pictures
 
-__all__ = ['add_pictures', 'add_unlabelled']
+__all__ = ['add_pictures', 'add_unlabelled', 'mix_in']
 
 
 def add_unlabelled(config: Config, pictures: str | os.PathLike[str], labels: bool = True) -> None:
@@ -50,32 +51,45 @@ def add_pictures(config: Config, pictures: str | os.PathLike[str], labels: bool 
     except (OSError, ValueError) as error:
         raise RequestError(str(error)) from error
     loader = config.train_dataloader
-    loader.dataset = dict(
-        type='kd_dense.Unlabelled',
-        pictures=os.fspath(pictures),
-        **{'beside' if labels else 'like': loader.dataset},
-    )
-    loader.pop('batch_sampler', None)  # one that groups pictures keeps no ratio
     if not labels:
+        loader.dataset = dict(
+            type='kd_dense.Unlabelled', pictures=os.fspath(pictures), like=loader.dataset
+        )
+        loader.pop('batch_sampler', None)
         print_log(
             f'{count} pictures without labels: the student learns from the teacher alone',
             logger='current',
         )
         _leave_out_validation(config)
         return
-    size = 2 * loader.batch_size
-    loader.batch_size = size
+    mix_in(config, os.fspath(pictures))
+    half = loader.batch_size // 2
+    print_log(
+        f'{count} pictures without labels: {half} of them are added to the {half} of each batch',
+        logger='current',
+    )
+
+
+def mix_in(config: Config, pictures: str | Mapping[str, Any]) -> None:
+    """Add as many pictures without labels to each batch of a config as it has with labels.
+
+    Args:
+        config: Its training set is changed.
+        pictures: What [`kd_dense.mm.datasets.unlabelled.Unlabelled`][] takes: a folder, a file, or
+            the config of a data set.
+    """
+    loader = config.train_dataloader
+    loader.dataset = dict(type='kd_dense.Unlabelled', pictures=pictures, beside=loader.dataset)
+    loader.pop('batch_sampler', None)  # one that groups pictures keeps no ratio
+    loader.batch_size *= 2
     loader.sampler = dict(
-        type='kd_dense.RatioSampler', batch_size=size, infinite='max_iters' in config.train_cfg
+        type='kd_dense.RatioSampler',
+        batch_size=loader.batch_size,
+        infinite='max_iters' in config.train_cfg,
     )
     scaling = config.get('auto_scale_lr') or {}
     if 'base_batch_size' in scaling:  # it is about those with labels
         scaling['base_batch_size'] *= 2
-    print_log(
-        f'{count} pictures without labels: {size // 2} of them are added to the {size // 2} of '
-        'each batch',
-        logger='current',
-    )
 
 
 def _leave_out_validation(config: Config) -> None:

@@ -262,6 +262,6 @@ class TestFewLabels:
         found.add(line(teacher))
         queue, ran = StudyQueue(1, found, None), []
         monkeypatch.setattr(queue, 'run', lambda cells, costs: ran.extend(cells))
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match='time is over: 1 runs left'):
             queue.do([teacher])
         assert ran == [teacher]

@@ -40,7 +40,7 @@ def test_what_the_study_knows_of_a_loss(loss, says):
     model = SimpleNamespace(kd=dict(one=SimpleNamespace(loss=loss(), shares={})))
     found = verdict(LEADS, term(), model=model)
     assert found.figures['verdict'] == says
-    assert ('of SPLoss (one) our study has too little' in found.message) == (loss is SPLoss)
+    assert ('SPLoss (one) has not gained in our study' in found.message) == (loss is SPLoss)
 
 
 def test_helps_where_the_teacher_leads_and_terms_are_in_scale():
