@@ -32,12 +32,32 @@ def _on_head(loss: str, share: float = 1.0, **fields: Any) -> dict[str, Any]:
     return _term('bbox_head', loss, share=share, **fields)
 
 
-def _towers(loss: str, share: float) -> dict[str, Any]:
-    def last(tower: str) -> dict[str, Any]:
-        ours, theirs = (f'bbox_head.{tower}.{depth}' for depth in (0, 1))
-        return dict(_term('', loss, share=share), tap=dict(student=ours, teacher=theirs))
+def _last(tower: str) -> dict[str, str]:
+    """Its last convolution, of the student and of the teacher, which has one more."""
+    ours, theirs = (f'bbox_head.{tower}.{depth}' for depth in (0, 1))
+    return dict(student=ours, teacher=theirs)
 
-    return dict(classes=last('cls_convs'), boxes=last('reg_convs'))
+
+def _towers(loss: str, share: float) -> dict[str, Any]:
+    term = _term('', loss, share=share)
+    return dict(
+        classes=dict(term, tap=_last('cls_convs')), boxes=dict(term, tap=_last('reg_convs'))
+    )
+
+
+def _crosskd(share: float) -> dict[str, Any]:
+    weights = dict(class_weight=1.0, box_weight=4.0)
+    return _on_head('CrossKDLoss', share, cross_at=-1, boxes='distributions', **weights)
+
+
+def _pgd(share: float) -> dict[str, Any]:
+    common: dict[str, Any] = dict(attention=0.0008, temperature=0.8, topk=30, share=share)
+    classes = _term('', 'PGDClassLoss', foreground=0.04, background=0.02, **common)
+    boxes = _term('', 'PGDBoxLoss', foreground=0.064, **common)
+    return dict(
+        pgd_classes=dict(classes, tap=_last('cls_convs')),
+        pgd_boxes=dict(boxes, tap=_last('reg_convs')),
+    )
 
 
 LAST = ('bbox_head.gfl_cls', 'bbox_head.gfl_reg')
@@ -47,6 +67,10 @@ FGD_SCALED = dict(
     temperature=4.0, foreground=6.67e-3, background=3.33e-3, attention=5.34e-4, relation=2.03e-5
 )
 STAGES = _term('backbone', 'PKDLoss', 3.0)
+CLASSES_TOGETHER: dict[str, Any] = dict(
+    over='channels', rows='none', reduction='mean', values='places', temperature=4.0, pool=2
+)
+LAST_STAGE = 'backbone[-1]'
 LOGITS = 'decode_head.conv_seg'
 # Terms that are no preset, by a name of their own and the task that they are for.
 TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
@@ -63,6 +87,52 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
         pkd=_term('backbone', 'PKDLoss', share=1.0),
         cwd=_term(LOGITS, 'CWDLoss', temperature=2.0, share=1.0),
     ),
+    'reviewkd+cwd shared': _segmentation(
+        review=_term('backbone', 'ReviewKDLoss', share=1.0),
+        cwd=_term(LOGITS, 'CWDLoss', temperature=2.0, share=1.0),
+    ),
+    'reviewkd+pkd-stages+cwd shared': _segmentation(
+        review=_term('backbone', 'ReviewKDLoss', share=0.5),
+        pkd=_term('backbone', 'PKDLoss', share=0.5),
+        cwd=_term(LOGITS, 'CWDLoss', temperature=2.0, share=1.0),
+    ),
+    'sp at share 0.1': _segmentation(sp=_term(LAST_STAGE, 'SPLoss', share=0.1)),
+    'cckd at share 0.1': _segmentation(
+        cckd=_term(LAST_STAGE, 'CCKDLoss', kernel='bilinear', share=0.1)
+    ),
+    'ickd at share 0.1': _segmentation(
+        ickd=_term(
+            LAST_STAGE,
+            'ICKDLoss',
+            windows=(4, 4),
+            adapter=dict(type='Adapter', norm=True),
+            share=0.1,
+        )
+    ),
+    'aicsd at share 0.1': _segmentation(aicsd=_term(LOGITS, 'ICKDLoss', share=0.1)),
+    'dsd at share 0.1': _segmentation(
+        dsd=_term(LOGITS, 'RelationLoss', share=0.05, **CLASSES_TOGETHER),
+        psd=_term('backbone[-2:]', 'AttentionChangeLoss', share=0.05),
+    ),
+    'dsd without attention shared': _segmentation(
+        dsd=_term(LOGITS, 'RelationLoss', share=1.0, **CLASSES_TOGETHER)
+    ),
+    'fgfi at share 0.1': dict(
+        detection=dict(terms=dict(fgfi=_term('neck', 'FGFILoss', share=0.1)))
+    ),
+    'inherit+crosskd shared': _detection(crosskd=_crosskd(1.0)),
+    'inherit+cwd+crosskd shared': _detection(
+        cwd=_term('neck', 'CWDLoss', share=0.5), crosskd=_crosskd(0.5)
+    ),
+    'inherit+pgd shared': dict(detection=dict(terms=_pgd(0.5), inherit=HEADS)),
+    'inherit+cwd+pgd shared': dict(
+        detection=dict(
+            terms=dict(cwd=_term('neck', 'CWDLoss', share=0.5), **_pgd(0.25)), inherit=HEADS
+        )
+    ),
+    'inherit+fgd shared': _detection(fgd=_term('neck', 'FGDLoss', share=1.0, **FGD_SCALED)),
+    'inherit+reviewkd shared': _detection(review=_term('neck', 'ReviewKDLoss', share=1.0)),
+    'inherit+mgd shared': _detection(mgd=_term('neck', 'MGDLoss', share=1.0)),
     'cwd-neck shared': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=1.0)))),
     'cwd-neck share 3': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=3.0)))),
     'cwd-neck share 6': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=6.0)))),
