@@ -58,7 +58,7 @@ def _real(name: str, task: str, short: int, plateau: int, teacher: int, *inherit
         OWN / f'{name}_student.py',
         OWN / f'{name}_teacher.py',
         dict(short=short, plateau=plateau, teacher=teacher),
-        Path('data/real') / name,
+        Path('data/real') / name.partition('_')[0],
         inherit,
     )
 
@@ -92,6 +92,9 @@ SETS: dict[str, Data] = {
     'cards': _real('cards', 'detection', 600, 1600, 3200, *HEADS),
     'bccd': _real('bccd', 'detection', 600, 1600, 1600, *HEADS),
     'neudet': _real('neudet', 'detection', 600, 1600, 1600, *HEADS),
+    'neudet_rcnn': _real(
+        'neudet_rcnn', 'detection', 600, 1600, 1600, 'neck', 'rpn_head', 'roi_head'
+    ),
 }
 
 
