@@ -42,13 +42,18 @@ def main() -> None:
         methods = ROOT / 'docs/methods/README.md'
         methods.write_text(with_column(methods.read_text(), results.lines))
         return
+    os.environ.setdefault('SCENES', 'data/scenes')
     for name in args.sets:
         if not SETS[name].needs.is_dir():
             raise SystemExit(
                 f'{name} needs the folder {SETS[name].needs}, which does not exist: see '
                 'examples/real/README.md, and examples.quickstart.make_scenes for Scenes'
             )
-    os.environ.setdefault('SCENES', 'data/scenes')
+    if args.check_again:
+        from benchmarks.study.run import check_again
+
+        check_again(results, args.sets, args.methods)
+        return
     from benchmarks.study.queue import StudyQueue
 
     queue = StudyQueue(args.processes, results, args.minutes)
@@ -127,6 +132,11 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
         type=Path,
         metavar='FILE',
         help='run nothing; write the page of all results, and the column in docs/methods',
+    )
+    add(
+        '--check-again',
+        action='store_true',
+        help='train nothing; ask `kd_dense check` about the runs of the results file anew',
     )
     add('--job', help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

@@ -211,3 +211,11 @@ def teacher_of(name: str) -> Cell:
     """The training of the teacher of a set."""
     iterations = SETS[name].iterations['teacher']
     return Cell(name, 'teacher', '-', 'teacher', 0, iterations)
+
+
+def cell_of(line: Mapping[str, Any]) -> Cell:
+    """The run that a line of the results is of."""
+    about = line['set'], line['task']
+    name = next(n for n, data in SETS.items() if (n.partition('-')[0], data.task) == about)
+    own = ('method', 'weights', 'schedule', 'seed', 'iterations', 'control', 'equals')
+    return Cell(name, **{key: line[key] for key in own})

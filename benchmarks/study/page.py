@@ -27,8 +27,9 @@ pictures that neither train nor test. `gain` is the mean over seeds of the diffe
 student alone of the same seed and schedule, with the half width of its 95 % interval (Student's t;
 with three seeds it is 2.5 times the spread of the differences). `gap` is the share of the distance
 between the student alone and its teacher. `as X` is the student alone for the CPU time of X.
-`check` is the verdict of `kd_dense check` before the training (of seed 0). Other work ran beside
-many of the runs, which makes CPU seconds up to three times what they are on a quiet machine.
+`check` is the verdict of `kd_dense check` before the training (of seed 0); where a line has
+`checked`, it was asked again with `--check-again`, at that commit. Other work ran beside many of
+the runs, which makes CPU seconds up to three times what they are on a quiet machine.
 
 Methods are presets, with their published weights or with shares, and what else was tried, by the
 names in `benchmarks/study/methods.py`. Left out are runs by which sizes of pictures and the

@@ -53,6 +53,10 @@ class Results:
         with open(self.file, 'a') as out:
             out.write(json.dumps(line) + '\n')
 
+    def write(self) -> None:
+        """Write all lines anew."""
+        self.file.write_text(''.join(json.dumps(line) + '\n' for line in self.lines))
+
     def seconds(self, name: str, schedule: str, method: str, weights: str) -> list[float]:
         """CPU seconds of the runs of a method, one for each seed."""
         wanted = dict(

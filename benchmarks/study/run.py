@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import kd_dense.mm  # noqa: F401
-from benchmarks.study.cells import METRICS, ROOT, SEEDS, Cell
+from benchmarks.study.cells import METRICS, ROOT, SEEDS, Cell, cell_of
 from benchmarks.study.methods import distillation
+from benchmarks.study.results import Results
 from kd_dense.mm.check.check import check
 from kd_dense.mm.hooks.critic import CriticHook
 from kd_dense.mm.run.unlabelled import mix_in
@@ -101,6 +102,21 @@ def checked(config: Config, cell: Cell) -> str:
     student = str(alone) if alone.is_file() else None
     found = check(config, batches=2, images=30, student=student)
     return str(next(f.figures['verdict'] for f in found if f.check == 'verdict'))
+
+
+def check_again(results: Results, sets: Sequence[str], methods: Sequence[str]) -> None:
+    """Ask for the verdicts that runs have today."""
+    for line in results.lines:
+        cell = cell_of(line)
+        if not line.get('verdict') or cell.set not in sets or cell.method not in methods:
+            continue
+        if cell.taught != line['teacher_iterations'] or not cell.taught_by.checkpoint.is_file():
+            print(f'{cell.title}: its teacher is not there')
+            continue
+        before, line['verdict'] = line['verdict'], checked(read(cell), cell)
+        line['checked'] = commit()
+        print(f'{cell.title}: {line["verdict"]} (before: {before})')
+        results.write()
 
 
 def read(cell: Cell) -> Config:

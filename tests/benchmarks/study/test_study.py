@@ -201,6 +201,24 @@ class TestRun:
         assert run_file.checked(read(cell), cell) == 'will help'
         assert seen == dict(student=None, preset='cwd')
 
+    def test_and_can_be_checked_again(self, results, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(cells_file, 'WORK', tmp_path)
+        monkeypatch.setattr(run_file, 'checked', lambda config, cell: f'{cell.method}: cannot say')
+        monkeypatch.setattr(run_file, 'commit', lambda: 'abcdef')
+        results.add(line(Cell('cards', 'cwd', 'published', 'short', 0, 600)))
+        teacher = teacher_of('camvid').checkpoint
+        teacher.parent.mkdir()
+        teacher.touch()
+        run_file.check_again(results, ['camvid', 'cards'], ['cwd'])
+        said = capsys.readouterr().out
+        assert 'camvid, cwd, published, short, seed 0: cwd: cannot say (before: will help)' in said
+        assert 'cards, cwd, published, short, seed 0: its teacher is not there' in said
+        found = [x for x in Results(results.file).lines if x['verdict']]
+        assert [(x['verdict'], x.get('checked')) for x in found] == [
+            ('cwd: cannot say', 'abcdef'),
+            ('will help', None),
+        ]
+
     def test_a_short_run_on_real_pictures(self, tmp_path, monkeypatch):
         pictures = ROOT.parent / 'shared' / 'data'
         if not pictures.is_dir():
