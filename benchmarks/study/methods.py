@@ -45,6 +45,15 @@ def _towers(loss: str, share: float) -> dict[str, Any]:
     )
 
 
+def _within(share: float) -> dict[str, Any]:
+    """The stages of a student, compared with each other from the start."""
+    pairs = [(f'backbone[{at}]', f'backbone[{at + 1}]') for at in (-4, -3, -2)]
+    term = _term('', 'SADLoss', share=share)
+    return {
+        f'sad{n}': dict(term, tap=dict(student=a, teacher=b)) for n, (a, b) in enumerate(pairs, 1)
+    }
+
+
 def _crosskd(share: float) -> dict[str, Any]:
     weights = dict(class_weight=1.0, box_weight=4.0)
     return _on_head('CrossKDLoss', share, cross_at=-1, boxes='distributions', **weights)
@@ -66,6 +75,7 @@ FGD_TUNED = dict(temperature=4.0, foreground=3e-3, background=5e-3, attention=1e
 FGD_SCALED = dict(
     temperature=4.0, foreground=6.67e-3, background=3.33e-3, attention=5.34e-4, relation=2.03e-5
 )
+FGD_BY_SHARE = {**FGD_SCALED, 'temperature': 2.0, 'relative_temperature': True}
 STAGES = _term('backbone', 'PKDLoss', 3.0)
 CLASSES_TOGETHER: dict[str, Any] = dict(
     over='channels', rows='none', reduction='mean', values='places', temperature=4.0, pool=2
@@ -96,6 +106,7 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
         pkd=_term('backbone', 'PKDLoss', share=0.5),
         cwd=_term(LOGITS, 'CWDLoss', temperature=2.0, share=1.0),
     ),
+    'sad from the start shared': _segmentation(**_within(1.0 / 3)),
     'sp at share 0.1': _segmentation(sp=_term(LAST_STAGE, 'SPLoss', share=0.1)),
     'cckd at share 0.1': _segmentation(
         cckd=_term(LAST_STAGE, 'CCKDLoss', kernel='bilinear', share=0.1)
@@ -123,6 +134,19 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
     'inherit+crosskd shared': _detection(crosskd=_crosskd(1.0)),
     'inherit+cwd+crosskd shared': _detection(
         cwd=_term('neck', 'CWDLoss', share=0.5), crosskd=_crosskd(0.5)
+    ),
+    'fgd+crosskd shared': dict(
+        detection=dict(
+            terms=dict(
+                fgd=_term('neck', 'FGDLoss', share=0.5, **FGD_BY_SHARE), crosskd=_crosskd(0.5)
+            )
+        )
+    ),
+    'inherit+fgd at its own temperature shared': _detection(
+        fgd=_term('neck', 'FGDLoss', share=1.0, **FGD_BY_SHARE)
+    ),
+    'inherit head+cwd shared': dict(
+        detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=1.0)), inherit=('bbox_head',))
     ),
     'inherit+pgd shared': dict(detection=dict(terms=_pgd(0.5), inherit=HEADS)),
     'inherit+cwd+pgd shared': dict(
