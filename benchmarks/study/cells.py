@@ -17,7 +17,6 @@ METRICS = {'segmentation': ('mIoU', 1.0), 'detection': ('coco/bbox_mAP', 100.0)}
 SCHEDULES = ('short', 'plateau')
 SEEDS = (0, 1, 2)
 # Methods that compare places of the student with each other.
-# Methods that compare places of the student with each other.
 WITHIN = ('sad', 'sad from the start shared')
 
 
