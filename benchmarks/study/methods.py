@@ -122,11 +122,7 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
     ),
     'aicsd at share 0.1': _segmentation(aicsd=_term(LOGITS, 'ICKDLoss', share=0.1)),
     'dsd at share 0.1': _segmentation(
-        dsd=_term(LOGITS, 'RelationLoss', share=0.05, **CLASSES_TOGETHER),
-        psd=_term('backbone[-2:]', 'AttentionChangeLoss', share=0.05),
-    ),
-    'dsd without attention shared': _segmentation(
-        dsd=_term(LOGITS, 'RelationLoss', share=1.0, **CLASSES_TOGETHER)
+        dsd=_term(LOGITS, 'RelationLoss', share=0.1, **CLASSES_TOGETHER)
     ),
     'fgfi at share 0.1': dict(
         detection=dict(terms=dict(fgfi=_term('neck', 'FGFILoss', share=0.1)))
