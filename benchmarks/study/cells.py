@@ -90,6 +90,7 @@ SETS: dict[str, Data] = {
         HEADS,
     ),
     'camvid': _real('camvid', 'segmentation', 600, 2400, 1600),
+    'camvid_mit': _real('camvid_mit', 'segmentation', 600, 2400, 800),
     'cards': _real('cards', 'detection', 600, 1600, 3200, *HEADS),
     'bccd': _real('bccd', 'detection', 600, 1600, 1600, *HEADS),
     'neudet': _real('neudet', 'detection', 600, 1600, 1600, *HEADS),
