@@ -129,7 +129,7 @@ def choose_preset(
         weights: ``'published'``; or ``'shares'``: the terms pull at the student together as
             strongly as its own losses do, each as much as the others, whatever weights were
             published, see [`kd_dense.shares.Share`][]; FGD and LD get other settings, too, and
-            relations a tenth of it. ``'auto'`` is the first where the maps are those that the
+            relations and FGFI a tenth of it. ``'auto'`` is the first where the maps are those that the
             weights were published for, and the second where they are not.
 
     Returns:
