@@ -75,12 +75,12 @@ FGD_TUNED = dict(temperature=4.0, foreground=3e-3, background=5e-3, attention=1e
 FGD_SCALED = dict(
     temperature=4.0, foreground=6.67e-3, background=3.33e-3, attention=5.34e-4, relation=2.03e-5
 )
-FGD_BY_SHARE = {**FGD_SCALED, 'temperature': 2.0, 'relative_temperature': True}
 STAGES = _term('backbone', 'PKDLoss', 3.0)
 CLASSES_TOGETHER: dict[str, Any] = dict(
     over='channels', rows='none', reduction='mean', values='places', temperature=4.0, pool=2
 )
 LAST_STAGE = 'backbone[-1]'
+RKD = dict(distance_weight=25.0, angle_weight=50.0)
 LOGITS = 'decode_head.conv_seg'
 # Terms that are no preset, by a name of their own and the task that they are for.
 TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
@@ -107,26 +107,27 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
         cwd=_term(LOGITS, 'CWDLoss', temperature=2.0, share=1.0),
     ),
     'sad from the start shared': _segmentation(**_within(1.0 / 3)),
-    'sp at share 0.1': _segmentation(sp=_term(LAST_STAGE, 'SPLoss', share=0.1)),
-    'cckd at share 0.1': _segmentation(
-        cckd=_term(LAST_STAGE, 'CCKDLoss', kernel='bilinear', share=0.1)
+    # what the presets by share were before
+    'sp at share 1': _segmentation(sp=_term(LAST_STAGE, 'SPLoss', share=1.0)),
+    'rkd at share 1': _segmentation(rkd=_term(LAST_STAGE, 'RKDLoss', share=1.0, **RKD)),
+    'pkt at share 1': _segmentation(pkt=_term(LAST_STAGE, 'PKTLoss', share=1.0)),
+    'cckd at share 1': _segmentation(
+        cckd=_term(LAST_STAGE, 'CCKDLoss', kernel='bilinear', share=1.0)
     ),
-    'ickd at share 0.1': _segmentation(
+    'ickd at share 1': _segmentation(
         ickd=_term(
             LAST_STAGE,
             'ICKDLoss',
             windows=(4, 4),
             adapter=dict(type='Adapter', norm=True),
-            share=0.1,
+            share=1.0,
         )
     ),
-    'aicsd at share 0.1': _segmentation(aicsd=_term(LOGITS, 'ICKDLoss', share=0.1)),
-    'dsd at share 0.1': _segmentation(
-        dsd=_term(LOGITS, 'RelationLoss', share=0.1, **CLASSES_TOGETHER)
+    'aicsd at share 1': _segmentation(aicsd=_term(LOGITS, 'ICKDLoss', share=1.0)),
+    'dsd at share 1': _segmentation(
+        dsd=_term(LOGITS, 'RelationLoss', share=1.0, **CLASSES_TOGETHER)
     ),
-    'fgfi at share 0.1': dict(
-        detection=dict(terms=dict(fgfi=_term('neck', 'FGFILoss', share=0.1)))
-    ),
+    'fgfi at share 1': dict(detection=dict(terms=dict(fgfi=_term('neck', 'FGFILoss', share=1.0)))),
     'inherit+crosskd shared': _detection(crosskd=_crosskd(1.0)),
     'inherit+cwd+crosskd shared': _detection(
         cwd=_term('neck', 'CWDLoss', share=0.5), crosskd=_crosskd(0.5)
