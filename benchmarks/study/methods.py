@@ -75,6 +75,7 @@ FGD_TUNED = dict(temperature=4.0, foreground=3e-3, background=5e-3, attention=1e
 FGD_SCALED = dict(
     temperature=4.0, foreground=6.67e-3, background=3.33e-3, attention=5.34e-4, relation=2.03e-5
 )
+FGD_BY_SHARE = {**FGD_SCALED, 'temperature': 2.0, 'relative_temperature': True}
 STAGES = _term('backbone', 'PKDLoss', 3.0)
 CLASSES_TOGETHER: dict[str, Any] = dict(
     over='channels', rows='none', reduction='mean', values='places', temperature=4.0, pool=2
@@ -128,7 +129,6 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
         dsd=_term(LOGITS, 'RelationLoss', share=1.0, **CLASSES_TOGETHER)
     ),
     'fgfi at share 1': dict(detection=dict(terms=dict(fgfi=_term('neck', 'FGFILoss', share=1.0)))),
-    'inherit+crosskd shared': _detection(crosskd=_crosskd(1.0)),
     'inherit+cwd+crosskd shared': _detection(
         cwd=_term('neck', 'CWDLoss', share=0.5), crosskd=_crosskd(0.5)
     ),
@@ -146,14 +146,7 @@ TRIED: dict[str, dict[str, Mapping[str, Any]]] = {
         detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=1.0)), inherit=('bbox_head',))
     ),
     'inherit+pgd shared': dict(detection=dict(terms=_pgd(0.5), inherit=HEADS)),
-    'inherit+cwd+pgd shared': dict(
-        detection=dict(
-            terms=dict(cwd=_term('neck', 'CWDLoss', share=0.5), **_pgd(0.25)), inherit=HEADS
-        )
-    ),
     'inherit+fgd shared': _detection(fgd=_term('neck', 'FGDLoss', share=1.0, **FGD_SCALED)),
-    'inherit+reviewkd shared': _detection(review=_term('neck', 'ReviewKDLoss', share=1.0)),
-    'inherit+mgd shared': _detection(mgd=_term('neck', 'MGDLoss', share=1.0)),
     'cwd-neck shared': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=1.0)))),
     'cwd-neck share 3': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=3.0)))),
     'cwd-neck share 6': dict(detection=dict(terms=dict(cwd=_term('neck', 'CWDLoss', share=6.0)))),
