@@ -205,9 +205,19 @@ def test_the_state_holds_the_memory():
     assert torch.equal(other.region_memory.next, loss.region_memory.next)
 
 
+def test_pooled_maps_are_compared_and_remembered():
+    maps = torch.randn(2, 3, 4, 10, 12)
+    values = []
+    for pool, given in ((2, maps), (1, F.avg_pool2d(maps.flatten(0, 1), 2).unflatten(0, (2, 3)))):
+        loss = seeded(pool=pool)
+        values += [*loss(*given, labels()).values(), loss.pixel_memory.rows]
+    assert all(torch.equal(a, b) for a, b in zip(values[:3], values[3:], strict=True))
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
+        (dict(pool=0), 'MemoryLoss expects pool as a side >= 1, got 0'),
         (dict(pixel_memory=4, drawn=8), r'pixel_memory >= drawn=8, .* got 4'),
         (dict(drawn=0), 'drawn as an int >= 1, got 0'),
         (dict(temperature=0.0), 'temperature > 0'),

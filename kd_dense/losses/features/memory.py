@@ -25,7 +25,7 @@ from kd_dense.functional import (
 )
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_same_size, check_weights
 from kd_dense.losses.features.prototypes.centres import region_centres
-from kd_dense.losses.features.relations.rows import sum_over_rows, unit
+from kd_dense.losses.features.relations.rows import check_pool, pooled, sum_over_rows, unit
 
 __all__ = ['Memory', 'MemoryLoss', 'memory_loss', 'pick_pixels']
 
@@ -243,6 +243,7 @@ class MemoryLoss(DistillLoss):
         drawn: How many pixels of a class of an image go into the memory.
         temperature: See [`memory_loss`][].
         kd_temperature: Likewise.
+        pool: Side of squares that the maps are averaged over first.
         queue: See [`Memory`][].
         literal: See [`pick_pixels`][].
         ignore_index: A label that is no class.
@@ -277,6 +278,7 @@ class MemoryLoss(DistillLoss):
         drawn: int = 16,
         temperature: float = 0.1,
         kd_temperature: float = 1.0,
+        pool: int = 1,
         queue: Queue = 'ring',
         literal: bool = False,
         ignore_index: int = 255,
@@ -285,6 +287,7 @@ class MemoryLoss(DistillLoss):
         self.weights = check_weights('MemoryLoss', pixels=pixels, regions=regions)
         check_temperature(temperature)
         check_temperature(kd_temperature)
+        check_pool('MemoryLoss', pool)
         sizes = dict(region_memory=region_memory, pixel_contrast=pixel_contrast,
                      region_contrast=region_contrast, drawn=drawn)  # fmt: skip
         for name, size in sizes.items():
@@ -300,6 +303,7 @@ class MemoryLoss(DistillLoss):
         self.drawn = drawn
         self.temperature = temperature
         self.kd_temperature = kd_temperature
+        self.pool = pool
         self.literal = literal
         self.ignore_index = ignore_index
         self.project = nn.Sequential(
@@ -313,13 +317,14 @@ class MemoryLoss(DistillLoss):
 
     def forward(self, student: Tensor, teacher: Tensor, segmentation: Tensor) -> dict[str, Tensor]:
         check_same_size('MemoryLoss', student, teacher)
-        size, classes = student.shape[2:], self.num_classes
-        labels, valid = labels_at(segmentation, size, classes, self.ignore_index)
         with without_autocast(student):
-            theirs = unit(at_least_float32(teacher.detach()), 1)
+            ours, theirs = (pooled(x, self.pool) for x in (student, teacher.detach()))
+            labels, valid = labels_at(
+                segmentation, ours.shape[2:], self.num_classes, self.ignore_index
+            )
+            ours, theirs = unit(self.project(ours), 1), unit(theirs, 1)
             if self.training:
                 self.remember(theirs, labels, valid)
-            ours = unit(self.project(at_least_float32(student)), 1)
         memories = self.pixel_memory, self.region_memory
         parts = zip(PARTS, memories, self.contrast, strict=True)
         return {

@@ -68,12 +68,11 @@ def cross_image_loss(
 
         def apart(rows: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
             s, t = (
-                (x @ y.mT).unflatten(2, (-1, size)) / temperature
-                for x, y in zip(rows, columns, strict=True)
+                (x @ y.mT).unflatten(2, (-1, size)) for x, y in zip(rows, columns, strict=True)
             )
             return soft_kl(s, t, 1.0, dim=3).sum((1, 2))
 
-        rows = [x.flatten(0, 1)[None] for x in (ours, theirs)]
+        rows = [x.flatten(0, 1)[None] / temperature for x in (ours, theirs)]
         pairs = rows[0].shape[1] * (everywhere[0].shape[1] // size)
         return sum_over_rows(apart, rows, everywhere)[0] / pairs
 

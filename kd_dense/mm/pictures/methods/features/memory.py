@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_dense.functional import labels_at
 from kd_dense.losses import MemoryLoss
-from kd_dense.losses.features.relations.rows import unit
+from kd_dense.losses.features.relations.rows import pooled, unit
 from kd_dense.mm.pictures.general import Known, LossPictures, draw_maps
 from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.views import View
@@ -39,7 +39,7 @@ def draw_memory(view: View, compared: Compared) -> Any:
 def _likenesses(compared: Compared, level: int) -> tuple[list[Tensor], Tensor, Tensor]:
     """Logarithms ``(P, M)`` of both, student first; the labels ``(H, W)`` and which are valid."""
     loss, needed = compared.loss(level), compared.needs['segmentation']
-    student, teacher = compared.student[level], compared.teacher[level]
+    student, teacher = (pooled(x[level], loss.pool) for x in (compared.student, compared.teacher))
     labels, valid = labels_at(needed, student.shape[2:], loss.num_classes, loss.ignore_index)
     bank = loss.region_memory.vectors().flatten(0, 1).to(student.dtype)
     with torch.no_grad():

@@ -9,16 +9,22 @@ from kd_dense.mm.presets.settings import Method, Preset, Sums, for_segmenters
 __all__ = ['METHODS', 'SUMS']
 
 
-def _cirkd(tap: str) -> dict[str, Any]:
+def _cirkd(tap: str, **pool: int) -> dict[str, Any]:
     return {
         'kd': {'tap': 'logits', 'loss': {'type': 'KDLoss', 'weight': 1.0}, 'optional': True},
         'images': {
             'tap': tap,
-            'loss': {'type': 'CrossImageLoss', 'weight': 1.0, 'temperature': 0.1},
+            'loss': {'type': 'CrossImageLoss', 'weight': 1.0, 'temperature': 0.1, **pool},
         },
         'memory': {
             'tap': tap,
-            'loss': {'type': 'MemoryLoss', 'pixels': 0.1, 'regions': 0.1, 'temperature': 0.1},
+            'loss': {
+                'type': 'MemoryLoss',
+                'pixels': 0.1,
+                'regions': 0.1,
+                'temperature': 0.1,
+                **pool,
+            },
         },
     }
 
@@ -33,9 +39,9 @@ METHODS = {
             Preset(
                 models='SegFormer',
                 part='decode_head.fusion_conv',
-                terms=_cirkd('decode_head.fusion_conv'),
+                terms=_cirkd('decode_head.fusion_conv', pool=2),
                 inherit=(),
-                source=f'{SOURCE}; tap by role',
+                source=f'{SOURCE}; tap by role, pooled from stride 4 to their 8',
             ),
             OTHER,
         ),
