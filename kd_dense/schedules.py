@@ -9,22 +9,24 @@ __all__ = ['Schedule']
 
 
 class Schedule:
-    """A factor on a term's weight: warm-up, plateau, decay, stop.
+    """A factor on a term's weight: start, warm-up, plateau, decay, stop.
 
-    The factor rises linearly from 0 to 1 over ``warmup``, stays at 1, and falls to 0 at
-    ``stop`` if ``decay`` is given, or drops to 0 there if not. Once it is 0 for every term,
-    the teacher no longer runs.
+    The factor is 0 before ``start``, rises linearly from 0 to 1 over ``warmup``, stays at 1, and
+    falls to 0 at ``stop`` if ``decay`` is given, or drops to 0 there if not. While it is 0 for
+    every term, the teacher does not run.
 
     Args:
         warmup: Length of the linear warm-up, in iterations.
         decay: ``'linear'`` or ``'cosine'``, from the end of the warm-up to ``stop``.
         stop: From here on the factor is 0. Default: the end of training.
-        by_epoch: Whether ``warmup`` and ``stop`` count epochs.
+        start: Up to here the factor is 0.
+        by_epoch: Whether ``start``, ``warmup`` and ``stop`` count epochs.
         by_share: Whether they are shares of the training, from 0 to 1, however long that is.
 
     Raises:
         ValueError: If an argument is negative or unknown, ``stop`` comes before the end of the
-            warm-up, a share is over 1, or epochs and shares are asked for together.
+            warm-up, a share leads beyond the training, or epochs and shares are asked for
+            together.
 
     Examples:
         >>> schedule = Schedule(warmup=2, decay='linear', stop=6)
@@ -37,31 +39,37 @@ class Schedule:
         warmup: float = 0,
         decay: Literal['linear', 'cosine'] | None = None,
         stop: float | None = None,
+        start: float = 0,
         by_epoch: bool = False,
         by_share: bool = False,
     ) -> None:
         if decay not in (None, 'linear', 'cosine'):
             raise ValueError(f"expected decay 'linear', 'cosine' or None, got {decay!r}")
-        if not warmup >= 0:
-            raise ValueError(f'expected warmup >= 0, got {warmup}')
-        if stop is not None and not stop >= warmup:
-            raise ValueError(f'expected stop >= warmup, got stop={stop} and warmup={warmup}')
+        if not min(warmup, start) >= 0:
+            raise ValueError(f'expected warmup and start >= 0, got {warmup} and {start}')
+        if stop is not None and not stop >= start + warmup:
+            raise ValueError(
+                f'expected stop >= start + warmup, got stop={stop}, start={start} and '
+                f'warmup={warmup}'
+            )
         if by_epoch and by_share:
             raise ValueError('expected by_epoch or by_share, got both')
-        if by_share and not max(warmup, stop or 0) <= 1:
+        if by_share and not max(start + warmup, stop or 0) <= 1:
             raise ValueError(
-                f'expected shares of the training from 0 to 1, got warmup={warmup} and stop={stop}'
+                f'expected shares of the training that add up to 1 at most, got start={start}, '
+                f'warmup={warmup} and stop={stop}'
             )
         self.warmup = warmup
         self.decay = decay
         self.stop = stop
+        self.start = start
         self.by_epoch = by_epoch
         self.by_share = by_share
 
     @property
     def constant(self) -> bool:
         """Whether the factor is 1 throughout."""
-        return not self.warmup and self.decay is None and self.stop is None
+        return not self.warmup and not self.start and self.decay is None and self.stop is None
 
     def factor(self, now: float, end: float) -> float:
         """The factor at a moment of training.
@@ -76,11 +84,14 @@ class Schedule:
         if self.by_share:
             now, end = now / end, 1.0
         stop = end if self.stop is None else self.stop
-        if now < self.warmup:
-            return now / self.warmup
+        if now < self.start:
+            return 0.0
+        if now < self.start + self.warmup:
+            return (now - self.start) / self.warmup
         if self.stop is not None and now >= stop:
             return 0.0
         if self.decay is None:
             return 1.0
-        left = min(max((stop - now) / max(stop - self.warmup, 1e-9), 0.0), 1.0)
+        length = max(stop - self.start - self.warmup, 1e-9)
+        left = min(max((stop - now) / length, 0.0), 1.0)
         return left if self.decay == 'linear' else 0.5 - 0.5 * math.cos(math.pi * left)

@@ -22,6 +22,13 @@ def test_stop():
     assert factors(Schedule(stop=3)) == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
 
 
+def test_start():
+    assert factors(Schedule(start=3)) == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1]
+    values = factors(Schedule(start=2, warmup=2, decay='linear', stop=8))
+    assert values == [0, 0, 0, 0.5, 1, 0.75, 0.5, 0.25, 0, 0]
+    assert factors(Schedule(start=2 / 3, by_share=True), 9) == [0] * 6 + [1] * 3
+
+
 @pytest.mark.parametrize('end', [10, 20, 300])
 def test_shares_of_a_training_of_any_length(end):
     schedule = Schedule(warmup=0.2, stop=0.9, by_share=True)
@@ -41,16 +48,19 @@ def test_cosine_decay_after_a_warmup():
 
 
 @given(
+    start=st.floats(0, 50),
     warmup=st.floats(0, 50),
     decay=st.sampled_from([None, 'linear', 'cosine']),
     length=st.none() | st.floats(0, 50),
     now=st.integers(0, 100),
 )
-def test_is_a_fraction_and_nothing_after_the_stop(warmup, decay, length, now):
-    stop = None if length is None else warmup + length
-    value = Schedule(warmup, decay, stop).factor(now, 100)
+def test_is_a_fraction_and_nothing_before_the_start_or_after_the_stop(
+    start, warmup, decay, length, now
+):
+    stop = None if length is None else start + warmup + length
+    value = Schedule(warmup, decay, stop, start).factor(now, 100)
     assert 0 <= value <= 1
-    if stop is not None and now >= stop:
+    if now < start or (stop is not None and now >= stop):
         assert value == 0
 
 
@@ -58,10 +68,13 @@ def test_is_a_fraction_and_nothing_after_the_stop(warmup, decay, length, now):
     ('arguments', 'message'),
     [
         (dict(decay='exp'), "decay 'linear', 'cosine' or None, got 'exp'"),
-        (dict(warmup=-1), 'warmup >= 0, got -1'),
-        (dict(warmup=5, stop=3), 'stop >= warmup, got stop=3 and warmup=5'),
-        (dict(stop=-1), 'stop >= warmup'),
-        (dict(stop=2, by_share=True), 'from 0 to 1, got warmup=0 and stop=2'),
+        (dict(warmup=-1), 'warmup and start >= 0, got -1 and 0'),
+        (dict(start=-1), 'warmup and start >= 0, got 0 and -1'),
+        (dict(warmup=5, stop=3), r'stop >= start \+ warmup, got stop=3, start=0 and warmup=5'),
+        (dict(start=5, stop=3), r'stop >= start \+ warmup, got stop=3, start=5 and warmup=0'),
+        (dict(stop=-1), r'stop >= start \+ warmup'),
+        (dict(stop=2, by_share=True), 'add up to 1 at most, got start=0, warmup=0 and stop=2'),
+        (dict(start=0.7, warmup=0.4, by_share=True), 'add up to 1 at most, got start=0.7'),
         (dict(stop=0.5, by_share=True, by_epoch=True), 'by_epoch or by_share, got both'),
     ],
 )

@@ -19,6 +19,9 @@ from kd_dense.mm.configs import dicts_in
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ('atss-distribution', 'fcos-distribution', 'retinanet-distribution')  # in configs/ld
+# settings that a teacher has in common with its student
+SHARED = ('num_classes', 'num_things_classes', 'num_stuff_classes', 'img_size', 'input_size',
+          'reg_max')  # fmt: skip
 STUDENTS = 3  # models of a family that are tried at most until one trains
 
 
@@ -98,8 +101,7 @@ def kind(config: Any) -> list[str]:
     model = config.model
     names = [name for name in model if name == 'neck' or name.endswith('_head')]
     parts = [f'{n}: {model[n].type}' for n in names if isinstance(model[n], Mapping)]
-    keys = ('num_classes', 'num_things_classes', 'img_size', 'input_size', 'reg_max')
-    values = {f'{k}: {v}' for one in dicts_in(model) for k, v in one.items() if k in keys}
+    values = {f'{k}: {v}' for one in dicts_in(model) for k, v in one.items() if k in SHARED}
     generators = [one for one in dicts_in(model) if 'Generator' in str(one.get('type'))]
     values |= {f'strides: {one["strides"]}' for one in generators if 'strides' in one}
     return [str(model.type), *sorted(parts), *sorted(values)]

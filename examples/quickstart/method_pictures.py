@@ -7,6 +7,10 @@ repository::
 
     python -m examples.quickstart.method_pictures
 
+Detectors that the quickstart has none of (with regions, with queries, with old and new classes)
+are in ``pictures``, the folder beside. They are trained here, alone, in some minutes, on the data
+of the quickstart, unless they lie in the work directory.
+
 What is shown is drawn as the test split of Scenes is, from its digits and photographs, but larger
 than the pictures of the data set: at those sizes the higher levels of a feature pyramid would
 have hardly a cell for each digit.
@@ -18,7 +22,7 @@ import argparse
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +30,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from PIL import Image
@@ -40,6 +45,10 @@ from kd_dense.mm.pictures.terms import draw_term
 from kd_dense.mm.pictures.views import look
 
 SIZE = 96  # pixels: three cells of the coarsest level
+OLD = 5  # of the digits, which ERD's teacher knows; its student learns the others
+OWN = Path('examples/quickstart/pictures')  # configs of detectors that are trained here
+EVALUATION = ('cfg', 'dataloader', 'evaluator')
+TRAINED = ('rcnn', 'detr', 'erd')
 LARGEST = 150_000  # bytes of a picture with all its colours
 # The task of each method, and the term that is drawn.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -59,6 +68,16 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
             loss=dict(type='PGDClassLoss'),
         ),
     ),
+    'rois': (
+        'rcnn',
+        dict(
+            tap='roi_head.bbox_head.fc_cls',
+            shared_rois=True,
+            loss=dict(type='DKDLoss', alpha=1.0, beta=0.25),
+        ),
+    ),
+    'queries': ('detr', dict(tap='bbox_head', loss=dict(type='QueryBoxLoss'))),
+    'erd': ('erd', dict(tap='bbox_head', loss=dict(type='ERDLoss'))),
     'intrakd': ('seg', dict(tap='backbone.layer4', loss=dict(type='IntRALoss'))),
     'logits': ('seg', dict(tap='decode_head.conv_seg', loss=dict(type='DISTLoss'))),
     # of two teachers: the other one is a student that has learnt from the first
@@ -94,6 +113,17 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+CLASSES_OF = {'seg': (*CLASSES, 'background'), 'erd': CLASSES[OLD:]}  # of all others: CLASSES
+
+
+class Pair(NamedTuple):
+    """A student and its teacher: their configs and weights."""
+
+    student: Path
+    student_weights: Path
+    teacher: Path
+    teacher_weights: Path
+
 
 def main() -> None:
     """Run the command line."""
@@ -102,11 +132,11 @@ def main() -> None:
     MMLogger.get_instance('method_pictures', log_level='ERROR')
     warnings.simplefilter('ignore')  # of the frameworks, about their own parts
     scene = draw_scene('test', args.picture, SIZE)
-    for task, student in args.students.items():
+    for task in dict.fromkeys(METHODS[method][0] for method in args.methods):
         terms = {m: METHODS[m][1] for m in args.methods if METHODS[m][0] == task}
-        model, data = load(task, student, terms, args.other), pack(task, scene)
-        names = (*CLASSES, 'background') if task == 'seg' else CLASSES
-        view = look(model, data, tuple(names))
+        pair = train(task, args.work_dir) if task in TRAINED else quickstart(task, args)
+        model, data = load(pair, terms, args.other), pack(task, scene)
+        view = look(model, data, CLASSES_OF.get(task, CLASSES))
         compared, _ = compare(model, data, view)
         for method, found in compared.items():
             path = args.out / f'{method}.png'
@@ -147,7 +177,7 @@ def parse() -> argparse.Namespace:
     os.chdir(ROOT)
     args.students = {}
     args.other = args.other or args.work_dir / 'seg_cwd_seed0' / 'iter_600.pth'
-    for task in dict.fromkeys(METHODS[method][0] for method in args.methods):
+    for task in sorted({METHODS[method][0] for method in args.methods} - {*TRAINED}):
         named = getattr(args, f'student_{task}')
         student = named or args.work_dir / f'{task}_student_seed0' / 'iter_600.pth'
         if not student.is_file():
@@ -164,21 +194,60 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def load(task: str, checkpoint: Path, terms: dict[str, dict[str, Any]], other: Path) -> Any:
-    """Build the student of a task with its teachers, and load all."""
-    student = Config.fromfile(CONFIGS / f'{task}_student.py')
-    teacher: dict[str, Any] = dict(
-        config=str(CONFIGS / f'{task}_teacher.py'),
-        checkpoint=str(CHECKPOINTS / f'{task}_teacher.pth'),
+def quickstart(task: str, args: argparse.Namespace) -> Pair:
+    """The models of the quickstart."""
+    return Pair(
+        CONFIGS / f'{task}_student.py',
+        args.students[task],
+        CONFIGS / f'{task}_teacher.py',
+        CHECKPOINTS / f'{task}_teacher.pth',
     )
+
+
+def train(task: str, work_dir: Path) -> Pair:
+    """Other models, trained alone unless they are there."""
+    weights: dict[str, Path] = {}
+    for who in ('teacher', 'student'):
+        config = Config.fromfile(OWN / f'{task}_{who}.py')
+        folder = work_dir / f'{task}_{who}'
+        weights[who] = folder / f'iter_{config.train_cfg.max_iters}.pth'
+        if weights[who].is_file():
+            continue
+        if not Path(config.data_root).is_dir():
+            raise SystemExit(
+                f'there are no data in {config.data_root}: run '
+                'bash examples/quickstart/quickstart.sh first'
+            )
+        if 'teacher' in config.model:
+            config.model.teacher.checkpoint = str(weights['teacher'])
+        print(f'training {task}_{who} for {config.train_cfg.max_iters} iterations', flush=True)
+        config.merge_from_dict(dict(work_dir=str(folder), log_level='ERROR'))
+        config.update({f'{s}_{x}': None for s in ('val', 'test') for x in EVALUATION})
+        Runner.from_cfg(config).train()
+    return Pair(
+        OWN / f'{task}_student.py', weights['student'], OWN / f'{task}_teacher.py',
+        weights['teacher'],
+    )  # fmt: skip
+
+
+def load(pair: Pair, terms: dict[str, dict[str, Any]], other: Path) -> Any:
+    """Build a student with its teachers, and load all."""
+    student = Config.fromfile(pair.student)
+    teacher: dict[str, Any] = dict(config=str(pair.teacher), checkpoint=str(pair.teacher_weights))
     if any('teacher' in term for term in terms.values()):
-        second = dict(config=str(CONFIGS / f'{task}_student.py'), checkpoint=str(other))
+        second = dict(config=str(pair.student), checkpoint=str(other))
         teacher = dict(large=teacher, other=second)
         terms = {name: {'teacher': 'large', **term} for name, term in terms.items()}
     with DefaultScope.overwrite_default_scope(student.default_scope):
         model: Any = MODELS.build(
-            dict(type='kd_dense.Distilled', student=student.model, teacher=teacher, terms=terms)
+            dict(
+                type='kd_dense.Distilled',
+                student=student.model.get('student', student.model),
+                teacher=teacher,
+                terms=terms,
+            )
         )
+    checkpoint = pair.student_weights
     weights = read_checkpoint(str(checkpoint))
     load_weights(model, {**_kd(model, checkpoint), **weights}, str(checkpoint))
     return model.eval()
@@ -206,6 +275,9 @@ def pack(task: str, scene: Scene) -> dict[str, Any]:
             dtype=torch.float32,
         )
         objects = InstanceData(bboxes=boxes, labels=torch.tensor(scene.digits))
+        if task == 'erd':  # there are labels of the new classes alone
+            objects = objects[objects.labels >= OLD]
+            objects.labels -= OLD
         sample = DetDataSample(metainfo=shape, gt_instances=objects)
     image = torch.from_numpy(np.ascontiguousarray(scene.image[..., ::-1]))  # BGR
     return dict(inputs=[image.permute(2, 0, 1)], data_samples=[sample])

@@ -24,6 +24,7 @@ from kd_dense.registry import MODELS
 __all__ = [
     'BY_SHARE',
     'METHODS',
+    'SHARES',
     'SUMS',
     'Weights',
     'check_methods',
@@ -55,6 +56,10 @@ BY_SHARE: dict[str, dict[str, Any]] = {
     loss: settings
     for file in _FILES.values()
     for loss, settings in getattr(file, 'BY_SHARE', {}).items()
+}
+# How strongly a loss pulls where that is not as strongly as the task.
+SHARES: dict[str, float] = {
+    loss: share for file in _FILES.values() for loss, share in getattr(file, 'SHARES', {}).items()
 }
 
 # What a method asks of models and data: the most that any of its settings asks.
@@ -123,9 +128,9 @@ def choose_preset(
         teacher: The teacher.
         weights: ``'published'``; or ``'shares'``: the terms pull at the student together as
             strongly as its own losses do, each as much as the others, whatever weights were
-            published, see [`kd_dense.shares.Share`][]; FGD and LD get other settings, too.
-            ``'auto'`` is the first where the maps are those that the weights were published for,
-            and the second where they are not.
+            published, see [`kd_dense.shares.Share`][]; FGD and LD get other settings, too, and
+            relations and FGFI a tenth of it. ``'auto'`` is the first where the maps are those that
+            the weights were published for, and the second where they are not.
 
     Returns:
         For each method the first of its presets that fits both models, with the taps of
@@ -155,7 +160,8 @@ def choose_preset(
             shared: dict[str, Any] = {}
             if by_share:
                 loss = {**fields['loss'], **BY_SHARE.get(fields['loss']['type'], {})}
-                shared, fields = {'share': round(1 / count, 3)}, {**fields, 'loss': loss}
+                share = SHARES.get(loss['type'], 1.0)
+                shared, fields = {'share': round(share / count, 3)}, {**fields, 'loss': loss}
             terms[f'{name}_{term}' if term in terms else term] = {**shared, **fields}
     return Preset(
         terms=terms,
@@ -177,7 +183,7 @@ def _choose(name: str, pair: Pair) -> Preset:
                 terms=terms,
                 inherit=pair.inherited(preset.inherit),
                 source=preset.source + ('' if same else ' (weights scaled to these maps)'),
-                elsewhere=not same,
+                elsewhere=preset.elsewhere or not same,
             )
     known = ', '.join(dict.fromkeys(preset.models for preset in METHODS[name].presets))
     student, teacher = (type(side.whole).__name__ for side in (pair.student, pair.teacher))

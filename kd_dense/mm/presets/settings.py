@@ -54,7 +54,7 @@ class Preset(NamedTuple):
         kinds: Classes that this part is one of; any, if empty.
         alone: Whether the student is its own teacher, ``teacher=None``.
         layout: Of the maps that the weights belong to; they are scaled to other layouts.
-        elsewhere: Whether they have been.
+        elsewhere: Whether they have been, or were published for something else than maps.
     """
 
     terms: dict[str, Any]

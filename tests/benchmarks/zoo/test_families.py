@@ -31,3 +31,20 @@ class TestChoose:
         monkeypatch.setattr(families, 'parameters', lambda config: config.model.width)
         students = [student.stem for student, _ in families.choose([*configs])]
         assert students == ['2', '3', '0']
+
+    def test_a_teacher_knows_the_same_classes(self, monkeypatch):
+        """As Mask2Former's, which is for instances or for panoptic segmentation."""
+        head = dict(type='H', num_things_classes=80)
+        paths = {stuff: ROOT / f'{stuff}.py' for stuff in (0, 53)}
+        configs = {
+            path: Config(
+                dict(model=dict(type='M', panoptic_head={**head, 'num_stuff_classes': n}))
+            )
+            for n, path in paths.items()
+        }
+        monkeypatch.setattr(families, 'read', configs.get)
+        monkeypatch.setattr(
+            families, 'parameters', lambda config: config.model.panoptic_head.num_stuff_classes
+        )
+        pairs = families.choose([*paths.values()])
+        assert pairs == [(path, path) for path in paths.values()]

@@ -30,16 +30,26 @@ def work_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp('quickstart')
     for task in ('seg', 'det'):
         config = Config.fromfile(ROOT / f'configs/quickstart/{task}_student.py')
-        with DefaultScope.overwrite_default_scope(config.default_scope):
-            model = MODELS.build(config.model)
-        for name in (f'{task}_student_seed0', f'{task}_cwd_seed0'):
-            (folder / name).mkdir()
-            torch.save({'state_dict': model.state_dict()}, folder / name / 'iter_600.pth')
+        save(config, *(folder / f'{task}_{x}_seed0' for x in ('student', 'cwd')))
     return folder
+
+
+def save(config, *folders):
+    """The untrained weights of a config, as if it had been trained there."""
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        model = MODELS.build(config.model.get('student', config.model))
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        file = folder / f'iter_{config.train_cfg.max_iters}.pth'
+        torch.save({'state_dict': model.state_dict()}, file)
 
 
 @pytest.mark.long
 def test_draws_all_methods(work_dir, tmp_path, draw):
+    for task in method_pictures.TRAINED:
+        for who in ('teacher', 'student'):
+            config = Config.fromfile(ROOT / method_pictures.OWN / f'{task}_{who}.py')
+            save(config, work_dir / f'{task}_{who}')
     printed = draw('--work-dir', work_dir, '--out', tmp_path)
     pictures = {path.stem: path for path in tmp_path.iterdir()}
     assert pictures.keys() == method_pictures.METHODS.keys() > {'cwd', 'fgd'}
@@ -66,6 +76,14 @@ def test_says_what_to_run_first(tmp_path, draw, capsys):
     assert f'there is no student {missing}: {first}' in said
     assert '--student-det' in said
     assert not (tmp_path / 'pictures').exists()
+
+
+def test_says_what_it_trains_on(tmp_path, draw, monkeypatch):
+    monkeypatch.setenv('SCENES', str(tmp_path / 'none'))
+    with pytest.raises(
+        SystemExit, match=r'no data in .*none/coco/: run bash .*quickstart\.sh first'
+    ):
+        draw('--work-dir', tmp_path, '--out', tmp_path / 'pictures', '--methods', 'rois')
 
 
 def test_nonsense_is_refused(draw, capsys):

@@ -339,7 +339,7 @@ ADAPTERS: list[Any] = [
     [],
 ]
 SCHEDULES: list[Any] = [
-    dict(warmup=1),
+    dict(warmup=1, start=1),
     dict(warmup=2, decay='linear'),
     dict(decay='cosine', stop=2),
     dict(stop=1),

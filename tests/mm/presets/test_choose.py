@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.logging import MessageHub
 
 import kd_dense.losses
 from kd_dense.mm.presets import choose, methods
@@ -41,6 +42,14 @@ def with_auxiliary(model, count=1, classes=5):
     return model
 
 
+@pytest.fixture
+def hub():
+    """What a Runner would tell of the iteration."""
+    hub = MessageHub.get_instance('choose')
+    yield hub
+    MessageHub._instance_dict.pop(hub.instance_name)
+
+
 class TestFamilies:
     def test_a_segmenter_is_distilled_on_its_logits(self, log):
         model = build(preset='cwd')
@@ -62,15 +71,17 @@ class TestFamilies:
         assert (model.kd.cwd.student_tap, model.kd.cwd.loss.weight) == ('neck', 10.0)
         assert toy.losses(model, toy.DetScenes())['loss_kd_cwd'] > 0
 
-    def test_stages_of_a_student_that_has_no_teacher(self):
+    def test_stages_of_a_student_that_has_no_teacher(self, hub):
         config = toy.distilled(preset='sad')
         config.pop('terms')
         config.teacher = None
         model = toy.build(config)
         taps = [(term.student_tap, term.teacher_tap) for term in model.kd.values()]
         assert taps == [(f'backbone[-{i + 1}]', f'backbone[-{i}]') for i in (3, 2, 1)]
-        losses = toy.losses(model)
-        assert all(losses[f'loss_kd_sad{stage}'] > 0 for stage in (1, 2, 3))
+        for now, late in ((1, False), (2, True)):  # of three iterations
+            hub.update_info_dict(dict(iter=now, max_iters=3))
+            losses = toy.losses(model)
+            assert all((losses[f'loss_kd_sad{stage}'] > 0) == late for stage in (1, 2, 3))
         with pytest.raises(ValueError, match='with four stages, without a teacher, and none'):
             build(preset='sad')
 
@@ -195,6 +206,16 @@ class TestSeveral:
             first = loss[0] if isinstance(loss, torch.nn.ModuleList) else loss
             assert (first.temperature, first.relative_temperature) == (temperature, relative)
         assert choose.BY_SHARE.keys() <= choose.SUMS.keys()
+
+    @pytest.mark.parametrize('weights', ['auto', 'published', 'shares'])
+    def test_relations_pull_weakly_and_by_share_unless_asked_for_their_weights(self, weights):
+        model = build(preset=['sp', 'nst'], weights=weights)
+        shares = {n: t.shares['whole'].share for n, t in model.kd.items() if 'whole' in t.shares}
+        assert shares == ({} if weights == 'published' else dict(sp=0.05, nst=0.5))
+
+    def test_losses_whose_pull_is_weak_exist(self):
+        assert all(0 < share < 1 for share in choose.SHARES.values())
+        assert all(hasattr(kd_dense.losses, loss) for loss in choose.SHARES)
 
     def test_by_share_ld_leaves_the_classes_out(self):
         pair = dict(

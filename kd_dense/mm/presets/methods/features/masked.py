@@ -6,7 +6,7 @@ from typing import Any
 
 from kd_dense.mm.presets.settings import Layout, Method, Preset, Sums
 
-__all__ = ['METHODS', 'SUMS']
+__all__ = ['METHODS', 'SHARES', 'SUMS']
 
 P2_TO_P6 = Layout(256, (4, 8, 16, 32, 64))
 # The last map of a VGG16, which has no neck.
@@ -83,6 +83,10 @@ METHODS = {
         ),
     ),
 }
+
+# As strong as the task it made a student worse, and a tenth as strong better
+# (docs/methods/masked.md).
+SHARES = {'FGFILoss': 0.1}
 
 # Sums over channels, level by level, and means; those of the classes are sums over class logits.
 SUMS: dict[str, Sums] = {

@@ -7,9 +7,17 @@ from typing import Any
 
 from kd_dense.mm.presets.settings import Method, Preset, Sums, for_segmenters
 
-__all__ = ['METHODS', 'SUMS']
+__all__ = ['METHODS', 'SHARES', 'SUMS']
 
 BY_ROLE = 'weight of the authors for classification; tap by role'
+
+
+# As strong as the task most of these made a student worse, and a tenth as strong none did
+# (docs/methods/relations.md).
+WEAK = 0.1
+SHARES = dict.fromkeys(
+    ('CCKDLoss', 'ICKDLoss', 'PKTLoss', 'RKDLoss', 'RelationLoss', 'SPLoss'), WEAK
+)
 
 
 def _on(tap: str, name: str, **loss: Any) -> dict[str, Any]:
@@ -23,7 +31,15 @@ def _anywhere(
     terms = _on('backbone[-1]', name, **loss)
     if share is not None:
         terms[name]['share'] = share
-    return (Preset(models='models with a backbone', terms=terms, inherit=(), source=source),)
+    return (
+        Preset(
+            models='models with a backbone',
+            terms=terms,
+            inherit=(),
+            source=source,
+            elsewhere=True,
+        ),
+    )
 
 
 ICKD: dict[str, Any] = _on('backbone[-1]', 'ickd', type='ICKDLoss', weight=2.5, windows=(4, 4))
@@ -41,6 +57,7 @@ METHODS = {
                 inherit=(),
                 source='weight of the authors for classification, windows of theirs for VOC; tap '
                 'by role',
+                elsewhere=True,
             ),
         ),
     ),
@@ -49,7 +66,7 @@ METHODS = {
         (
             Preset(
                 models='segmenters with class logits',
-                terms={'aicsd': {'tap': 'logits', 'loss': {'type': 'ICKDLoss'}, 'share': 1.0}},
+                terms={'aicsd': {'tap': 'logits', 'loss': {'type': 'ICKDLoss'}, 'share': WEAK}},
                 inherit=(),
                 source='ours: weight by share; AICSD, one of its terms',
             ),
@@ -97,7 +114,7 @@ METHODS = {
     'cckd': Method(
         'products of the images of a batch',
         _anywhere(
-            'cckd', 'ours: weight by share; tap by role', share=1.0, type='CCKDLoss',
+            'cckd', 'ours: weight by share; tap by role', share=WEAK, type='CCKDLoss',
             kernel='bilinear',
         ),
     ),
