@@ -6,19 +6,23 @@ from kd_dense.functional.checks import (
     check_published_batch,
     check_temperature,
     published_sum,
+    unit,
     without_autocast,
 )
 from kd_dense.functional.divergence import (
+    NO_LOGIT,
     better_together,
     for_cache,
     in_blocks,
     soft_cross_entropy,
     soft_kl,
     soft_kl_total,
+    softened,
     two_class_logits,
 )
 from kd_dense.functional.labels import Where, check_where, labels_at, share_of_labels
 from kd_dense.functional.ranks import (
+    divide_over_ranks,
     gather_over_ranks,
     mean_and_std,
     mean_over_ranks,
@@ -28,6 +32,7 @@ from kd_dense.functional.ranks import (
 )
 
 __all__ = [
+    'NO_LOGIT',
     'Where',
     'at_least_float32',
     'better_together',
@@ -35,6 +40,7 @@ __all__ = [
     'check_published_batch',
     'check_temperature',
     'check_where',
+    'divide_over_ranks',
     'for_cache',
     'gather_over_ranks',
     'in_blocks',
@@ -46,9 +52,11 @@ __all__ = [
     'soft_cross_entropy',
     'soft_kl',
     'soft_kl_total',
+    'softened',
     'standardised',
     'standardised_together',
     'sum_over_ranks',
     'two_class_logits',
+    'unit',
     'without_autocast',
 ]

@@ -18,12 +18,14 @@ from torch.nn import functional as F
 from kd_dense.functional.checks import at_least_float32
 
 __all__ = [
+    'NO_LOGIT',
     'better_together',
     'for_cache',
     'in_blocks',
     'soft_cross_entropy',
     'soft_kl',
     'soft_kl_total',
+    'softened',
     'two_class_logits',
 ]
 
@@ -34,6 +36,8 @@ GPU_BLOCK_NUMBERS = 2**25
 CACHED = 'cpu'  # the kind of device
 # Maps are compared together, which takes the space of three copies, where they are no more.
 TOGETHER_NUMBERS = 2**26
+# The logit of no probability, as a number whose differences are numbers.
+NO_LOGIT = -1e30
 
 
 def for_cache(x: Tensor) -> bool:
@@ -245,15 +249,17 @@ def _compare(s: Tensor, t: Tensor, temperature: float, g: Tensor, v: Tensor) -> 
 
     In float32 the divergence of a row is off by some 1e-6.
     """
-    log_q, log_p = (_softened(x, temperature).log_softmax(1) for x in (s, t))
+    log_q, log_p = (softened(x, temperature).log_softmax(1) for x in (s, t))
     difference = log_p - log_q
     p = log_p.exp_()
     torch.sum(difference.mul_(p), 1, keepdim=True, out=v).clamp_(min=0)
     _into_logits(p, log_q, 1, g)
 
 
-def _softened(x: Tensor, temperature: float) -> Tensor:
-    return x if temperature == 1 else x / temperature
+def softened(logits: Tensor, temperature: float) -> Tensor:
+    """Logits divided by a temperature, at least float32."""
+    logits = at_least_float32(logits)
+    return logits if temperature == 1 else logits / temperature
 
 
 def _into_logits(p: Tensor, log_q: Tensor, dim: int, out: Tensor) -> None:
@@ -317,8 +323,8 @@ def soft_cross_entropy(
     if student.dtype == teacher.dtype and better_together([student]):
         total: Tensor = _Total.apply(temperature, 1, True, factor, [teacher], student)
         return total
-    target = _softened(at_least_float32(teacher), temperature).softmax(1)
-    logits = _softened(at_least_float32(student), temperature)
+    target = softened(teacher, temperature).softmax(1)
+    logits = softened(student, temperature)
     return temperature**2 * factor * F.cross_entropy(logits, target, reduction='sum')
 
 
@@ -339,13 +345,13 @@ class _Total(torch.autograd.Function):
         *students: Tensor,
     ) -> Tensor:
         dtype = torch.promote_types(students[0].dtype, torch.float32)
-        softened = partial(_side_by_side, temperature=temperature, dim=dim)
-        log_q, qs = softened([x.to(dtype) for x in students], torch.log_softmax)
+        laid_out = partial(_side_by_side, temperature=temperature, dim=dim)
+        log_q, qs = laid_out([x.to(dtype) for x in students], torch.log_softmax)
         if entropy:
-            p, ps = softened([x.to(dtype) for x in teachers], torch.softmax)
+            p, ps = laid_out([x.to(dtype) for x in teachers], torch.softmax)
             grad, value = torch.empty_like(p), torch.dot(p, log_q)
         else:
-            log_p, ps = softened([x.to(dtype) for x in teachers], torch.log_softmax)
+            log_p, ps = laid_out([x.to(dtype) for x in teachers], torch.log_softmax)
             grad = log_p - log_q
             p = log_p.exp_()
             value = torch.dot(p, grad).clamp_(min=0)

@@ -13,6 +13,7 @@ from kd_dense.functional.checks import at_least_float32, check_choice
 from kd_dense.functional.divergence import for_cache
 
 __all__ = [
+    'divide_over_ranks',
     'gather_over_ranks',
     'mean_and_std',
     'mean_over_ranks',
@@ -46,6 +47,26 @@ def mean_over_ranks(count: Tensor) -> Tensor:
     mean = count / distributed.get_world_size()
     distributed.all_reduce(mean)
     return mean
+
+
+def divide_over_ranks(total: Tensor, count: Tensor) -> Tensor:
+    """Divide what this process adds up by the mean count of all processes; by 1, where that is 0.
+
+    Averaged over the processes, as gradients are, it is the mean of the whole batch.
+
+    Args:
+        total: Any tensor that ``count`` fits.
+        count: Of the same shape on all processes, ``>= 0``. No gradient flows through it.
+
+    Returns:
+        Their quotient.
+
+    Examples:
+        >>> divide_over_ranks(torch.tensor([6.0, 0.0]), torch.tensor([4.0, 0.0]))
+        tensor([1.5000, 0.0000])
+    """
+    count = mean_over_ranks(count)
+    return total / count.where(count > 0, 1)
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:

@@ -11,7 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ['DistillLoss', 'check_same_shape', 'check_same_size', 'check_weights']
+__all__ = [
+    'MMDET_EPS',
+    'DistillLoss',
+    'check_counts',
+    'check_same_shape',
+    'check_same_size',
+    'check_weights',
+]
+
+# What mmdet adds to the divisor of a loss.
+MMDET_EPS = torch.finfo(torch.float32).eps
 
 
 class DistillLoss(nn.Module):
@@ -128,6 +138,13 @@ def check_weights(owner: str, **weights: float) -> dict[str, float]:
         if not (real and value >= 0 and math.isfinite(value)):
             raise ValueError(f'{owner} expects a finite {name} >= 0, got {name}={value!r}')
     return weights
+
+
+def check_counts(owner: str, **counts: Any) -> None:
+    """Raise ``ValueError`` unless each of the values is a whole number from 1 on."""
+    for name, value in counts.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f'{owner} expects {name} as an int >= 1, got {name}={value!r}')
 
 
 def check_same_shape(name: str, student: Tensor, teacher: Tensor) -> None:

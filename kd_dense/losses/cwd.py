@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from kd_dense.functional import (
+    NO_LOGIT,
     Where,
     at_least_float32,
     check_choice,
     check_temperature,
     check_where,
-    mean_over_ranks,
+    divide_over_ranks,
     share_of_labels,
     soft_kl,
     soft_kl_total,
@@ -29,8 +30,6 @@ from kd_dense.losses.base import DistillLoss, check_same_shape
 
 __all__ = ['CWDLoss', 'cwd_loss']
 
-# A logit of no probability, as a number whose differences are numbers.
-LEAST = -1e30
 Norm = Literal['channel', 'spatial', 'channel_mean', 'none']
 Divergence = Literal['kl', 'mse']
 
@@ -145,11 +144,10 @@ def _where_it_counts(
     if norm == 'spatial':
         kl = soft_kl(student, teacher, temperature, dim=1)
         positions = positions.to(kl.dtype)
-        count = mean_over_ranks(positions.sum())
-        return (kl * positions).sum() / torch.where(count > 0, count, 1)
+        return divide_over_ranks((kl * positions).sum(), positions.sum())
     counted = positions.flatten(1)[:, None].to(at_least_float32(student[:0]).dtype)
     # A factor on what a softmax adds up; what does not count is as good as not there.
-    shift = torch.where(counted > 0, counted.log() * temperature, LEAST)
+    shift = torch.where(counted > 0, counted.log() * temperature, NO_LOGIT)
     any_counts = (counted > 0).any(2, keepdim=True)
     shift = torch.where(any_counts, shift, 0)
     kl = soft_kl(student + shift, teacher + shift, temperature, dim=2)

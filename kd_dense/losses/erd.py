@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.functional import check_published_batch, check_temperature, published_sum
-from kd_dense.losses.base import DistillLoss, check_weights
+from kd_dense.losses.base import MMDET_EPS, DistillLoss, check_counts, check_weights
 from kd_dense.losses.ld.ld import mean_kl
 from kd_dense.losses.predictions.boxes import (
     HeadBoxes,
@@ -23,7 +23,6 @@ from kd_dense.losses.predictions.boxes import (
     expected_distances,
     rows_of_priors,
 )
-from kd_dense.losses.predictions.heads import EPS
 
 __all__ = [
     'ERDLoss',
@@ -150,7 +149,7 @@ def erd_rows(
     )
     apart = mean_kl(s, t, temperature, dim=-1).sum(-1)
     likely = old.detach().amax(-1).sigmoid().take_along_dim(chosen, 1)
-    values = (apart * likely).where(kept, 0) / (FACTOR + EPS)
+    values = (apart * likely).where(kept, 0) / (FACTOR + MMDET_EPS)
     # Of what is no number nothing is selected: the loss has to tell.
     sound = 0 * (rows.teacher_classes.mean((1, 2)) + rows.teacher_boxes.mean((1, 2)))
     squares = squares.where(strong.classes, 0) / count.where(count > 0, 1)
@@ -316,8 +315,7 @@ class ERDLoss(DistillLoss):
         check_weights('ERDLoss', classes=classes, boxes=boxes)
         check_temperature(temperature)
         check_published_batch('ERDLoss', published_batch)
-        if candidates < 1:
-            raise ValueError(f'ERDLoss expects candidates >= 1, got candidates={candidates!r}')
+        check_counts('ERDLoss', candidates=candidates)
         self.settings = dict(
             classes=classes,
             boxes=boxes,

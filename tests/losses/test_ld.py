@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kd_dense.functional import ranks
 from kd_dense.losses import LDLoss, ld_loss
 from kd_dense.losses.ld import ld
 from kd_dense.losses.ld.regions import vlr_region
@@ -142,7 +143,7 @@ class TestLD(Packed):
     def test_names_both_shapes_when_they_differ(self):
         student, teacher = make_maps(), make_maps()
         teacher[2] = teacher[2][:, :-4]
-        with pytest.raises(ValueError, match=r'map 2 .*\(3, 20, 6, 7\).*\(3, 16, 6, 7\)'):
+        with pytest.raises(ValueError, match=r'level 0: .*\(3, 20, 6, 7\).*\(3, 16, 6, 7\)'):
             ld_loss(student, teacher, make_targets())
 
 
@@ -238,12 +239,12 @@ def test_processes_average_to_one_that_holds_the_whole_batch(monkeypatch):
 
     whole = ld_loss(student, teacher, of([0, 2]), **ALL_PARTS)
     counts = []
-    monkeypatch.setattr(ld, 'mean_over_ranks', lambda c: counts.append(c) or c)
+    monkeypatch.setattr(ranks, 'mean_over_ranks', lambda c: counts.append(c) or c)
     ld_loss(student, teacher, of([0, 2]), **ALL_PARTS)
     halves = []
     for image, index in ((0, 0), (2, 1)):
         calls = iter(counts)  # with two processes the mean count is half the count of both
-        monkeypatch.setattr(ld, 'mean_over_ranks', lambda c, calls=calls: next(calls) / 2)
+        monkeypatch.setattr(ranks, 'mean_over_ranks', lambda c, calls=calls: next(calls) / 2)
         maps = ([x[index : index + 1] for x in m] for m in (student, teacher))
         halves.append(ld_loss(*maps, of([image]), **ALL_PARTS))
     assert len(counts) == 2
@@ -252,9 +253,9 @@ def test_processes_average_to_one_that_holds_the_whole_batch(monkeypatch):
 
 
 def test_a_mean_count_may_be_below_one(monkeypatch):
-    monkeypatch.setattr(ld, 'mean_over_ranks', lambda counts: counts / 8)
+    monkeypatch.setattr(ranks, 'mean_over_ranks', lambda counts: counts / 8)
     values, members = torch.tensor([[3.0, 5.0, 7.0]]), torch.tensor([[True, True, False]])
-    assert ld.mean_of_levels(values, members, [2, 1]) == 8 * 4
+    assert ld.level_means(values, members, [2, 1]).sum() == 8 * 4
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
@@ -312,7 +313,7 @@ def test_more_maps_of_the_head_are_not_looked_at():
         (dict(published_batch=0.5), r'published_batch as an int >= 1 or None, got .*=0\.5'),
         (dict(region='box'), r"region to be one of \('vlr', 'inside'\), got 'box'"),
         (dict(diou='iou'), r"diou to be one of \('paper', 'code'\), got 'iou'"),
-        (dict(topk=0), 'topk >= 1, got topk=0'),
+        (dict(topk=0), 'topk as an int >= 1, got topk=0'),
     ],
 )
 def test_rejects_arguments_that_make_no_sense(arguments, message):
@@ -343,18 +344,18 @@ def test_a_single_class_has_no_distribution_over_the_classes():
 
 def test_rejects_maps_that_do_not_fit_the_targets():
     student, targets = make_maps(), make_targets()
-    with pytest.raises(ValueError, match='student yields 3 maps, expected 2 of class logits'):
+    with pytest.raises(ValueError, match='student yields 3 maps, expected 2 kinds on 2 levels'):
         ld_loss(student[:3], student, targets)
     with pytest.raises(ValueError, match='teacher yields 3 maps'):
         ld_loss(student, student[:3], targets)
-    with pytest.raises(ValueError, match=r'level 0: expected class logits .*C = K \* 4'):
+    with pytest.raises(ValueError, match=r'level 0: expected class logits .*K \* 4,'):
         ld_loss(student, student, targets._replace(num_classes=4))
-    with pytest.raises(ValueError, match=r'level 0: .*N = 2, got'):
+    with pytest.raises(ValueError, match=r'level 0: .*N = 2, .* got'):
         ld_loss(student, student, targets._replace(boxes=BOXES[:2]))
     with pytest.raises(ValueError, match=r'level 1: .*42 priors'):
         ld_loss(student, student, targets._replace(labels=[targets.labels[0]] * 2))
     deltas = [*student[:2], *(x[:, :4] for x in student[2:])]
-    with pytest.raises(ValueError, match='does the head predict distributions'):
+    with pytest.raises(ValueError, match='does each head predict distributions'):
         ld_loss(deltas, deltas, targets)
 
 

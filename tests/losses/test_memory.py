@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kd_dense.functional import unit
 from kd_dense.losses import MemoryLoss, memory_loss
 from kd_dense.losses.features.memory import Memory, pick_pixels
-from kd_dense.losses.features.relations.rows import unit
 from tests.losses.contract import LossContract
 
 CLASSES = 3
@@ -217,9 +217,9 @@ def test_pooled_maps_are_compared_and_remembered():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(pool=0), 'MemoryLoss expects pool as a side >= 1, got 0'),
+        (dict(pool=0), 'MemoryLoss expects pool as an int >= 1, got pool=0'),
         (dict(pixel_memory=4, drawn=8), r'pixel_memory >= drawn=8, .* got 4'),
-        (dict(drawn=0), 'drawn as an int >= 1, got 0'),
+        (dict(drawn=0), 'drawn as an int >= 1, got drawn=0'),
         (dict(temperature=0.0), 'temperature > 0'),
         (dict(queue='stack'), "queue to be one of .*got 'stack'"),
         (dict(regions=-1.0), 'finite regions >= 0'),

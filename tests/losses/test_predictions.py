@@ -18,6 +18,7 @@ from kd_dense.losses import (
     crosskd_loss,
     pgd_class_loss,
 )
+from kd_dense.losses.ld.head_targets import anchors_of
 from kd_dense.losses.predictions.boxes import (
     Decoded,
     decode_deltas,
@@ -27,7 +28,7 @@ from kd_dense.losses.predictions.boxes import (
     overlap_loss,
     rows_of_priors,
 )
-from kd_dense.losses.predictions.heads import anchors_of, focal_difference
+from kd_dense.losses.predictions.heads import focal_difference
 from kd_dense.losses.predictions.key_regions import KeyRegions, key_regions
 from tests.losses.ld_head import (
     BINS,
@@ -377,7 +378,7 @@ class TestCrossKD(Predictions):
     def test_says_that_a_head_has_no_distributions(self):
         targets = make_targets()
         maps = [*make_maps()[:2], *(m[:, :4] for m in make_maps()[2:])]
-        with pytest.raises(ValueError, match=r"does the head predict .* take 'giou'"):
+        with pytest.raises(ValueError, match=r"does each head predict .* take 'giou'"):
             crosskd_loss(maps, maps, targets, None, boxes='distributions')
 
 
@@ -524,7 +525,7 @@ class Guided(Packed):
         ('change', 'message'),
         [
             (dict(trust=2.0), 'trust from 0 to 1'),
-            (dict(topk=0), 'topk >= 1'),
+            (dict(topk=0), 'topk as an int >= 1'),
             (dict(jitter=-1.0), 'finite jitter >= 0'),
             (dict(temperature=0.0), 'temperature > 0'),
             (dict(foreground=math.inf), 'finite foreground >= 0'),

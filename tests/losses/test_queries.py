@@ -22,9 +22,10 @@ from kd_dense.losses import (
     query_mask_loss,
     query_point_loss,
 )
+from kd_dense.losses.base import MMDET_EPS
 from kd_dense.losses.queries.boxes import box_giou, match_boxes
 from kd_dense.losses.queries.features import rate_queries
-from kd_dense.losses.queries.matching import EPS, assign, take
+from kd_dense.losses.queries.matching import assign, take
 from tests.losses.contract import LossContract
 from tests.losses.ld_head import Packed, unpack
 
@@ -108,7 +109,7 @@ def slow_box_loss(
                     target[-1] = 1.0
                 parts[0] = parts[0] + slow_bce(ours[i][0], target, sigmoid)
     weights = (classes, l1, giou)
-    parts = [w * part / (count + EPS) for w, part in zip(weights, parts, strict=True)]
+    parts = [w * part / (count + MMDET_EPS) for w, part in zip(weights, parts, strict=True)]
     return dict(zip(('classes', 'l1', 'giou'), parts, strict=True))
 
 
@@ -328,7 +329,7 @@ def slow_mask_loss(
                     target[-1] = 1.0
                 parts[0] = parts[0] + slow_bce(ours[i][0], target, sigmoid)
     weights = (classes, mask, dice)
-    parts = [w * part / (count + EPS) for w, part in zip(weights, parts, strict=True)]
+    parts = [w * part / (count + MMDET_EPS) for w, part in zip(weights, parts, strict=True)]
     return dict(zip(('classes', 'mask', 'dice'), parts, strict=True))
 
 
@@ -419,7 +420,7 @@ def test_masks_of_another_size_are_resized():
 def test_bad_arguments_of_masks_are_refused():
     with pytest.raises(ValueError, match=r"or 'ignored', got 'code'"):
         QueryMaskLoss(unmatched='code')
-    with pytest.raises(ValueError, match='points as an int >= 1 or None, got points=0'):
+    with pytest.raises(ValueError, match='points as an int >= 1, got points=0'):
         QueryMaskLoss(points=0)
     with pytest.raises(ValueError, match=r'then masks \(N, Q, H, W\), got'):
         query_mask_loss(make_queries(), make_masks())

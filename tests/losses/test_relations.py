@@ -296,7 +296,7 @@ def test_a_sum_over_rows_has_the_gradients_of_rows_and_columns():
         (dict(reduction='sum'), r"reduction to be one of .*got 'sum'"),
         (dict(values='norm'), r"values to be one of .*got 'norm'"),
         (dict(temperature=0.0), 'temperature'),
-        (dict(pool=0), 'pool as a side >= 1, got 0'),
+        (dict(pool=0), 'pool as an int >= 1, got pool=0'),
         (dict(windows=(2, 0)), r'windows as two numbers >= 1, got \(2, 0\)'),
         (dict(windows=4), 'windows as two numbers >= 1, got 4'),
         (dict(over='images', windows=(2, 2)), r"no windows over='images', got .*\(2, 2\)"),
@@ -322,7 +322,7 @@ def test_there_are_at_most_as_many_windows_as_positions():
     [
         (dict(kernel='rbf'), r"kernel to be one of .*got 'rbf'"),
         (dict(gamma=0.0), 'gamma > 0, got gamma=0.0'),
-        (dict(order=0), 'order >= 1, got order=0'),
+        (dict(order=0), 'order as an int >= 1, got order=0'),
     ],
 )
 def test_refuses_other_kernels(arguments, message):
@@ -334,7 +334,7 @@ def test_refuses_other_kernels(arguments, message):
 
 @pytest.mark.parametrize('function', [rkd_loss, pkt_loss, cckd_loss, cross_image_loss, nst_loss])
 def test_refuses_squares_of_no_side(function):
-    with pytest.raises(ValueError, match=rf'{function.__name__} expects pool as a side >= 1'):
+    with pytest.raises(ValueError, match=rf'{function.__name__} expects pool as an int >= 1'):
         function(*LossContract().example(), pool=0)
 
 

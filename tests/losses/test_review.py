@@ -114,7 +114,7 @@ def test_its_batch_norm_is_that_of_training_whatever_the_mode():
 @pytest.mark.parametrize(
     ('call', 'message'),
     [
-        (lambda: ReviewKDLoss([4], [4], width=0), 'width as channels >= 1, got 0'),
+        (lambda: ReviewKDLoss([4], [4], width=0), 'width as an int >= 1, got width=0'),
         (
             lambda: ReviewKDLoss([4], [4], width=4)([torch.zeros(1, 4, 2, 2)] * 2, []),
             'got 2 of the student, 0 of the teacher and 1 fusions',

@@ -176,8 +176,7 @@ class TestDistillation:
         assert all(torch.equal(gradients[name], others[name]) for name in gradients)
 
     def test_fgd_sees_the_upright_boxes(self, monkeypatch):
-        from kd_dense.losses import fgd
-
+        fgd = import_module('kd_dense.losses.fgd.fgd')
         seen, masks = [], fgd.box_masks
         monkeypatch.setattr(fgd, 'box_masks', lambda b, *rest: seen.append(b) or masks(b, *rest))
         toy.losses(toy.build(toy_rotated.distilled('retina', dict(fgd=FGD))), RotatedScenes(), 4)
@@ -220,7 +219,7 @@ class TestDistillation:
     def test_boxes_are_not_decoded(self, kind):
         """What compares decoded boxes takes them for upright ones."""
         parts = dict(bckd=dict(tap='bbox_head', loss=dict(type='BCKDLoss')))
-        with pytest.raises(ValueError, match='makes boxes of what it yields'):
+        with pytest.raises(ValueError, match='rotated boxes, and this loss compares upright ones'):
             toy.build(toy_rotated.distilled(kind, parts))
 
     @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from kd_dense.functional import unit
 from kd_dense.losses import FitNetsLoss, MemoryLoss, cross_image_loss, memory_loss
 from kd_dense.losses.features.memory import Memory
-from kd_dense.losses.features.relations.rows import unit
 from tests.oracle.replay_mimic import Tensors, is_input, replay
 
 if TYPE_CHECKING:

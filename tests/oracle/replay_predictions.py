@@ -21,6 +21,7 @@ from kd_dense.losses import (
     pgd_box_loss,
     pgd_class_loss,
 )
+from kd_dense.losses.base import MMDET_EPS
 from kd_dense.losses.ld.ld import largest_score
 from kd_dense.losses.predictions.boxes import (
     Decoded,
@@ -31,7 +32,7 @@ from kd_dense.losses.predictions.boxes import (
     rows_of_priors,
 )
 from kd_dense.losses.predictions.crosskd import aligned, crosskd_rows
-from kd_dense.losses.predictions.heads import EPS, focal_difference
+from kd_dense.losses.predictions.heads import focal_difference
 from kd_dense.losses.predictions.key_regions import KeyRegions, key_regions
 from kd_dense.mm.batches import head_targets
 from kd_dense.mm.models.towers import RestOfHead, find_tower
@@ -80,7 +81,7 @@ def replay_bckd(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
         if 'weight' in case.arrays:
             rows = rows * case.tensor('weight', dtype)
         factor = arguments['avg_factor']
-        loss = rows.mean() if factor is None else rows.sum() / (factor + EPS)
+        loss = rows.mean() if factor is None else rows.sum() / (factor + MMDET_EPS)
         loss = arguments['loss_weight'] * loss
         (grad,) = torch.autograd.grad(loss, student)
         return {'loss': loss, 'grad_student': grad}
@@ -167,7 +168,7 @@ def replay_rows(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
         rows = rows * case.tensor('weight', dtype)
     total = rows.sum()
     if factor is not None:
-        total = total / (factor + EPS)
+        total = total / (factor + MMDET_EPS)
     elif arguments.get('reduction', 'mean') == 'mean':
         total = total / entries
     loss = arguments.get('loss_weight', 1.0) * total

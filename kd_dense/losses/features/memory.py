@@ -17,15 +17,15 @@ from kd_dense.functional import (
     at_least_float32,
     check_choice,
     check_temperature,
+    divide_over_ranks,
     gather_over_ranks,
-    labels_at,
-    mean_over_ranks,
     soft_kl,
+    unit,
     without_autocast,
 )
-from kd_dense.losses.base import DistillLoss, check_same_shape, check_same_size, check_weights
-from kd_dense.losses.features.prototypes.centres import region_centres
-from kd_dense.losses.features.relations.rows import check_pool, pooled, sum_over_rows, unit
+from kd_dense.losses.base import DistillLoss, check_counts, check_same_shape, check_weights
+from kd_dense.losses.features.prototypes.centres import at_features, region_centres
+from kd_dense.losses.features.relations.rows import pooled, sum_over_rows
 
 __all__ = ['Memory', 'MemoryLoss', 'memory_loss', 'pick_pixels']
 
@@ -88,8 +88,7 @@ def memory_loss(
             for x in (student, teacher.detach())
         )
         counted = torch.ones_like(ours[..., :1]) if valid is None else valid.view(1, -1, 1)
-        count = mean_over_ranks(counted.sum().to(ours.dtype))
-        weights = counted / torch.where(count > 0, count, 1)
+        weights = divide_over_ranks(counted, counted.sum().to(ours.dtype))
 
         def apart(rows: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
             s, t = (x @ vectors[0].mT for x in rows[:2])
@@ -287,13 +286,16 @@ class MemoryLoss(DistillLoss):
         self.weights = check_weights('MemoryLoss', pixels=pixels, regions=regions)
         check_temperature(temperature)
         check_temperature(kd_temperature)
-        check_pool('MemoryLoss', pool)
-        sizes = dict(region_memory=region_memory, pixel_contrast=pixel_contrast,
-                     region_contrast=region_contrast, drawn=drawn)  # fmt: skip
-        for name, size in sizes.items():
-            if type(size) is not int or size < 1:
-                raise ValueError(f'MemoryLoss expects {name} as an int >= 1, got {size!r}')
-        if type(pixel_memory) is not int or pixel_memory < drawn:
+        check_counts(
+            'MemoryLoss',
+            pixel_memory=pixel_memory,
+            region_memory=region_memory,
+            pixel_contrast=pixel_contrast,
+            region_contrast=region_contrast,
+            drawn=drawn,
+            pool=pool,
+        )
+        if pixel_memory < drawn:
             raise ValueError(
                 f'MemoryLoss expects pixel_memory >= drawn={drawn}, what one image may bring, '
                 f'got {pixel_memory!r}'
@@ -316,11 +318,10 @@ class MemoryLoss(DistillLoss):
         self.region_memory = Memory(num_classes, region_memory, teacher_channels, queue)
 
     def forward(self, student: Tensor, teacher: Tensor, segmentation: Tensor) -> dict[str, Tensor]:
-        check_same_size('MemoryLoss', student, teacher)
         with without_autocast(student):
             ours, theirs = (pooled(x, self.pool) for x in (student, teacher.detach()))
-            labels, valid = labels_at(
-                segmentation, ours.shape[2:], self.num_classes, self.ignore_index
+            labels, valid = at_features(
+                'MemoryLoss', ours, theirs, segmentation, self.num_classes, self.ignore_index
             )
             ours, theirs = unit(self.project(ours), 1), unit(theirs, 1)
             if self.training:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kd_dense.adapters import BatchNorm
 from kd_dense.functional import at_least_float32, without_autocast
-from kd_dense.losses.base import DistillLoss, check_same_size
+from kd_dense.losses.base import DistillLoss, check_counts, check_same_size
 from kd_dense.losses.features.mimic.mimic import mimic_loss
 
 __all__ = ['Fusion', 'ReviewKDLoss', 'review_loss', 'reviewed']
@@ -170,8 +170,7 @@ class ReviewKDLoss(DistillLoss):
         width: int = 256,
     ) -> None:
         super().__init__(weight)
-        if type(width) is not int or width < 1:
-            raise ValueError(f'ReviewKDLoss expects width as channels >= 1, got {width!r}')
+        check_counts('ReviewKDLoss', width=width)
         last = len(student_channels) - 1
         self.fusions = nn.ModuleList(
             Fusion(ours, theirs, width, coarsest=level == last)

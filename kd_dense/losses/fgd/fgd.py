@@ -24,7 +24,14 @@ from kd_dense.losses.base import DistillLoss, check_same_shape, check_weights
 from kd_dense.losses.fgd.masks import box_masks
 from kd_dense.losses.fgd.together import fgd_together, mean_strength
 
-__all__ = ['FGDLoss', 'GlobalContext', 'attentions', 'fgd_loss', 'mean_activations']
+__all__ = [
+    'FGDLoss',
+    'GlobalContext',
+    'attentions',
+    'fgd_loss',
+    'mean_activations',
+    'spatial_attention',
+]
 
 BoxScale = Literal['batch', 'image']
 
@@ -152,6 +159,12 @@ def attentions(
         positions * (over_channels / temperature).softmax(1),
         channels * (over_positions / temperature).softmax(1),
     )
+
+
+def spatial_attention(x: Tensor, temperature: float) -> Tensor:
+    """Where a map ``(N, C, H, W)`` is strong, ``(N, H, W)``, with mean 1."""
+    means = x.abs().mean(1).flatten(1)
+    return ((means / temperature).softmax(1) * means.shape[1]).view(len(x), *x.shape[2:])
 
 
 def mean_activations(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ['HeadTargets']
+from kd_dense.functional import mean_over_ranks
+
+__all__ = ['HeadTargets', 'anchors_of']
 
 
 class HeadTargets(NamedTuple):
@@ -55,6 +58,61 @@ class HeadTargets(NamedTuple):
         return (labels >= 0) & (labels < self.num_classes)
 
     @property
+    def positive_levels(self) -> Tensor:
+        """Which levels have a positive in the batch of all processes, ``(L,)``, bool."""
+        positive = self.positive.split(self.sizes, 1)
+        return mean_over_ranks(torch.stack([x.sum() for x in positive]).float()) > 0
+
+    @property
     def sizes(self) -> list[int]:
         """Number of priors of each level."""
         return [labels.shape[1] for labels in self.labels]
+
+
+def anchors_of(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], head_targets: HeadTargets, kinds: int = 2
+) -> list[int]:
+    """Check the maps of two heads, and return how many anchors a position of each level has.
+
+    Args:
+        student: Maps of the student's head: of class logits, of boxes, and what else it yields,
+            level by level each.
+        teacher: Those of the teacher's.
+        head_targets: What tells levels, priors and classes.
+        kinds: How many kinds of maps are looked at.
+
+    Raises:
+        ValueError: If maps are missing, or do not belong to the same priors and classes.
+    """
+    sizes, classes = head_targets.sizes, head_targets.num_classes
+    levels, images = len(sizes), len(head_targets.boxes)
+    for whose, maps in (('student', student), ('teacher', teacher)):
+        if len(maps) < kinds * levels:
+            raise ValueError(
+                f'the head of the {whose} yields {len(maps)} maps, expected {kinds} kinds on '
+                f'{levels} levels: class logits, then boxes, then its quality of a box: tap the '
+                'dense head, all its levels'
+            )
+    anchors = []
+    for level, size in enumerate(sizes):
+        height, width = student[level].shape[-2:]
+        per_position, rest = divmod(size, height * width)
+        expected = (images, per_position * classes, height, width)
+        for whose, maps in (('student', student), ('teacher', teacher)):
+            if rest or tuple(maps[level].shape) != expected:
+                raise ValueError(
+                    f'level {level}: expected class logits (N, K * {classes}, H, W) of {size} '
+                    f'priors, N = {images}, of the same size in both models, got '
+                    f'{tuple(maps[level].shape)} of the {whose}: both heads need the same '
+                    'classes and anchors, and a sigmoid for each class'
+                )
+        for kind in range(1, kinds):
+            index = kind * levels + level
+            s, t = student[index].shape, teacher[index].shape
+            if s[2:] != (height, width) or t[2:] != (height, width) or s[1] % per_position:
+                raise ValueError(
+                    f'map {index} of the heads: expected {per_position} x n channels of '
+                    f'{(height, width)} positions, got student {tuple(s)} and teacher {tuple(t)}'
+                )
+        anchors.append(per_position)
+    return anchors

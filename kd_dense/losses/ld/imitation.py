@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kd_dense.functional import at_least_float32, check_choice, in_blocks, mean_over_ranks
+from kd_dense.functional import at_least_float32, check_choice, in_blocks
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_weights
 from kd_dense.losses.ld.head_targets import HeadTargets
 from kd_dense.losses.ld.ld import by_prior, check_maps, level_means
@@ -255,8 +255,7 @@ class LDImitationLoss(DistillLoss):
         regions = self.regions(head_targets, head_outputs)
         losses = _losses_of_levels(student, teacher, regions, self.background_weight)
         if self.positive_levels_only:
-            positives = [x.sum() for x in head_targets.positive.split(head_targets.sizes, 1)]
-            losses = losses * (mean_over_ranks(torch.stack(positives).float()) > 0)
+            losses = losses * head_targets.positive_levels
         return self.weight * losses.sum()
 
     def regions(

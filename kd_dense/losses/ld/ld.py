@@ -18,11 +18,11 @@ from kd_dense.functional import (
     check_choice,
     check_published_batch,
     check_temperature,
-    mean_over_ranks,
+    divide_over_ranks,
     soft_kl,
 )
-from kd_dense.losses.base import DistillLoss, check_weights
-from kd_dense.losses.ld.head_targets import HeadTargets
+from kd_dense.losses.base import DistillLoss, check_counts, check_weights
+from kd_dense.losses.ld.head_targets import HeadTargets, anchors_of
 from kd_dense.losses.ld.regions import DIoU, inside_region, vlr_region
 
 __all__ = ['LDLoss', 'ld_loss']
@@ -192,10 +192,10 @@ def ld_loss(
         divergence = prior_divergence(classes, taught_classes, anchors, 1, kd_temperature)
         divergence = divergence * torch.cat(head_targets.label_weights, 1)
     if kd_weight > 0:
-        parts['kd'] = kd_weight * mean_of_levels(divergence, positive, head_targets.sizes)
+        parts['kd'] = kd_weight * level_means(divergence, positive, head_targets.sizes).sum()
     if kd_vlr_weight > 0:
-        members = valuable > 0
-        parts['kd_vlr'] = kd_vlr_weight * mean_of_levels(divergence, members, head_targets.sizes)
+        means = level_means(divergence, valuable > 0, head_targets.sizes)
+        parts['kd_vlr'] = kd_vlr_weight * means.sum()
     return parts
 
 
@@ -249,11 +249,6 @@ def by_prior(maps: Tensor) -> Tensor:
     return maps.flatten(2).mT.flatten(1)
 
 
-def mean_of_levels(values: Tensor, members: Tensor, sizes: list[int]) -> Tensor:
-    """Sum over the levels of what [`level_means`][] says."""
-    return level_means(values, members, sizes).sum()
-
-
 def level_means(values: Tensor, members: Tensor, sizes: list[int]) -> Tensor:
     """The mean over the members of each level, 0 for a level without any, ``(L,)``.
 
@@ -264,8 +259,7 @@ def level_means(values: Tensor, members: Tensor, sizes: list[int]) -> Tensor:
     """
     both = torch.stack([(values * members).sum(0), members.sum(0, dtype=values.dtype)])
     totals, counts = torch.stack([x.sum(1) for x in both.split(sizes, 1)], 1).unbind()
-    counts = mean_over_ranks(counts.detach())
-    return totals / torch.where(counts > 0, counts, 1)
+    return divide_over_ranks(totals, counts)
 
 
 class LDLoss(DistillLoss):
@@ -362,8 +356,7 @@ def check_settings(
     check_weights(owner, **weights)
     check_temperature(temperature)
     check_temperature(kd_temperature)
-    if topk < 1:
-        raise ValueError(f'{owner} expects topk >= 1, got topk={topk}')
+    check_counts(owner, topk=topk)
 
 
 def check_classes(owner: str, head_targets: HeadTargets, **weights: float) -> None:
@@ -379,40 +372,27 @@ def check_classes(owner: str, head_targets: HeadTargets, **weights: float) -> No
 def check_maps(
     student: Sequence[Tensor], teacher: Sequence[Tensor], head_targets: HeadTargets
 ) -> list[int]:
-    """Check the maps of a head and return how many anchors a position of each level has."""
-    levels = len(head_targets.labels)
-    for name, maps in (('student', student), ('teacher', teacher)):
-        if len(maps) < 2 * levels:
-            raise ValueError(
-                f'the {name} yields {len(maps)} maps, expected {levels} of class logits and '
-                f'{levels} of box distributions: tap the dense head, all its levels'
-            )
-    anchors = []
-    for level, size in enumerate(head_targets.sizes):
-        height, width = student[level].shape[-2:]
-        per_position, rest = divmod(size, height * width)
-        anchors.append(per_position)
-        expected = len(head_targets.boxes), per_position * head_targets.num_classes
-        if rest or student[level].shape[:2] != expected:
-            raise ValueError(
-                f'level {level}: expected class logits (N, C, H, W) with H * W * K = {size} '
-                f'priors and C = K * {head_targets.num_classes}, '
-                f'N = {len(head_targets.boxes)}, got {tuple(student[level].shape)}'
-            )
-        boxes = student[levels + level].shape
-        sides = head_targets.sides * per_position
-        if boxes[1] % sides or boxes[1] < 2 * sides:
-            raise ValueError(
-                f'level {level}: expected box distributions of K * {head_targets.sides} * (n + 1) '
-                'channels with '
-                f'K = {per_position} and n >= 1, got {tuple(boxes)}: does the head predict '
-                'distributions, as GFLHead does?'
-            )
-    for index, (s, t) in enumerate(zip(student[: 2 * levels], teacher, strict=False)):
-        if s.shape != t.shape:
-            raise ValueError(
-                f'map {index} of the head is {tuple(s.shape)} in the student and '
-                f'{tuple(t.shape)} in the teacher, expected one shape: both need the same '
-                'classes, anchors, strides and number of bins'
-            )
+    """Check the maps of two heads with distributions; anchors of a position of each level."""
+    anchors = anchors_of(student, teacher, head_targets)
+    levels = slice(len(anchors), 2 * len(anchors))
+    check_distributions(student[levels], teacher[levels], anchors, head_targets.sides)
     return anchors
+
+
+def check_distributions(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    anchors: Sequence[int],
+    sides: int,
+    otherwise: str = '',
+) -> None:
+    """Raise ``ValueError`` unless both are distributions of as many bins."""
+    for level, (s, t, count) in enumerate(zip(student, teacher, anchors, strict=True)):
+        bins, rest = divmod(s.shape[1], sides * count)
+        if s.shape != t.shape or rest or bins < 2:
+            raise ValueError(
+                f'level {level}: expected box distributions of {sides * count} * (n + 1) channels '
+                f'with n >= 1, the same in both models, got student {tuple(s.shape)} and teacher '
+                f'{tuple(t.shape)}: does each head predict distributions, as GFLHead does?'
+                f'{otherwise}'
+            )

@@ -195,14 +195,28 @@ def vlr_region(
         >>> vlr_region([anchors], torch.ones(1, 8, dtype=torch.bool), [box])
         tensor([[0.0000, 0.4545, 0.0000, 0.0000, 0.4545, 0.0000, 0.0000, 0.0000]])
     """
-    _require_anchors('vlr_region', priors)
+    return _near_boxes('vlr_region', priors, valid, boxes, topk, diou)
+
+
+def _near_boxes(
+    owner: str,
+    priors: list[Tensor],
+    valid: Tensor,
+    boxes: list[Tensor],
+    topk: int,
+    diou: DIoU | None,
+) -> Tensor:
+    """The largest IoU with a box that an anchor is near to; not too near, by such a DIoU."""
+    _require_anchors(owner, priors)
     anchors, sizes = _join(priors), [len(level) for level in priors]
     outside = ~valid[:, None]
     found = []
     for some in _blocks(boxes, len(anchors)):
-        iou, closeness, distance = box_overlaps(anchors, some, diou)
+        iou, closeness, distance = box_overlaps(anchors, some, diou or 'paper')
         threshold = _atss_threshold(iou, distance.masked_fill_(outside, float('inf')), sizes, topk)
-        selected = (closeness >= 0.25 * threshold).logical_and_(closeness < threshold)
+        selected = (closeness if diou else iou) >= 0.25 * threshold
+        if diou:
+            selected.logical_and_(closeness < threshold)
         iou.masked_fill_(selected.logical_not_().logical_or_(outside), 0)
         found.append(iou.amax(1))
     return reduce(torch.maximum, found) if found else anchors.new_zeros(valid.shape)
@@ -256,16 +270,7 @@ def nearby_region(
         >>> nearby_region([anchors], torch.ones(1, 8, dtype=torch.bool), [box])
         tensor([[0.2308, 0.4545, 0.7778, 0.7778, 0.4545, 0.2308, 0.0000, 0.0000]])
     """
-    _require_anchors('nearby_region', priors)
-    anchors, sizes = _join(priors), [len(level) for level in priors]
-    outside = ~valid[:, None]
-    found = []
-    for some in _blocks(boxes, len(anchors)):
-        iou, _, distance = box_overlaps(anchors, some)
-        threshold = _atss_threshold(iou, distance.masked_fill_(outside, float('inf')), sizes, topk)
-        iou.masked_fill_((iou >= 0.25 * threshold).logical_not_().logical_or_(outside), 0)
-        found.append(iou.amax(1))
-    return reduce(torch.maximum, found) if found else anchors.new_zeros(valid.shape)
+    return _near_boxes('nearby_region', priors, valid, boxes, topk, diou=None)
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kd_dense.functional import check_temperature, mean_over_ranks, sum_over_ranks
+from kd_dense.functional import check_temperature, mean_over_ranks, softened, sum_over_ranks
 from kd_dense.losses.base import DistillLoss, check_weights
-from kd_dense.losses.logits.rows import map_blocks, rows_of, tempered
+from kd_dense.losses.logits.rows import map_blocks, rows_of
 
 __all__ = ['DISTLoss', 'dist_loss']
 
@@ -100,7 +100,7 @@ def dist_loss(
 
 def probabilities(logits: Tensor, temperature: float, sigmoid: bool | None) -> Tensor:
     """Softmax over the classes, or sigmoid, of logits divided by a temperature."""
-    logits = tempered(logits, temperature)
+    logits = softened(logits, temperature)
     return logits.sigmoid() if sigmoid else logits.softmax(1)
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from torch import Tensor
 
 from kd_dense.functional import check_choice, check_temperature
-from kd_dense.losses.base import DistillLoss, check_weights
+from kd_dense.losses.base import DistillLoss, check_counts, check_weights
 from kd_dense.losses.logits.groups import group_kl
 from kd_dense.losses.logits.rows import (
     Rows,
@@ -158,7 +158,7 @@ def gdkd_loss(
         tensor(0.7789)
     """
     check_temperature(temperature)
-    _check_k('gdkd_loss', k)
+    check_counts('gdkd_loss', k=k)
     check_softmax('gdkd_loss', sigmoid)
     rows = rows_of('gdkd_loss', student, teacher, standardise)
     valid = None
@@ -173,11 +173,6 @@ def gdkd_at(
     """What [`gdkd_loss`][] is a mean of, ``(N, H, W)``."""
     members = rows.teacher.topk(min(k, rows.teacher.shape[1] - 1), dim=1, sorted=False).indices
     return group_kl(rows, members, between, top, rest, temperature)
-
-
-def _check_k(owner: str, k: int) -> None:
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f'{owner} expects k as an int >= 1, got k={k!r}')
 
 
 class DKDLoss(DistillLoss):
@@ -268,7 +263,7 @@ class GDKDLoss(DistillLoss):
     ) -> None:
         super().__init__(weight)
         check_weights('GDKDLoss', between=between, top=top, rest=rest)
-        _check_k('GDKDLoss', k)
+        check_counts('GDKDLoss', k=k)
         check_temperature(temperature)
         check_softmax('GDKDLoss', sigmoid)
         self.between = between

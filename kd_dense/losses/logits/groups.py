@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kd_dense.losses.logits.rows import LEAST, Rows, map_blocks, tempered
+from kd_dense.functional import NO_LOGIT, softened
+from kd_dense.losses.logits.rows import Rows, map_blocks
 
 __all__ = ['group_kl']
 
@@ -80,7 +81,7 @@ class _GroupKL(torch.autograd.Function):
         value = torch.empty((images, 1, *size), dtype=dtype, device=student.device)
         maps = (x.flatten(2) for x in (student, teacher, members, grad, value))
         for s, t, of, g, v in map_blocks(*maps, classes=classes, dtype=dtype):
-            ours, theirs = (_split(tempered(x.to(dtype), temperature), of) for x in (s, t))
+            ours, theirs = (_split(softened(x.to(dtype), temperature), of) for x in (s, t))
             kl, difference, q = _divergence(ours.rest, theirs.rest)
             kl_in, difference_in, q_in = _divergence(ours.group, theirs.group)
             odds, their_odds = ours.odds.to(precise), theirs.odds.to(precise)
@@ -128,7 +129,7 @@ def _divergence(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The divergence of p from q, ``(N, 1, P)``; q - p, and q."""
     p, q = log_p.exp(), log_q.exp()
     difference = q - p
-    log_ratio = log_p.clamp_(min=LEAST).sub_(log_q.clamp_(min=LEAST))
+    log_ratio = log_p.clamp_(min=NO_LOGIT).sub_(log_q.clamp_(min=NO_LOGIT))
     # Not negative; and the sum of q - p is 0.
     kl = torch.addcmul(difference, p, log_ratio).sum(1, keepdim=True)
     return kl.clamp_(min=0), difference, q

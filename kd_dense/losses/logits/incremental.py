@@ -15,17 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kd_dense.functional import (
-    at_least_float32,
-    labels_at,
-    two_class_logits,
-)
+from kd_dense.functional import at_least_float32, labels_at, two_class_logits
 from kd_dense.losses.base import DistillLoss
 from kd_dense.losses.logits.rows import (
     check_softmax,
+    cross_entropy_at,
     mean_of_valid,
     rows_of,
-    soft_cross_entropy,
 )
 
 __all__ = [
@@ -219,7 +215,7 @@ def _cross_entropy(
     check_softmax(owner, sigmoid)
     rows = rows_of(owner, student, teacher, standardise)
     target = at_least_float32(rows.teacher) * alpha
-    values = soft_cross_entropy(rows.student, target)
+    values = cross_entropy_at(rows.student, target)
     if mask is not None:
         values = values * mask.view_as(values)
     return values.mean() / target.shape[1]

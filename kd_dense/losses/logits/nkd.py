@@ -11,16 +11,15 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from kd_dense.functional import at_least_float32, check_temperature
+from kd_dense.functional import NO_LOGIT, at_least_float32, check_temperature
 from kd_dense.losses.base import DistillLoss, check_weights
 from kd_dense.losses.logits.rows import (
-    LEAST,
     Rows,
     check_softmax,
+    cross_entropy_at,
     labels_of,
     mean_of_valid,
     rows_of,
-    soft_cross_entropy,
 )
 
 __all__ = ['NKDLoss', 'nkd_loss']
@@ -84,8 +83,8 @@ def nkd_at(rows: Rows, labels: Tensor, gamma: float, temperature: float) -> Tens
     """What [`nkd_loss`][] is a mean of, ``(N, H, W)``."""
     student, teacher = (at_least_float32(x) for x in rows)
     ours, theirs = (F.cross_entropy(x, labels, reduction='none') for x in (student, teacher))
-    student, teacher = (x.scatter(1, labels[:, None], LEAST) for x in (student, teacher))
-    return (-theirs).exp() * ours + gamma * soft_cross_entropy(student, teacher, temperature)
+    student, teacher = (x.scatter(1, labels[:, None], NO_LOGIT) for x in (student, teacher))
+    return (-theirs).exp() * ours + gamma * cross_entropy_at(student, teacher, temperature)
 
 
 class NKDLoss(DistillLoss):

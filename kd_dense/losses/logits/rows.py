@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_dense.functional import (
-    at_least_float32,
+    divide_over_ranks,
     in_blocks,
     labels_at,
-    mean_over_ranks,
+    softened,
     standardised,
     two_class_logits,
 )
@@ -21,17 +21,14 @@ from kd_dense.functional import (
 __all__ = [
     'Rows',
     'check_softmax',
+    'cross_entropy_at',
     'labels_of',
     'map_blocks',
     'mean_of_valid',
     'rows_of',
-    'soft_cross_entropy',
-    'tempered',
 ]
 
 STANDARDISE_EPS = 1e-7
-# The logarithm of no probability, as a number whose differences are numbers.
-LEAST = -1e30
 
 
 class Rows(NamedTuple):
@@ -127,10 +124,7 @@ def labels_of(
 
 
 def mean_of_valid(values: Tensor, valid: Tensor | None) -> Tensor:
-    """The mean over the positions that are valid, or over all; 0 where none is.
-
-    Divided by the mean count of all processes, it averages over them to the mean of the whole
-    batch.
+    """The mean over the positions of all processes that are valid, or over all; 0 where none is.
 
     Examples:
         >>> values = torch.tensor([1.0, 2.0, 6.0])
@@ -139,11 +133,10 @@ def mean_of_valid(values: Tensor, valid: Tensor | None) -> Tensor:
     """
     if valid is None:
         return values.mean() if values.numel() else values.sum()
-    count = mean_over_ranks(valid.sum().to(values.dtype))
-    return values.where(valid, 0).sum() / count.where(count > 0, 1)
+    return divide_over_ranks(values.where(valid, 0).sum(), valid.sum().to(values.dtype))
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def cross_entropy_at(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     r"""The divergence of each row, as in a distillation loss, and the teacher's entropy with it.
 
     $$
@@ -159,17 +152,11 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.
         ``(N, H, W)``, at least float32.
 
     Examples:
-        >>> soft_cross_entropy(torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1))
+        >>> cross_entropy_at(torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1))
         tensor([[[0.6931]]])
     """
-    student, teacher = tempered(student, temperature), tempered(teacher, temperature)
+    student, teacher = softened(student, temperature), softened(teacher, temperature)
     return temperature**2 * F.cross_entropy(student, teacher.softmax(1), reduction='none')
-
-
-def tempered(x: Tensor, temperature: float) -> Tensor:
-    """Logits divided by a temperature, at least float32."""
-    x = at_least_float32(x)
-    return x if temperature == 1 else x / temperature
 
 
 def map_blocks(*maps: Tensor, classes: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, ...]]:

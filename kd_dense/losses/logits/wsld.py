@@ -17,10 +17,10 @@ from kd_dense.losses.base import DistillLoss
 from kd_dense.losses.logits.rows import (
     Rows,
     check_softmax,
+    cross_entropy_at,
     labels_of,
     mean_of_valid,
     rows_of,
-    soft_cross_entropy,
 )
 
 __all__ = ['WSLDLoss', 'wsld_loss']
@@ -88,7 +88,7 @@ def wsld_at(rows: Rows, labels: Tensor, temperature: float) -> Tensor:
             F.cross_entropy(at_least_float32(x), labels, reduction='none') for x in rows
         )
         weight = -torch.expm1(-ours / (theirs + EPS))
-    return weight * soft_cross_entropy(*rows, temperature)
+    return weight * cross_entropy_at(*rows, temperature)
 
 
 class WSLDLoss(DistillLoss):

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from kd_dense.functional import at_least_float32, mean_over_ranks
 from kd_dense.losses.base import DistillLoss
-from kd_dense.losses.ld.head_targets import HeadTargets
+from kd_dense.losses.ld.head_targets import HeadTargets, anchors_of
 from kd_dense.losses.ld.ld import by_prior
-from kd_dense.losses.predictions.heads import anchors_of, positives
+from kd_dense.losses.predictions.heads import positives
 
 __all__ = ['ADLLoss', 'adl_loss']
 

@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_dense.functional import at_least_float32, mean_over_ranks
-from kd_dense.losses.base import DistillLoss, check_weights
-from kd_dense.losses.ld.head_targets import HeadTargets
+from kd_dense.losses.base import MMDET_EPS, DistillLoss, check_weights
+from kd_dense.losses.ld.head_targets import HeadTargets, anchors_of
 from kd_dense.losses.predictions.boxes import HeadBoxes, overlap_loss
 from kd_dense.losses.predictions.heads import (
-    EPS,
-    anchors_of,
     class_difference,
     focal_difference,
     positives,
+    summed,
 )
 
 __all__ = ['BCKDLoss', 'bckd_loss']
@@ -100,8 +98,6 @@ def bckd_loss(
         {'classes': 0.528, 'boxes': 2.285}
     """
     _check_arguments('bckd_loss', class_weight, box_weight, beta)
-    looked_at = student[: 2 * len(head_targets.sizes)]
-    zero = 0 * torch.stack([at_least_float32(x).sum() for x in looked_at]).sum()
     rows = bckd_rows(
         student,
         teacher,
@@ -113,7 +109,7 @@ def bckd_loss(
         positive_levels_only,
         normaliser,
     )
-    return {part: rows[part].sum() + zero if part in rows else zero for part in PARTS}
+    return summed(rows, PARTS, student[: 2 * len(head_targets.sizes)])
 
 
 def bckd_rows(
@@ -134,9 +130,10 @@ def bckd_rows(
     classes, taught = student[:levels], teacher[:levels]
     weights = torch.cat(head_targets.label_weights, 1)
     if positive_levels_only:
-        weights = weights * _on_positive_levels(head_targets)
+        levels_of_priors = zip(head_targets.positive_levels, head_targets.sizes, strict=True)
+        weights = weights * torch.cat([one.expand(size) for one, size in levels_of_priors])
     n = positives(head_targets) if normaliser is None else normaliser
-    weights = weights / (n + EPS)
+    weights = weights / (n + MMDET_EPS)
     rows = {}
     if class_weight > 0:
         rows['classes'] = focal_difference(classes, taught, anchors, beta) * class_weight * weights
@@ -146,14 +143,6 @@ def bckd_rows(
         apart = overlap_loss(ours, theirs, 'giou') * class_difference(classes, taught, anchors)
         rows['boxes'] = apart * box_weight * weights
     return rows
-
-
-def _on_positive_levels(head_targets: HeadTargets) -> Tensor:
-    """Which priors lie on a level with a positive, ``(A,)``."""
-    positive = head_targets.positive.split(head_targets.sizes, 1)
-    counts = mean_over_ranks(torch.stack([x.sum() for x in positive]).float())
-    levels = [(n > 0).expand(size) for n, size in zip(counts, head_targets.sizes, strict=True)]
-    return torch.cat(levels)
 
 
 class BCKDLoss(DistillLoss):

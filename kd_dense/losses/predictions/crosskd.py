@@ -17,16 +17,17 @@ from kd_dense.functional import (
     at_least_float32,
     check_choice,
     check_temperature,
+    divide_over_ranks,
     mean_and_std,
     mean_over_ranks,
     soft_kl,
     standardised,
 )
-from kd_dense.losses.base import DistillLoss, check_weights
-from kd_dense.losses.ld.head_targets import HeadTargets
-from kd_dense.losses.ld.ld import by_prior, largest_score
+from kd_dense.losses.base import MMDET_EPS, DistillLoss, check_weights
+from kd_dense.losses.ld.head_targets import HeadTargets, anchors_of
+from kd_dense.losses.ld.ld import by_prior, check_distributions, largest_score
 from kd_dense.losses.predictions.boxes import HeadBoxes, overlap_loss
-from kd_dense.losses.predictions.heads import EPS, anchors_of, focal_difference, positives
+from kd_dense.losses.predictions.heads import focal_difference, positives, summed
 
 __all__ = ['CrossKDLoss', 'aligned', 'crosskd_loss']
 
@@ -151,8 +152,7 @@ def crosskd_loss(
     )
     _check_arguments('crosskd_loss', **settings)
     rows = crosskd_rows(student, teacher, head_targets, head_boxes, **settings, divisor=divisor)
-    zero = 0 * torch.stack([at_least_float32(x).sum() for x in student]).sum()
-    return {part: rows[part].sum() + zero if part in rows else zero for part in PARTS}
+    return summed(rows, PARTS, student)
 
 
 def crosskd_rows(
@@ -178,16 +178,16 @@ def crosskd_rows(
     rows = {}
     if class_weight > 0:
         apart = focal_difference(student[:levels], teacher[:levels], anchors, beta)
-        rows['classes'] = apart * class_weight * label_weights / (n + EPS)
+        rows['classes'] = apart * class_weight * label_weights / (n + MMDET_EPS)
     if box_weight > 0:
         weights = largest_score(teacher[:levels], anchors) * (label_weights > 0)
         ours, theirs = (maps[levels : 2 * levels] for maps in (student, teacher))
         if boxes == 'distributions':
-            total = mean_over_ranks(weights.sum())
-            weights = weights / torch.where(total > 0, total, 1)
-            apart = _divergence(ours, theirs, anchors, temperature) / (4 + EPS)
+            weights = divide_over_ranks(weights, weights.sum())
+            check_distributions(ours, theirs, anchors, 4, " Otherwise take 'giou'")
+            apart = _divergence(ours, theirs, anchors, temperature) / (4 + MMDET_EPS)
         else:
-            weights = weights / (n + EPS)
+            weights = weights / (n + MMDET_EPS)
             one, other = (torch.cat(head_boxes.teacher(x).boxes, 1) for x in (ours, theirs))
             apart = overlap_loss(one, other, boxes)
         rows['boxes'] = apart * box_weight * weights
@@ -197,7 +197,7 @@ def crosskd_rows(
             for maps in (student, teacher)
         )
         apart = F.binary_cross_entropy_with_logits(x, t.sigmoid(), reduction='none')
-        rows['centerness'] = apart * centerness_weight * head_targets.positive / (n + EPS)
+        rows['centerness'] = apart * centerness_weight * head_targets.positive / (n + MMDET_EPS)
     return rows
 
 
@@ -220,13 +220,7 @@ def _divergence(
 ) -> Tensor:
     """The divergences of the four sides of each prior, added up, ``(N, A)``."""
     levels = []
-    for level, (s, t, k) in enumerate(zip(student, teacher, anchors, strict=True)):
-        if s.shape != t.shape or s.shape[1] < 8 * k:
-            raise ValueError(
-                f"level {level}: boxes='distributions' expects maps of K * 4 * (n + 1) channels "
-                f'with K = {k} and n >= 1, got {tuple(s.shape)} and {tuple(t.shape)}: does the '
-                "head predict distributions, as GFLHead does? Otherwise take 'giou'"
-            )
+    for s, t, k in zip(student, teacher, anchors, strict=True):
         s, t = (at_least_float32(x).unflatten(1, (k, 4, -1)) for x in (s, t))
         levels.append(by_prior(soft_kl(s, t, temperature, dim=3).sum(2)))
     return torch.cat(levels, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,65 +14,27 @@ from kd_dense.functional import at_least_float32, mean_over_ranks
 from kd_dense.losses.ld.head_targets import HeadTargets
 from kd_dense.losses.ld.ld import by_prior
 
-__all__ = ['EPS', 'anchors_of', 'class_difference', 'focal_difference', 'positives']
-
-# What mmdet adds to the divisor of a loss.
-EPS = torch.finfo(torch.float32).eps
-
-
-def anchors_of(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], head_targets: HeadTargets, kinds: int = 2
-) -> list[int]:
-    """Check the maps of two heads, and return how many anchors a position of each level has.
-
-    Args:
-        student: Maps of the student's head: of class logits, of boxes, and what else it yields,
-            level by level each.
-        teacher: Those of the teacher's.
-        head_targets: What tells levels, priors and classes.
-        kinds: How many kinds of maps are looked at.
-
-    Raises:
-        ValueError: If maps are missing, or do not belong to the same priors and classes.
-    """
-    sizes, classes = head_targets.sizes, head_targets.num_classes
-    levels, images = len(sizes), len(head_targets.boxes)
-    for whose, maps in (('student', student), ('teacher', teacher)):
-        if len(maps) < kinds * levels:
-            raise ValueError(
-                f'the head of the {whose} yields {len(maps)} maps, expected {kinds} kinds on '
-                f'{levels} levels: class logits, then boxes, then its quality of a box: tap the '
-                'dense head, all its levels'
-            )
-    anchors = []
-    for level, size in enumerate(sizes):
-        height, width = student[level].shape[-2:]
-        per_position, rest = divmod(size, height * width)
-        expected = (images, per_position * classes, height, width)
-        for whose, maps in (('student', student), ('teacher', teacher)):
-            if rest or tuple(maps[level].shape) != expected:
-                raise ValueError(
-                    f'level {level}: expected class logits (N, K * {classes}, H, W) of {size} '
-                    f'priors, N = {images}, of the same size in both models, got '
-                    f'{tuple(maps[level].shape)} of the {whose}: both heads need the same '
-                    'classes and anchors, and a sigmoid for each class'
-                )
-        for kind in range(1, kinds):
-            index = kind * levels + level
-            s, t = student[index].shape, teacher[index].shape
-            if s[2:] != (height, width) or t[2:] != (height, width) or s[1] % per_position:
-                raise ValueError(
-                    f'map {index} of the heads: expected {per_position} x n channels of '
-                    f'{(height, width)} positions, got student {tuple(s)} and teacher {tuple(t)}'
-                )
-        anchors.append(per_position)
-    return anchors
+__all__ = ['class_difference', 'focal_difference', 'positives', 'summed']
 
 
 def positives(head_targets: HeadTargets) -> Tensor:
     """How many priors of a batch were assigned an object: the mean over processes, at least 1."""
     count = head_targets.positive.sum().to(head_targets.label_weights[0].dtype)
     return mean_over_ranks(count).clamp(min=1)
+
+
+def summed(
+    rows: Mapping[str, Tensor], parts: Sequence[str], maps: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """What all priors add to the parts; 0 for one that is switched off, with a gradient as well.
+
+    Args:
+        rows: What each prior adds, ``(N, A)``.
+        parts: Their names.
+        maps: What has a gradient.
+    """
+    zero = 0 * torch.stack([at_least_float32(x).sum() for x in maps]).sum()
+    return {part: rows[part].sum() + zero if part in rows else zero for part in parts}
 
 
 def class_difference(

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from kd_dense.functional import at_least_float32, check_temperature, mean_over_ranks
-from kd_dense.losses.base import DistillLoss, check_same_shape, check_weights
+from kd_dense.losses.base import DistillLoss, check_counts, check_same_shape, check_weights
+from kd_dense.losses.fgd.fgd import spatial_attention
 from kd_dense.losses.predictions.boxes import HeadBoxes
 from kd_dense.losses.predictions.key_regions import KeyRegions, key_regions
 
@@ -82,7 +83,7 @@ def pgd_class_loss(
     totals['attention'] = []
     for s, t in zip(student, teacher, strict=True):
         apart = _apart(s, t, temperature).sum() / s[0, 0].numel()
-        s, t = (_places(at_least_float32(x), temperature) for x in (s, t.detach()))
+        s, t = (spatial_attention(at_least_float32(x), temperature) for x in (s, t.detach()))
         totals['attention'].append(attention * (apart + (s - t).abs().sum()) / len(s))
     return {part: torch.stack(totals[part]).sum() for part in CLASS_PARTS}
 
@@ -104,7 +105,8 @@ def class_parts(
         check_same_shape('pgd_class_loss', s, t)
         t = at_least_float32(t.detach())
         error = (at_least_float32(s) - t).square() * _channels(t, temperature)
-        error = error.sum(1) * _places(t, temperature) * ((1 + level * level_step) / len(s))
+        error = error.sum(1) * spatial_attention(t, temperature)
+        error = error * ((1 + level * level_step) / len(s))
         for part, factor, mask in zip(found, (foreground, background), both, strict=True):
             mask = mask / (mask != 0).sum((1, 2), keepdim=True).clamp(min=1)
             mask = mask.sum(0) if mix_images else mask
@@ -184,12 +186,6 @@ def _apart(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return (s - t).abs()
 
 
-def _places(x: Tensor, temperature: float) -> Tensor:
-    """How much each position counts, ``(N, H, W)``: 1 in the mean."""
-    rows = x.abs().mean(1).flatten(1)
-    return ((rows / temperature).softmax(1) * rows.shape[1]).view(len(x), *x.shape[2:])
-
-
 def _channels(x: Tensor, temperature: float) -> Tensor:
     """How much each channel counts at a position, ``(N, C, H, W)``: 1 in the mean."""
     return (x.abs() / temperature).softmax(1) * x.shape[1]
@@ -217,8 +213,7 @@ class _PGDLoss(DistillLoss):
         check_temperature(settings['temperature'])
         if not 0 <= trust <= 1:
             raise ValueError(f'{name} expects trust from 0 to 1, got trust={trust}')
-        if topk < 1:
-            raise ValueError(f'{name} expects topk >= 1, got topk={topk}')
+        check_counts(name, topk=topk)
         self.trust, self.topk, self.jitter = trust, topk, jitter
         self.settings = settings
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_dense.functional import at_least_float32
+from kd_dense.losses.base import check_counts
 from kd_dense.losses.queries.classes import (
     QueryLoss,
     Unmatched,
@@ -189,8 +190,8 @@ def _check(
     points: int | None,
     unmatched: str,
 ) -> dict[str, float]:
-    if points is not None and (not isinstance(points, int) or points < 1):
-        raise ValueError(f'{owner} expects points as an int >= 1 or None, got points={points!r}')
+    if points is not None:
+        check_counts(owner, points=points)
     if unmatched == 'code':
         raise ValueError(
             f"{owner} expects unmatched='background' or 'ignored', got 'code', which is of boxes"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_dense.functional import at_least_float32, mean_over_ranks
+from kd_dense.losses.base import MMDET_EPS
 
 __all__ = [
     'Layer',
@@ -22,8 +23,6 @@ __all__ = [
     'take',
 ]
 
-# What mmdet's losses add to the number that they divide by.
-EPS = torch.finfo(torch.float32).eps
 # That pair the queries of several layers and images at once.
 THREADS = 8
 
@@ -185,13 +184,13 @@ def take(x: Tensor, queries: Tensor) -> Tensor:
 
 
 def matched_count(queries: Tensor, like: Tensor) -> Tensor:
-    """How many queries of the batch are paired, in the mean over processes; and EPS.
+    """How many queries of the batch are paired, in the mean over processes; and an epsilon.
 
     Args:
         queries: Those of a layer, ``(N, M)``.
         like: Tells dtype and device.
     """
-    return mean_over_ranks(like.new_full((), queries.numel())) + EPS
+    return mean_over_ranks(like.new_full((), queries.numel())) + MMDET_EPS
 
 
 def parts_of_pairs(

@@ -21,7 +21,7 @@ from kd_dense.functional import (
     soft_kl,
     two_class_logits,
 )
-from kd_dense.losses.base import DistillLoss, check_weights
+from kd_dense.losses.base import DistillLoss, check_counts, check_weights
 from kd_dense.losses.queries.boxes import box_giou
 from kd_dense.losses.queries.matching import layers_of
 
@@ -185,8 +185,7 @@ class QueryPointLoss(DistillLoss):
     ) -> None:
         super().__init__(weight)
         check_choice('QueryPointLoss', 'points', points, Points)
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f'QueryPointLoss expects count as an int >= 1, got count={count!r}')
+        check_counts('QueryPointLoss', count=count)
         weights = (classes, l1, giou)
         self.weights = _check_arguments('QueryPointLoss', weights, temperature, published_batch)
         self.points: Points = points

@@ -17,8 +17,8 @@ from kd_dense.losses.features.generation.mgd import (
     check_mask_ratio,
     draw_mask,
     generate,
-    squares,
 )
+from kd_dense.losses.features.mimic.mimic import mimic_loss
 
 __all__ = ['AfDCDLoss', 'af_dcd_loss', 'contrast']
 
@@ -85,7 +85,7 @@ def af_dcd_loss(
     teacher = teacher.detach().to(generated.dtype)
     with without_autocast(generated):
         return dict(
-            features=squares(generated, teacher),
+            features=mimic_loss(generated, teacher, reduction='image'),
             contrast=contrast(generated, teacher, temperature, groups, pool, window),
         )
 

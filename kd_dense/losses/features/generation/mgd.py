@@ -9,10 +9,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kd_dense.functional import at_least_float32, check_choice, without_autocast
 from kd_dense.losses.base import DistillLoss, check_same_shape
+from kd_dense.losses.features.mimic.mimic import mimic_loss
 
 __all__ = ['Generator', 'MGDLoss', 'MaskOver', 'check_mask_ratio', 'draw_mask', 'mgd_loss']
 
@@ -98,8 +98,7 @@ def mgd_loss(student: Tensor, teacher: Tensor, generator: nn.Module, mask: Tenso
         tensor(162.)
     """
     generated = generate('mgd_loss', student, teacher, generator, mask)
-    with without_autocast(generated):
-        return squares(generated, teacher)
+    return mimic_loss(generated, teacher, reduction='image')
 
 
 def generate(
@@ -118,11 +117,6 @@ def generate(
         student = at_least_float32(student)
         generated: Tensor = generator(student * mask.to(student.dtype))
     return generated
-
-
-def squares(generated: Tensor, teacher: Tensor) -> Tensor:
-    total = F.mse_loss(generated, teacher.detach().to(generated.dtype), reduction='sum')
-    return total / len(generated)
 
 
 def check_mask_ratio(owner: str, ratio: float) -> None:

@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kd_dense.functional import at_least_float32, check_choice, mean_over_ranks, without_autocast
+from kd_dense.functional import (
+    at_least_float32,
+    check_choice,
+    divide_over_ranks,
+    without_autocast,
+)
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_weights
 from kd_dense.losses.features.masked.masks import (
     Anchors,
@@ -81,9 +86,8 @@ def masked_loss(
 def _mean_under(errors: Sequence[Tensor], masks: Sequence[Tensor], counts: list[int]) -> Tensor:
     """Sums of errors ``(N, 1, H, W)`` under masks over those of the masks, level by level."""
     masks = [m.to(e.dtype) for e, m in zip(errors, masks, strict=True)]
-    weights = mean_over_ranks(torch.stack([m.sum() for m in masks]))
     sums = [(e * m).sum() / n for e, m, n in zip(errors, masks, counts, strict=True)]
-    return (torch.stack(sums) / torch.where(weights > 0, weights, 1)).sum()
+    return divide_over_ranks(torch.stack(sums), torch.stack([m.sum() for m in masks])).sum()
 
 
 def _check_levels(owner: str, student: Sequence[Tensor], *others: Sequence[Tensor]) -> None:

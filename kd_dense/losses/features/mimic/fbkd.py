@@ -22,8 +22,9 @@ from kd_dense.functional import (
 )
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_weights
 from kd_dense.losses.features.mimic.mimic import root_over_ranks
+from kd_dense.losses.fgd.fgd import spatial_attention
 
-__all__ = ['Connectors', 'FBKDLoss', 'Relation', 'attention', 'fbkd_loss']
+__all__ = ['Connectors', 'FBKDLoss', 'Relation', 'fbkd_loss']
 
 PARTS = ('masked', 'channel', 'spatial', 'relation')
 
@@ -149,7 +150,8 @@ def fbkd_loss(
     check_published_batch('fbkd_loss', published_batch)
     with without_autocast(student):
         s, t = at_least_float32(student), at_least_float32(teacher.detach())
-        focus = (attention(s.detach(), temperature) + attention(t, temperature)) / 2
+        ours, theirs = (spatial_attention(x, temperature) for x in (s.detach(), t))
+        focus = (ours + theirs) / 2
         pairs = dict(
             masked=(connectors.features(s), t),
             channel=(connectors.channel(s.mean((2, 3))), t.mean((2, 3))),
@@ -169,14 +171,6 @@ def fbkd_loss(
             torch.stack(totals), len(s), len(s) if published_batch is None else published_batch
         )
     return dict(zip(pairs, roots, strict=True))
-
-
-def attention(x: Tensor, temperature: float) -> Tensor:
-    """Where a map is strong, ``(N, H, W)``, with mean 1."""
-    _, _, height, width = x.shape
-    shares = (x.abs().mean(1).flatten(1) / temperature).softmax(1)
-    where: Tensor = height * width * shares.unflatten(1, (height, width))
-    return where
 
 
 class FBKDLoss(DistillLoss):

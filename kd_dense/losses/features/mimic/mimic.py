@@ -16,6 +16,7 @@ from kd_dense.functional import (
     standardised,
     standardised_together,
     sum_over_ranks,
+    unit,
     without_autocast,
 )
 from kd_dense.losses.base import DistillLoss, check_same_shape, total
@@ -148,11 +149,7 @@ def normed(x: Tensor, norm: Norm, eps: float, unbiased: bool) -> Tensor:
     if norm in STATISTICS:
         return standardised(x, STATISTICS[norm], eps, unbiased)
     x = at_least_float32(x)
-    if norm == 'none':
-        return x
-    # Not vector_norm, which loses digits over many numbers. Where all are 0, they stay 0.
-    squares = x.square().sum((1, 2, 3) if norm == 'map' else 1, keepdim=True)
-    return x / torch.where(squares > 0, squares, 1).sqrt()
+    return x if norm == 'none' else unit(x, (1, 2, 3) if norm == 'map' else 1)
 
 
 def _half_squared(ours: Tensor, theirs: Tensor, reduction: str = 'mean') -> Tensor:

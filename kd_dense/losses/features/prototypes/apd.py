@@ -13,20 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_dense.functional import (
+    NO_LOGIT,
     at_least_float32,
     check_temperature,
-    mean_over_ranks,
+    divide_over_ranks,
     soft_kl,
     sum_over_ranks,
     without_autocast,
 )
-from kd_dense.losses.base import DistillLoss, check_weights
+from kd_dense.losses.base import DistillLoss, check_counts, check_weights
 from kd_dense.losses.features.prototypes.centres import at_features, class_sums
 
 __all__ = ['APDLoss', 'apd_loss', 'perspectives']
-
-# A logit of no probability, as a number whose differences are numbers.
-LEAST = -1e30
 
 
 def apd_loss(
@@ -82,7 +80,7 @@ def apd_loss(
         theirs, wanted = theirs.to(ours.dtype), wanted.to(ours.dtype)
         count = there.sum().clamp(min=1)
         absent = ~there[:, None, None]
-        s, t = ((temperature * x).masked_fill(absent, LEAST) for x in (ours, theirs.detach()))
+        s, t = ((temperature * x).masked_fill(absent, NO_LOGIT) for x in (ours, theirs.detach()))
         apart = soft_kl(s, t, 1.0, dim=1)
         cosine = F.cosine_similarity(centres, wanted.detach())
         logits = (temperature * theirs).masked_fill(absent, 0)
@@ -102,7 +100,9 @@ def perspectives(
     both = sum_over_ranks(torch.cat([sums.sum(0), counts.sum(0)[:, None]], 1))
     sums, total = both[:, :-1], both[:, -1]
     centres = F.normalize(sums / total.clamp(min=1)[:, None], dim=1)
-    cosines = (centres @ features.flatten(2)).unflatten(2, features.shape[2:])
+    # bmm, because matmul would copy the map to fold its batch into its positions.
+    cosines = torch.bmm(centres.expand(len(features), -1, -1), features.flatten(2))
+    cosines = cosines.unflatten(2, features.shape[2:])
     return cosines, centres, total > 0
 
 
@@ -114,9 +114,8 @@ def _cross_entropy(
         logits = F.interpolate(logits, size, mode='bilinear', align_corners=True)
     known = (segmentation >= 0) & (segmentation < num_classes) & (segmentation != ignore_index)
     labels = segmentation.long().masked_fill(~known, -1)
-    count = mean_over_ranks(known.sum().to(logits.dtype))
     total = F.cross_entropy(logits, labels, ignore_index=-1, reduction='sum')
-    return total / count.where(count > 0, 1)
+    return divide_over_ranks(total, known.sum().to(logits.dtype))
 
 
 class APDLoss(DistillLoss):
@@ -171,9 +170,8 @@ class APDLoss(DistillLoss):
             'APDLoss', perspective=perspective, centres=centres, teacher=teacher
         )
         check_temperature(temperature)
-        if hidden is not None and (type(hidden) is not int or hidden < 1):
-            raise ValueError(f'APDLoss expects hidden >= 1, got hidden={hidden!r}')
-        width = hidden or max(1, channels // 2)
+        width = max(1, channels // 2) if hidden is None else hidden
+        check_counts('APDLoss', hidden=width)
         self.student_layers, self.teacher_layers = (
             nn.Sequential(nn.Conv2d(channels, width, 1), nn.ReLU(), nn.Conv2d(width, channels, 1))
             for _ in range(2)

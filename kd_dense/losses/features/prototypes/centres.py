@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kd_dense.functional import labels_at
+from kd_dense.functional import labels_at, unit
 from kd_dense.losses.base import check_same_size
-from kd_dense.losses.features.relations.rows import unit
 
 __all__ = ['at_features', 'class_sums', 'region_centres']
 

@@ -17,15 +17,13 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from kd_dense.functional import check_choice, check_temperature, without_autocast
-from kd_dense.losses.base import DistillLoss, check_same_shape, check_same_size
+from kd_dense.functional import check_choice, check_temperature, unit, without_autocast
+from kd_dense.losses.base import DistillLoss, check_counts, check_same_shape, check_same_size
 from kd_dense.losses.features.relations.rows import (
-    check_pool,
     image_gram,
     pooled,
     products,
     sum_over_rows,
-    unit,
     vectors_of,
 )
 
@@ -188,7 +186,7 @@ def _check(owner: str, settings: Settings) -> None:
     check_choice(owner, 'reduction', settings.reduction, Reduction)
     check_choice(owner, 'values', settings.values, Values)
     check_temperature(settings.temperature)
-    check_pool(owner, settings.pool)
+    check_counts(owner, pool=settings.pool)
     windows = settings.windows
     whole = isinstance(windows, Sequence) and all(type(x) is int and x >= 1 for x in windows)
     if not (whole and len(windows) == 2):

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kd_dense.functional import check_choice, without_autocast
-from kd_dense.losses.base import DistillLoss, check_same_size, check_weights
-from kd_dense.losses.features.relations.rows import check_pool, image_gram, pooled, unit
+from kd_dense.functional import check_choice, unit, without_autocast
+from kd_dense.losses.base import DistillLoss, check_counts, check_same_size, check_weights
+from kd_dense.losses.features.relations.rows import image_gram, pooled
 
 __all__ = ['CCKDLoss', 'PKTLoss', 'RKDLoss', 'cckd_loss', 'pkt_loss', 'rkd_loss']
 
@@ -70,7 +70,7 @@ def rkd_loss(
         {'distance': 0.0556, 'angle': 0.0}
     """
     check_same_size('rkd_loss', student, teacher)
-    check_pool('rkd_loss', pool)
+    check_counts('rkd_loss', pool=pool)
     with without_autocast(student):
         images = [pooled(x, pool).flatten(1) for x in (student, teacher.detach())]
         if over_norm:
@@ -127,7 +127,7 @@ def pkt_loss(student: Tensor, teacher: Tensor, pool: int = 1) -> Tensor:
         tensor(0.2027)
     """
     check_same_size('pkt_loss', student, teacher)
-    check_pool('pkt_loss', pool)
+    check_counts('pkt_loss', pool=pool)
     with without_autocast(student):
         p, q = (
             _likely(image_gram(pooled(x, pool).flatten(1))) for x in (student, teacher.detach())
@@ -189,7 +189,7 @@ def cckd_loss(
     """
     check_same_size('cckd_loss', student, teacher)
     _check_kernel('cckd_loss', kernel, gamma, order)
-    check_pool('cckd_loss', pool)
+    check_counts('cckd_loss', pool=pool)
     with without_autocast(student):
         ours, theirs = (
             _kernel(image_gram(pooled(x, pool).flatten(1)), kernel, gamma, order)
@@ -219,8 +219,7 @@ def _check_kernel(owner: str, kernel: str, gamma: float, order: int) -> None:
     check_choice(owner, 'kernel', kernel, Kernel)
     if not 0 < gamma < float('inf'):
         raise ValueError(f'{owner} expects a finite gamma > 0, got gamma={gamma!r}')
-    if type(order) is not int or order < 1:
-        raise ValueError(f'{owner} expects order >= 1, got order={order!r}')
+    check_counts(owner, order=order)
 
 
 class _OfImages(DistillLoss):
@@ -229,7 +228,7 @@ class _OfImages(DistillLoss):
 
     def __init__(self, weight: float = 1.0, pool: int = 1) -> None:
         super().__init__(weight)
-        check_pool(type(self).__name__, pool)
+        check_counts(type(self).__name__, pool=pool)
         self.pool = pool
 
 

@@ -12,15 +12,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kd_dense.functional import without_autocast
-from kd_dense.losses.base import DistillLoss, check_same_size
-from kd_dense.losses.features.relations.rows import (
-    check_pool,
-    pooled,
-    products,
-    sum_over_rows,
-    unit,
-)
+from kd_dense.functional import unit, without_autocast
+from kd_dense.losses.base import DistillLoss, check_counts, check_same_size
+from kd_dense.losses.features.relations.rows import pooled, products, sum_over_rows
 
 __all__ = ['NSTLoss', 'nst_loss']
 
@@ -59,7 +53,7 @@ def nst_loss(student: Tensor, teacher: Tensor, pool: int = 1) -> Tensor:
         tensor(0.5000)
     """
     check_same_size('nst_loss', student, teacher)
-    check_pool('nst_loss', pool)
+    check_counts('nst_loss', pool=pool)
     with without_autocast(student):
         ours, theirs = (unit(pooled(x, pool).flatten(2)) for x in (student, teacher.detach()))
         theirs = theirs.to(ours.dtype)
@@ -102,7 +96,7 @@ class NSTLoss(DistillLoss):
 
     def __init__(self, weight: float = 1.0, pool: int = 1) -> None:
         super().__init__(weight)
-        check_pool('NSTLoss', pool)
+        check_counts('NSTLoss', pool=pool)
         self.pool = pool
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:

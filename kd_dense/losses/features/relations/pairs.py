@@ -12,9 +12,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kd_dense.functional import check_temperature, gather_over_ranks, soft_kl, without_autocast
-from kd_dense.losses.base import DistillLoss, check_same_size
-from kd_dense.losses.features.relations.rows import check_pool, pooled, sum_over_rows, unit
+from kd_dense.functional import (
+    check_temperature,
+    gather_over_ranks,
+    soft_kl,
+    unit,
+    without_autocast,
+)
+from kd_dense.losses.base import DistillLoss, check_counts, check_same_size
+from kd_dense.losses.features.relations.rows import pooled, sum_over_rows
 
 __all__ = ['CrossImageLoss', 'cross_image_loss']
 
@@ -59,7 +65,7 @@ def cross_image_loss(
     """
     check_same_size('cross_image_loss', student, teacher)
     check_temperature(temperature)
-    check_pool('cross_image_loss', pool)
+    check_counts('cross_image_loss', pool=pool)
     with without_autocast(student):
         ours, theirs = (_positions(x, pool) for x in (student, teacher.detach()))
         theirs = theirs.to(ours.dtype)
@@ -104,7 +110,7 @@ class CrossImageLoss(DistillLoss):
     def __init__(self, weight: float = 1.0, temperature: float = 0.1, pool: int = 1) -> None:
         super().__init__(weight)
         check_temperature(temperature)
-        check_pool('CrossImageLoss', pool)
+        check_counts('CrossImageLoss', pool=pool)
         self.temperature = temperature
         self.pool = pool
 

@@ -11,15 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from kd_dense.functional import at_least_float32, gather_over_ranks, in_blocks
 
-__all__ = [
-    'check_pool',
-    'image_gram',
-    'pooled',
-    'products',
-    'sum_over_rows',
-    'unit',
-    'vectors_of',
-]
+__all__ = ['image_gram', 'pooled', 'products', 'sum_over_rows', 'vectors_of']
 
 # Rows of a block, even where their affinities are more than fit into a cache: a product of
 # matrices is fast where both are large.
@@ -108,12 +100,6 @@ class _SumOverRows(torch.autograd.Function):
         return tuple(found)
 
 
-def check_pool(owner: str, pool: int) -> None:
-    """Raise ``ValueError`` unless a side of squares is a whole number from 1 on."""
-    if type(pool) is not int or pool < 1:
-        raise ValueError(f'{owner} expects pool as a side >= 1, got {pool!r}')
-
-
 def pooled(x: Tensor, side: int) -> Tensor:
     """A map in at least float32, as means over squares; those that are cut off count too.
 
@@ -128,12 +114,6 @@ def vectors_of(x: Tensor, over: str) -> Tensor:
     if over == 'images':
         return x.flatten(1)[None]
     return x.flatten(2) if over == 'channels' else x.flatten(2).mT
-
-
-def unit(x: Tensor, dim: int = -1) -> Tensor:
-    """Vectors over their 2-norm; those that are 0 stay 0, and have no gradient of another size."""
-    squares = x.square().sum(dim, keepdim=True)
-    return x / torch.where(squares > 0, squares, 1).sqrt()
 
 
 def products(x: Tensor, y: Tensor) -> Tensor:

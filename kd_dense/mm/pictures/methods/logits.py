@@ -28,7 +28,7 @@ from kd_dense.losses.logits.dkd import dkd_at, gdkd_at
 from kd_dense.losses.logits.incremental import first_classes, known_classes
 from kd_dense.losses.logits.kd import kd_at
 from kd_dense.losses.logits.nkd import nkd_at
-from kd_dense.losses.logits.rows import Rows, labels_of, rows_of, soft_cross_entropy
+from kd_dense.losses.logits.rows import Rows, cross_entropy_at, labels_of, rows_of
 from kd_dense.losses.logits.wsld import wsld_at
 from kd_dense.mm.pictures.canvas import (
     begin,
@@ -223,7 +223,7 @@ def _incremental_shares(compared: Compared) -> list[Tensor]:
         loss = compared.loss(level)
         student, teacher = _old_classes(loss, *both)
         rows = rows_of(type(loss).__name__, student, teacher, loss.standardise)
-        values = soft_cross_entropy(*rows)[0]
+        values = cross_entropy_at(*rows)[0]
         maps.append(loss.weight * values / (values.numel() * teacher.shape[1]))
     return maps
 

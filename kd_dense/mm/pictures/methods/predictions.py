@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from kd_dense.losses import ADLLoss, BCKDLoss, CrossKDLoss, PGDBoxLoss, PGDClassLoss
+from kd_dense.losses.ld.head_targets import anchors_of
 from kd_dense.losses.ld.ld import largest_score
 from kd_dense.losses.predictions.adl import adl_rows
 from kd_dense.losses.predictions.bckd import bckd_rows
 from kd_dense.losses.predictions.crosskd import crosskd_rows
-from kd_dense.losses.predictions.heads import anchors_of
 from kd_dense.losses.predictions.pgd import box_parts, class_parts
 from kd_dense.mm.pictures.canvas import (
     begin,

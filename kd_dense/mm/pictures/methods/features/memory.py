@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_dense.functional import labels_at
+from kd_dense.functional import labels_at, unit
 from kd_dense.losses import MemoryLoss
-from kd_dense.losses.features.relations.rows import pooled, unit
+from kd_dense.losses.features.relations.rows import pooled
 from kd_dense.mm.pictures.general import Known, LossPictures, draw_maps
 from kd_dense.mm.pictures.observe import Compared
 from kd_dense.mm.pictures.views import View

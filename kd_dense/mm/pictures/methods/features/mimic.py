@@ -17,8 +17,8 @@ from kd_dense.losses import (
     PKDLoss,
     VkDLoss,
 )
-from kd_dense.losses.features.mimic.fbkd import attention
 from kd_dense.losses.features.mimic.mimic import DISTANCES, normed
+from kd_dense.losses.fgd.fgd import spatial_attention
 from kd_dense.mm.pictures.canvas import begin, begin_row, frame, level_name, outline, paint, panel
 from kd_dense.mm.pictures.general import Known, LossPictures
 from kd_dense.mm.pictures.observe import Compared
@@ -129,7 +129,7 @@ def draw_focus(view: View, compared: Compared) -> Any:
     for index, (row, share) in enumerate(zip(axes, _focus_shares(compared), strict=True)):
         temperature = compared.loss(0).temperature
         t, s = (
-            attention(x[index].float(), temperature)[0]
+            spatial_attention(x[index].float(), temperature)[0]
             for x in (compared.teacher, compared.student)
         )
         label = level_name(index, levels, view, compared.teacher[index])
@@ -154,7 +154,8 @@ def _focus_shares(compared: Compared) -> list[Tensor]:
     levels = zip(loss.connectors, compared.student, compared.teacher, strict=True)
     with torch.no_grad():
         for connectors, s, t in levels:
-            focus = (attention(s, loss.temperature) + attention(t, loss.temperature)) / 2
+            ours, theirs = (spatial_attention(x, loss.temperature) for x in (s, t))
+            focus = (ours + theirs) / 2
             maps.append((focus * (connectors.features(s) - t).square().sum(1))[0].double())
     return maps
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_dense.functional import labels_at, soft_kl
+from kd_dense.functional import NO_LOGIT, labels_at, soft_kl
 from kd_dense.losses import APDLoss, IFVDLoss
-from kd_dense.losses.features.prototypes.apd import LEAST, perspectives
+from kd_dense.losses.features.prototypes.apd import perspectives
 from kd_dense.losses.features.prototypes.ifvd import variation
 from kd_dense.mm.pictures.general import Known, LossPictures, draw_maps
 from kd_dense.mm.pictures.observe import Compared
@@ -91,7 +91,9 @@ def _seen(compared: Compared, level: int) -> tuple[Tensor, Tensor, Tensor]:
             (compared.teacher, loss.teacher_layers),
         ):
             cosines, _, there = perspectives(layers(x[level]), labels, valid, loss.num_classes)
-            logits.append((loss.temperature * cosines).masked_fill(~there[:, None, None], LEAST))
+            logits.append(
+                (loss.temperature * cosines).masked_fill(~there[:, None, None], NO_LOGIT)
+            )
     return logits[0], logits[1], labels
 
 
@@ -101,7 +103,7 @@ def _perspective_shares(compared: Compared) -> list[Tensor]:
         loss = compared.loss(level)
         ours, theirs, _ = _seen(compared, level)
         apart = soft_kl(ours, theirs, 1.0, 1)[0]
-        count = (ours[0, :, 0, 0] > LEAST / 2).sum().clamp(min=1)
+        count = (ours[0, :, 0, 0] > NO_LOGIT / 2).sum().clamp(min=1)
         factor = loss.weight * loss.factors['perspective']
         maps.append(factor * apart / (apart.numel() * count))
     return maps

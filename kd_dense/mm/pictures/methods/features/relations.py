@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kd_dense.functional import soft_kl
+from kd_dense.functional import soft_kl, unit
 from kd_dense.losses import (
     CCKDLoss,
     CrossImageLoss,
@@ -18,7 +18,7 @@ from kd_dense.losses import (
     SPLoss,
 )
 from kd_dense.losses.features.relations.gram import affinities
-from kd_dense.losses.features.relations.rows import pooled, unit
+from kd_dense.losses.features.relations.rows import pooled
 from kd_dense.mm.pictures.canvas import (
     begin,
     begin_row,
