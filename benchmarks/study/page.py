@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -98,7 +98,31 @@ def _table(lines: Sequence[Line], schedule: str, teachers: Mapping[int, Line]) -
             + f'| {next((v for x in runs.values() if (v := x.get("verdict"))), "")} |'
         )
     head = '| student | seeds | iterations | CPU s | val | test | gain | gap | check |\n'
-    return f'### {schedule}\n\n{head}|-|-|-|-|-|-|-|-|-|\n' + '\n'.join(rows) + '\n'
+    table = f'### {schedule}\n\n{head}|-|-|-|-|-|-|-|-|-|\n' + '\n'.join(rows) + '\n'
+    return '\n'.join([table, *_for_the_same_time(lines)])
+
+
+def _for_the_same_time(lines: Sequence[Line]) -> Iterator[str]:
+    """How far methods are ahead of the student alone that trained for their CPU time."""
+    for equals in dict.fromkeys(x['equals'] for x in lines if x['equals']):
+        method = equals.removesuffix(' shares')
+        weights = ('shares',) if method != equals else ('-', 'published')
+        theirs = {
+            x['seed']: x['test']
+            for x in lines
+            if x['method'] == method and x['weights'] in weights and not x['equals']
+        }
+        alone = {x['seed']: x['test'] for x in lines if x['equals'] == equals}
+        differences = [theirs[seed] - alone[seed] for seed in theirs.keys() & alone.keys()]
+        if not differences:
+            continue
+        middle, half = paired(differences)
+        width = '' if math.isnan(half) else f' +- {half:.1f}'
+        seeds = f'{len(differences)} seed' + 's' * (len(differences) > 1)
+        yield (
+            f'{equals} against the student alone for the same CPU time: '
+            f'{middle:+.1f}{width} ({seeds}).\n'
+        )
 
 
 def kind_of(x: Line) -> Kind:

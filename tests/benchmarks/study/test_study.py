@@ -136,6 +136,9 @@ class TestPage:
             results.add(line(cell, 45.0, 151.0))
         rows = [x.split('|')[1].strip() for x in page(results.lines).splitlines() if '|' in x]
         assert rows[-3:] == ['alone', 'cwd', 'alone, as cwd']
+        # 43, 44.5 and 44.5 less 45
+        said = 'cwd against the student alone for the same CPU time: -1.0 +- 2.2 (3 seeds).'
+        assert said in page(results.lines)
 
     def test_the_pages_are_those_of_the_lines(self):
         lines = Results(ROOT / 'docs/results/study.jsonl').lines
