@@ -36,8 +36,7 @@ names in `benchmarks/study/methods.py`. Left out are runs by which sizes of pict
 teachers' schedules were chosen, and those of weights that did not do what they are to: shares on
 stages of a backbone before `cda5ecb`, where a loss fed itself; and before `be1ddbb` DSD on CamVid
 (20.4), whose gradient grew faster than its weight fell, and CrossKD on NEU-DET (13.7) and Scenes
-(58.7), whose gradient was measured where nothing passes. CIRKD was stopped: its step on CamVid
-took some 25 times the CPU time of the student alone.
+(58.7), whose gradient was measured where nothing passes.
 """
 
 
