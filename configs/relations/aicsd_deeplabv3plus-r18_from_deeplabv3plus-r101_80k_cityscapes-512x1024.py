@@ -13,4 +13,4 @@ model = dict(
     student=_base_.model,
     teacher='mmseg::deeplabv3plus/deeplabv3plus_r101-d8_4xb2-80k_cityscapes-512x1024.py',
     terms=dict(
-        aicsd=dict(tap='decode_head.conv_seg', loss=dict(type='ICKDLoss'), share=1.0)))
+        aicsd=dict(tap='decode_head.conv_seg', loss=dict(type='ICKDLoss'), share=0.1)))

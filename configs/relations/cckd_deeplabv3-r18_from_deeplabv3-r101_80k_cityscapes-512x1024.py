@@ -12,4 +12,4 @@ model = dict(
     teacher='mmseg::deeplabv3/deeplabv3_r101-d8_4xb2-80k_cityscapes-512x1024.py',
     terms=dict(
         cckd=dict(
-            tap='backbone[-1]', loss=dict(type='CCKDLoss', kernel='bilinear'), share=1.0)))
+            tap='backbone[-1]', loss=dict(type='CCKDLoss', kernel='bilinear'), share=0.1)))

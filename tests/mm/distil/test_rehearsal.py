@@ -86,7 +86,7 @@ class TestFinds:
     @pytest.mark.parametrize(
         ('tap', 'loss', 'message'),
         [
-            ('bbox_head.forward_single', 'LDLoss', "'term': level 1: expected class logits"),
+            ('bbox_head.forward_single', 'LDLoss', "'term': map 5 of the heads: expected 1 x n"),
             ('neck[:3]', 'LDLoss', "'term': .*tap the dense head, all its levels"),
             ('neck[:3]', 'LDImitationLoss', 'as many maps as levels of the head, got 3'),
             ('backbone', 'LDImitationLoss', 'as many maps as levels of the head, got 4'),
