@@ -129,8 +129,8 @@ def choose_preset(
         weights: ``'published'``; or ``'shares'``: the terms pull at the student together as
             strongly as its own losses do, each as much as the others, whatever weights were
             published, see [`kd_dense.shares.Share`][]; FGD and LD get other settings, too, and
-            relations and FGFI a tenth of it. ``'auto'`` is the first where the maps are those that
-            the weights were published for, and the second where they are not.
+            most relations and FGFI a tenth of it. ``'auto'`` is the first where the maps are those
+            that the weights were published for, and the second where they are not.
 
     Returns:
         For each method the first of its presets that fits both models, with the taps of

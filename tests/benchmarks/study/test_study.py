@@ -209,10 +209,11 @@ class TestRun:
         monkeypatch.setattr(run_file, 'checked', lambda config, cell: f'{cell.method}: cannot say')
         monkeypatch.setattr(run_file, 'commit', lambda: 'abcdef')
         results.add(line(Cell('cards', 'cwd', 'published', 'short', 0, 600)))
+        results.add(line(Cell('cards', 'sad', 'published', 'short', 0, 600)))
         teacher = teacher_of('camvid').checkpoint
         teacher.parent.mkdir()
         teacher.touch()
-        run_file.check_again(results, ['camvid', 'cards'], ['cwd'])
+        run_file.check_again(results, ['camvid', 'cards'], ['cwd', 'sad'])
         said = capsys.readouterr().out
         assert 'camvid, cwd, published, short, seed 0: cwd: cannot say (before: will help)' in said
         assert 'cards, cwd, published, short, seed 0: its teacher is not there' in said
@@ -220,6 +221,7 @@ class TestRun:
         assert [(x['verdict'], x.get('checked')) for x in found] == [
             ('cwd: cannot say', 'abcdef'),
             ('will help', None),
+            ('sad: cannot say', 'abcdef'),  # which has no teacher
         ]
 
     def test_a_short_run_on_real_pictures(self, tmp_path, monkeypatch):
