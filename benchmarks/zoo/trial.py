@@ -234,7 +234,8 @@ def train(model: Any, data: Data, size: tuple[int, int], steps: int = 1) -> None
         Exception: Whatever the model raises.
     """
     hub = MessageHub.get_current_instance()  # some losses ask it
-    hub.update_info_dict(dict(iter=1, epoch=0, max_iters=10, max_epochs=10))
+    late = 7 * steps  # when what starts late has begun, and what stops early goes on
+    hub.update_info_dict(dict(iter=late, epoch=0, max_iters=10 * steps, max_epochs=10))
     initialise(model)
     model.train()
     guests = model.kd_plan.running.values() if hasattr(model, 'kd') else ()
@@ -242,7 +243,7 @@ def train(model: Any, data: Data, size: tuple[int, int], steps: int = 1) -> None
     before = copy.deepcopy(teachers.state_dict())
     optimizer = torch.optim.SGD(_trained(model).values(), lr=1e-4)
     for step in range(steps):
-        hub.update_info('iter', step + 1)  # a warm-up begins with 0
+        hub.update_info('iter', late + step)
         batch = model.data_preprocessor(make_batch(model, data, size, True), True)
         train_step(model, batch, optimizer)
     changed = [k for k, x in teachers.state_dict().items() if not torch.equal(x, before[k])]
