@@ -62,7 +62,8 @@ model = dict(
 """
 # What would take long, or asks for a GPU, and what is run in its place.
 SMALLER = {
-    'benchmarks.zoo mmdet/retinanet': 'benchmarks.zoo mmseg/erfnet',
+    'benchmarks.zoo mmdet/retinanet': 'benchmarks.zoo mmseg/erfnet --methods cwd kd',
+    'dist bckd adl crosskd pgd roi_dkd roi_dist detrdistill kddetr': 'bckd',
     'kd_dense benchmark': 'kd_dense benchmark --size 64 96 --rounds 1',
     'kd_dense check': 'kd_dense check --batches 1 --images 2',
     'make_parts.py': 'make_parts.py --train 8 --val 4',

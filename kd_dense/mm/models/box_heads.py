@@ -80,8 +80,8 @@ def check_box_heads(student: Any, ours: str, teacher: Any, theirs: str) -> None:
         theirs: A tap in its box head.
 
     Raises:
-        ValueError: If a box head needs more than RoIs; or if box offsets are compared that are
-            not measured alike.
+        ValueError: If a box head needs more than RoIs, or finds several objects in each (as
+            CrowdDet's); or if box offsets are compared that are not measured alike.
     """
     heads = []
     for whose, model, tap in (('student', student, ours), ('teacher', teacher, theirs)):
@@ -100,6 +100,12 @@ def check_box_heads(student: Any, ours: str, teacher: Any, theirs: str) -> None:
                 f'the box head {type(head).__name__} of the {whose} takes more than regions of '
                 f'interest ({", ".join(more) or "it has no get_targets"}), so that it cannot be '
                 "asked about another model's: distil features, or what is before the box head"
+            )
+        if isinstance(getattr(head, 'fc_cls', None), nn.ModuleList):
+            raise ValueError(
+                f'the box head {type(head).__name__} of the {whose} finds several objects in a '
+                'region, with logits for each, and which is which in the other model is not '
+                'known: distil features, or what is before the box head'
             )
         if getattr(head, 'custom_cls_channels', False) and tap.endswith('.fc_cls'):
             raise ValueError(

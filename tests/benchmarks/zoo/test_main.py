@@ -55,14 +55,7 @@ def swept(folder):
 
 
 # Of the other trials it is taken that they work; with --long all are tried.
-TRIED = (
-    (DETECTOR, 'fgd'),
-    (DETECTOR, 'mgd'),
-    (OURS, 'ld'),
-    (SEGMENTER, 'cirkd'),
-    (SEGMENTER, 'intrakd'),
-    (SEGMENTER, 'skd'),
-)
+TRIED = ((DETECTOR, 'fgd'), (OURS, 'ld'), (SEGMENTER, 'skd'))
 
 
 @pytest.fixture(scope='module')

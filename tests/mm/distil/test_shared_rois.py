@@ -305,6 +305,15 @@ class TestRefusals:
         with pytest.raises(ValueError, match='SeesawLoss has channels of its own: tap'):
             build(dict(one=term(loss=dict(type='DISTLoss'))), student, ConfigDict(student))
 
+    def test_a_box_head_that_finds_several_objects_in_a_region(self):
+        from kd_dense.mm.models.box_heads import check_box_heads
+
+        model = toy.build(detector())
+        head = model.roi_head.bbox_head
+        head.fc_cls = torch.nn.ModuleList([head.fc_cls, torch.nn.Linear(8, 5)])
+        with pytest.raises(ValueError, match='finds several objects in a region.*features'):
+            check_box_heads(model, FC_CLS, model, FC_CLS)
+
     def test_box_heads_that_take_queries(self):
         from kd_dense.mm.models.box_heads import check_box_heads
 
