@@ -311,7 +311,7 @@ class TestRefusals:
         model = toy.build(detector())
         head = model.roi_head.bbox_head
         head.fc_cls = torch.nn.ModuleList([head.fc_cls, torch.nn.Linear(8, 5)])
-        with pytest.raises(ValueError, match='finds several objects in a region.*features'):
+        with pytest.raises(ValueError, match=r'finds several objects in a region.*features'):
             check_box_heads(model, FC_CLS, model, FC_CLS)
 
     def test_box_heads_that_take_queries(self):
