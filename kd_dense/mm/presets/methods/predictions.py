@@ -9,7 +9,8 @@ from kd_dense.mm.presets.settings import Method, Preset, Sums
 __all__ = ['METHODS', 'SUMS']
 
 # Heads whose assignment of objects can be read (kd_dense.mm.batches.head_targets).
-ASSIGNING = ('ATSSHead', 'FCOSHead', 'GFLHead', 'RetinaHead', 'RTMDetHead')
+RETINA = ('RetinaHead', 'RetinaSepBNHead')
+ASSIGNING = ('ATSSHead', 'FCOSHead', 'GFLHead', *RETINA, 'RTMDetHead')
 
 
 def _on_head(name: str, kind: str, **loss: Any) -> dict[str, Any]:
@@ -98,7 +99,7 @@ METHODS = {
             Preset(
                 models='RetinaNet',
                 part='bbox_head',
-                kinds=('RetinaHead',),
+                kinds=RETINA,
                 terms=_crossed(-1, class_weight=1.0, box_weight=1.0, boxes='giou'),
                 inherit=(),
                 source='authors: RetinaNet, behind the third of four convolutions',
@@ -156,7 +157,7 @@ METHODS = {
             Preset(
                 models='RetinaNet',
                 part='bbox_head',
-                kinds=('RetinaHead',),
+                kinds=RETINA,
                 terms=_on_head('adl', 'ADLLoss', weight=1.0, alpha=0.5, gamma=2.0),
                 inherit=(),
                 source='authors: RetinaNet',
