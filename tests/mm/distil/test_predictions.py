@@ -145,3 +145,12 @@ def test_presets(kind, method):
             toy.build(config)
         return
     step(toy.build(config).train())
+
+
+@pytest.mark.parametrize('method', ['bckd', 'adl', 'crosskd'])
+def test_presets_of_a_head_with_norms_for_each_level(method):
+    head = dict(type='RetinaSepBNHead', num_ins=len(toy_heads.STRIDES))
+    teacher = untrained(toy_heads.plain('retina', 16, **head))
+    config = toy.distilled(toy_heads.plain('retina', **head), teacher, preset=method)
+    config.pop('terms')
+    step(toy.build(config).train())
