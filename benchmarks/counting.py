@@ -34,6 +34,8 @@ FREE = {
 OVERWRITING = {'copy_', 'fill_', 'normal_', 'random_', 'uniform_', 'zero_', 'bernoulli_'}
 # They read no more than they write of what they take from.
 TAKING = {'gather', 'index', 'index_select', '_unsafe_index'}
+# They read nothing of what they are like.
+LIKE = ('new_', 'empty_like', 'full_like', 'ones_like', 'zeros_like')
 
 
 class Count(NamedTuple):
@@ -78,6 +80,8 @@ class Counted(TorchDispatchMode):
         kwargs: dict[str, Any],
         written: list[Tensor],
     ) -> int:
+        if name.startswith(LIKE):
+            return 0
         total = 0
         limit = sum(map(size_of, written)) if name in TAKING else None
         for index, argument in enumerate(schema.arguments):

@@ -11,9 +11,11 @@ from kd_dense.functional import (
     labels_at,
     mean_over_ranks,
     soft_kl,
+    squared_norm,
     standardised,
     sum_over_ranks,
     two_class_logits,
+    unit,
 )
 from kd_dense.functional.divergence import CPU_BLOCK_BYTES
 from kd_dense.measure import peak_memory
@@ -262,6 +264,22 @@ class TestStandardised:
 
 # Four images, of which the first process gets one.
 SHARES = slice(0, 1), slice(1, 4)
+
+
+@pytest.mark.parametrize('kept', ['cpu', 'none'])
+def test_vectors_of_length_1(kept, monkeypatch):
+    monkeypatch.setattr(divergence, 'CACHED', kept)  # else as on a GPU
+    x = logits(2, 3, 5)[0]
+    for dim, eps in ((-1, 0.0), ((1, 2), 0.0), (1, 0.5)):
+        plain = x / (x.square().sum(dim, keepdim=True) + eps).sqrt()
+        torch.testing.assert_close(unit(x, dim, eps), plain)
+        assert gradcheck(lambda x, dim=dim, eps=eps: unit(x, dim, eps), (x,))
+    torch.testing.assert_close(squared_norm(x), x.square().sum(1))
+    assert gradcheck(squared_norm, (x,))
+    zeros = torch.zeros(2, 3, requires_grad=True)
+    unit(zeros).sum().backward()
+    assert not unit(zeros).any()
+    assert zeros.grad.eq(1).all()
 
 
 def loss_of_sum(x):

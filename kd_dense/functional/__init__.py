@@ -6,7 +6,6 @@ from kd_dense.functional.checks import (
     check_published_batch,
     check_temperature,
     published_sum,
-    unit,
     without_autocast,
 )
 from kd_dense.functional.divergence import (
@@ -30,6 +29,7 @@ from kd_dense.functional.ranks import (
     standardised_together,
     sum_over_ranks,
 )
+from kd_dense.functional.units import squared_norm, unit
 
 __all__ = [
     'NO_LOGIT',
@@ -53,6 +53,7 @@ __all__ = [
     'soft_kl',
     'soft_kl_total',
     'softened',
+    'squared_norm',
     'standardised',
     'standardised_together',
     'sum_over_ranks',

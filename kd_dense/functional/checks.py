@@ -16,7 +16,6 @@ __all__ = [
     'check_published_batch',
     'check_temperature',
     'published_sum',
-    'unit',
     'without_autocast',
 ]
 
@@ -31,13 +30,6 @@ def at_least_float32(x: Tensor) -> Tensor:
         torch.float64
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def unit(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
-    """Vectors over their 2-norm; those that are 0 stay 0, and have no gradient of another size."""
-    # Not vector_norm, which loses digits over many numbers.
-    squares = x.square().sum(dim, keepdim=True)
-    return x / torch.where(squares > 0, squares, 1).sqrt()
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:

@@ -270,18 +270,21 @@ class _Standardised(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         own = [torch.Size([x.shape[dim] for dim in dims]).numel() for x in maps]
         # From the mean of this process; squares of large values would cancel.
-        means = [
-            x.mean(dims, keepdim=True) if n > 0 else x.sum(dims, keepdim=True)
-            for x, n in zip(maps, own, strict=True)
-        ]
-        ys = [x - mean for x, mean in zip(maps, means, strict=True)]
-        shapes = [mean.shape for mean in means]
-        if for_cache(maps[0]):
+        if for_cache(maps[0]) or 0 in own:
+            means = [
+                x.mean(dims, keepdim=True) if n > 0 else x.sum(dims, keepdim=True)
+                for x, n in zip(maps, own, strict=True)
+            ]
+            ys = [x - mean for x, mean in zip(maps, means, strict=True)]
+            count = _counts(own, means)
             squares = _in_a_row([y.square().sum(dims) for y in ys])
         else:
-            norms = [torch.linalg.vector_norm(y, dim=dims) for y in ys]
-            squares = _in_a_row(norms).square_()
-        count = _counts(own, shapes, squares)
+            both = [torch.var_mean(x, dims, correction=0, keepdim=True) for x in maps]
+            means = [mean for _, mean in both]
+            ys = [x - mean for x, mean in zip(maps, means, strict=True)]
+            count = _counts(own, means)
+            squares = _in_a_row([variance for variance, _ in both]) * count
+        shapes = [mean.shape for mean in means]
         ctx.over_ranks = 0 in dims and _several_processes()
         if ctx.over_ranks:
             mean = _in_a_row(means)
@@ -291,14 +294,14 @@ class _Standardised(torch.autograd.Function):
         freedom = (count - int(unbiased)).clamp(min=1)
         variance = squares / freedom
         # A root has no slope at 0: there neither value nor gradient depend on it.
-        spread = variance > 0
-        safe = torch.where(spread, variance, 1)
+        flat = variance == 0
+        root = variance.masked_fill(flat, 1).sqrt()
         if eps_on == 'variance':
-            scale = (variance + eps if eps > 0 else safe).rsqrt()
+            scale = (variance + eps).rsqrt() if eps > 0 else root.reciprocal()
             slope = scale / freedom
         else:
-            scale = torch.where(spread, safe.sqrt() + eps, eps or 1).reciprocal()
-            slope = torch.where(spread, (freedom * safe.sqrt()).reciprocal(), 0)
+            scale = ((root + eps).masked_fill(flat, eps) if eps > 0 else root).reciprocal()
+            slope = (freedom * root).reciprocal()
         for y, factor in zip(ys, _each(scale, shapes), strict=True):
             y *= factor
         ctx.shapes, ctx.dims = shapes[:taught], dims
@@ -342,12 +345,14 @@ def _each(row: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _counts(counts: Sequence[int], shapes: Sequence[torch.Size], like: Tensor) -> Tensor:
+def _counts(counts: Sequence[int], tensors: Sequence[Tensor]) -> Tensor:
     """The count of each tensor for each of its numbers, in a row."""
+    like = tensors[0]
+    sizes = [x.numel() for x in tensors]
     if len({*counts}) == 1:
-        return torch.full_like(like, counts[0])
-    both = zip(shapes, counts, strict=True)
-    rows = [torch.full((shape.numel(),), count, dtype=like.dtype) for shape, count in both]
+        return like.new_full((sum(sizes),), counts[0])
+    both = zip(sizes, counts, strict=True)
+    rows = [torch.full((size,), count, dtype=like.dtype) for size, count in both]
     return torch.cat(rows).to(like.device, non_blocking=True)
 
 

@@ -47,12 +47,13 @@ def test_what_is_counted():
         torch.add(x.transpose(0, 1).transpose(0, 1), y.expand(3, 4), out=out)  # 24 + 3 + 24
         out.mul_(2)  # 24 + 24
         out.zero_()  # 24
+        torch.ones_like(x)  # 24
         torch.zeros(5) + 1  # of the host
         torch.cat([x, out])[:, 0]  # 24 + 24 + 48
 
     found = count(call)
-    assert found.operators == {'add': 1, 'mul_': 1, 'zero_': 1, 'cat': 1}
-    assert found.bytes == 4 * (51 + 48 + 24 + 96)
+    assert found.operators == {'add': 1, 'mul_': 1, 'zero_': 1, 'ones_like': 1, 'cat': 1}
+    assert found.bytes == 4 * (51 + 48 + 24 + 24 + 96)
     assert size_of(y.expand(3, 4)) == 12
 
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kd_dense.functional import divergence
 from kd_dense.losses import (
     ATLoss,
     AttentionChangeLoss,
@@ -50,6 +51,23 @@ class TestAttentionMapSoftmax(LossContract):
             torch.from_numpy(student), torch.from_numpy(teacher), norm='softmax'
         )
         assert value.item() == pytest.approx(total / 3, rel=1e-10)
+
+
+@pytest.mark.parametrize('norm', ['l2', 'softmax'])
+@pytest.mark.parametrize('reduction', ['image', 'position'])
+def test_levels_at_once_are_the_sum_of_each(norm, reduction, monkeypatch):
+    loss = AttentionMapLoss(weight=2.0, norm=norm, reduction=reduction)
+    shapes = [(4, 5), (2, 3), (1, 1)]
+    students = [torch.randn(3, 4, *x, dtype=torch.float64, requires_grad=True) for x in shapes]
+    teachers = [torch.randn(3, 6, *x, dtype=torch.float64) for x in shapes]
+    students[1].data[0] = 0
+    expected = sum(loss(*maps) for maps in zip(students, teachers, strict=True))
+    monkeypatch.setattr(divergence, 'CACHED', 'none')  # as on a GPU
+    found = AttentionMapLoss.over_maps([loss], students, teachers)
+    torch.testing.assert_close(found, expected)
+    grads = (torch.autograd.grad(value, students) for value in (found, expected))
+    for x, y in zip(*grads, strict=True):
+        torch.testing.assert_close(x, y)
 
 
 class TestAT(LossContract):

@@ -211,7 +211,8 @@ def test_all_levels_at_once_are_the_same(relative, monkeypatch):
     torch.manual_seed(0)
     sizes = [(8, 12), (4, 6), (2, 3)]
     levels = [FGDLoss(4, relative_temperature=relative).double() for _ in sizes]
-    for parameter in (p for loss in levels for p in loss.parameters()):
+    parameters = [p for loss in levels for p in loss.parameters()]
+    for parameter in parameters:
         torch.nn.init.normal_(parameter)
     students = [torch.randn(2, 4, *s, dtype=torch.double, requires_grad=True) for s in sizes]
     teachers = [9**i * torch.randn(2, 4, *s).double() for i, s in enumerate(sizes)]
@@ -221,7 +222,8 @@ def test_all_levels_at_once_are_the_same(relative, monkeypatch):
     for kept in ('cpu', 'none'):
         monkeypatch.setattr(divergence, 'CACHED', kept)
         values = FGDLoss.over_maps(levels, students, teachers, **needs)
-        found.append([*values.values(), *torch.autograd.grad(sum(values.values()), students)])
+        total = sum(i * value for i, value in enumerate(values.values(), start=1))
+        found.append([*values.values(), *torch.autograd.grad(total, [*students, *parameters])])
     for one_by_one, at_once in zip(*found, strict=True):
         torch.testing.assert_close(at_once, one_by_one, rtol=1e-9, atol=1e-12)
     assert all(x.isfinite().all() for x in found[0])

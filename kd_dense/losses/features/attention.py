@@ -18,13 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kd_dense.functional import at_least_float32, check_choice, without_autocast
+from kd_dense.functional import (
+    at_least_float32,
+    better_together,
+    check_choice,
+    squared_norm,
+    unit,
+    without_autocast,
+)
 from kd_dense.losses.base import DistillLoss, check_same_size
 
 __all__ = [
@@ -99,13 +106,13 @@ def attention_map_loss(
 
 def attention_maps(maps: Tensor, norm: MapNorm, eps: float) -> Tensor:
     """Where maps ``(N, C, H, W)`` are active, ``(N, H W)``, normalised over the positions."""
-    return _over_positions(maps.square().sum(1).flatten(1), norm, eps)
+    return _over_positions(squared_norm(maps).flatten(1), norm, eps)
 
 
 def _over_positions(attention: Tensor, norm: MapNorm, eps: float) -> Tensor:
     if norm == 'softmax':
         return attention.softmax(1)
-    return attention / (attention.square().sum(1, keepdim=True) + eps).sqrt()
+    return unit(attention, 1, eps)
 
 
 def _check_map_norm(owner: str, norm: str, eps: float, reduction: str) -> None:
@@ -154,7 +161,7 @@ def sad_loss(student: Tensor, later: Tensor, detach: bool = True) -> Tensor:
     if detach:
         later = later.detach()
     with without_autocast(student):
-        early, deep = (at_least_float32(x).square().sum(1, keepdim=True) for x in (student, later))
+        early, deep = (squared_norm(at_least_float32(x))[:, None] for x in (student, later))
         if deep.shape != early.shape:
             deep = F.interpolate(deep, early.shape[2:], mode='bilinear', align_corners=False)
         early, deep = (_over_positions(x.flatten(1), 'softmax', 0.0) for x in (early, deep))
@@ -247,6 +254,38 @@ class AttentionMapLoss(DistillLoss):
         return self.weight * attention_map_loss(
             student, teacher, self.norm, self.eps, self.reduction
         )
+
+    @classmethod
+    def over_maps(
+        cls,
+        losses: Sequence[AttentionMapLoss],
+        students: Sequence[Tensor],
+        teachers: Sequence[Tensor],
+        **needs: Any,
+    ) -> Tensor:
+        loss = losses[0]
+        if loss.norm != 'l2' or not better_together(students):
+            found: Tensor = super().over_maps(losses, students, teachers, **needs)
+            return found
+        for maps in zip(students, teachers, strict=True):
+            check_same_size('attention_map_loss', *maps)
+        ours, theirs = (
+            unit(_side_by_side(maps), eps=loss.eps)
+            for maps in (students, [x.detach() for x in teachers])
+        )
+        apart = F.mse_loss(ours, theirs.to(ours.dtype), reduction='none').sum((1, 2))
+        images, positions = len(students[0]), [x.shape[2:].numel() for x in students]
+        each = positions if loss.reduction == 'position' else [1] * len(positions)
+        # A copy that does not make the host wait for the device.
+        factors = torch.tensor([loss.weight / images / n for n in each], dtype=apart.dtype)
+        return torch.dot(apart, factors.to(apart.device, non_blocking=True))
+
+
+def _side_by_side(maps: Sequence[Tensor]) -> Tensor:
+    """The squares of L maps over channels, ``(L, N, P)``: 0 behind the smaller ones."""
+    rows = [squared_norm(at_least_float32(x)).flatten(1) for x in maps]
+    longest = max(row.shape[1] for row in rows)
+    return torch.stack([F.pad(row, (0, longest - row.shape[1])) for row in rows])
 
 
 class ATLoss(AttentionMapLoss):

@@ -404,8 +404,9 @@ class FGDLoss(DistillLoss):
             loss.temperature,
             loss.relative_temperature,
         )
-        factor = loss.weight / len(students[0])
-        return {name: factor * loss.weights[name] * parts[name] for name in cls.parts}
+        factors = [loss.weight * loss.weights[name] / len(students[0]) for name in cls.parts]
+        weighed = torch._foreach_mul([parts[name] for name in cls.parts], factors)
+        return dict(zip(cls.parts, weighed, strict=True))
 
 
 def _fit_together(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,10 +110,10 @@ def _largest_weight(
     """The largest weight among the boxes on each cell, 0 where there is none.
 
     A tensor (N, boxes, H, W) would hold gigabytes for many boxes. Let one of b boxes, of rank k by
-    weight, have the coordinate k / 2 in each row that it covers, -k / 2 in the others, and
-    -b - k / 2, -b + k / 2 in the columns. Row and column are then b + k apart where it covers both
-    and at most b elsewhere, so the Chebyshev distance finds the highest rank. These are halves of
-    small whole numbers, hence exact.
+    weight, have the coordinate k in each row that it covers, -b in each column that it covers, and
+    0 in all others. Row and column are then b + k apart where it covers both and at most b
+    elsewhere, so the Chebyshev distance finds the highest rank. These are small whole numbers,
+    hence exact.
 
     Args:
         weight: ``(N, maps, boxes)``, not negative.
@@ -127,11 +128,14 @@ def _largest_weight(
     count = weight.shape[2]
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
     ordered, order = weight.sort(2)
-    half_rank = ((order.argsort(2) + 1) * 0.5)[..., None, None]
-    cell = torch.arange(max(height, width), dtype=first.dtype, device=first.device)
-    covered = (cell >= first[..., None]) & (cell <= last[..., None]) & real[..., None]
-    column, row = torch.where(covered, half_rank, -half_rank).transpose(2, 4).unbind(3)
-    apart = torch.cdist(row[:, :, :height], -count - column[:, :, :width], p=float('inf'))
+    like: Any = dict(dtype=weight.dtype, device=weight.device)
+    ranks = torch.arange(1, count + 1, **like)
+    where = weight.new_full((*weight.shape, 2), -count)  # (N, maps, boxes, axes)
+    where[..., 1].scatter_(2, order, ranks.expand_as(order))
+    cell = torch.arange(max(height, width), **like)
+    covered = (cell == cell.clamp(first[..., None], last[..., None])) & real[..., None]
+    column, row = (covered * where[..., None]).transpose(2, 4).unbind(3)
+    apart = torch.cdist(row[:, :, :height], column[:, :, :width], p=float('inf'))
     by_distance = torch.nn.functional.pad(ordered, (count + 1, 0))
     found = by_distance.gather(2, apart.flatten(2).long()).view_as(apart)
     maps = [found[:, i, :rows, :columns].flatten(1) for i, (rows, columns) in enumerate(sizes)]

@@ -21,6 +21,7 @@ from kd_dense.functional import (
     at_least_float32,
     check_choice,
     divide_over_ranks,
+    squared_norm,
     without_autocast,
 )
 from kd_dense.losses.base import DistillLoss, check_same_shape, check_weights
@@ -75,12 +76,16 @@ def masked_loss(
     """
     check_choice('masked_loss', 'per', per, Per)
     _check_levels('masked_loss', student, teacher, masks)
-    errors, channels = [], []
-    for s, t in zip(student, teacher, strict=True):
-        difference = at_least_float32(s) - at_least_float32(t.detach())
-        errors.append(difference.square().sum(1, keepdim=True))
-        channels.append(s.shape[1] if per == 'number' else 1)
-    return _mean_under(errors, masks, channels)
+    channels = [s.shape[1] if per == 'number' else 1 for s in student]
+    return _mean_under(_errors(student, teacher), masks, channels)
+
+
+def _errors(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
+    """Squared differences, summed over channels: ``(N, 1, H, W)`` of each level."""
+    return [
+        squared_norm(at_least_float32(s) - at_least_float32(t.detach()))[:, None]
+        for s, t in zip(student, teacher, strict=True)
+    ]
 
 
 def _mean_under(errors: Sequence[Tensor], masks: Sequence[Tensor], counts: list[int]) -> Tensor:
@@ -236,11 +241,13 @@ class DeFeatLoss(DistillLoss):
         batch_shape: tuple[int, int],
     ) -> dict[str, Tensor]:
         masks = self.masks(student, boxes, batch_shape)
+        _check_levels('DeFeatLoss', student, teacher, masks)
         sides = dict(objects=masks, background=[~mask for mask in masks])
+        errors, channels = _errors(student, teacher), [x.shape[1] for x in student]
         half = 0.5 * self.weight / len(student)
         return {
-            name: half * self.weights[name] * masked_loss(student, teacher, mask, 'number')
-            for name, mask in sides.items()
+            name: half * self.weights[name] * _mean_under(errors, side, channels)
+            for name, side in sides.items()
         }
 
     @staticmethod

@@ -70,21 +70,26 @@ def object_masks(
     """
     padded = at_least_float32(pad_boxes(boxes))
     level = _levels(padded, len(sizes), inclusive, smallest, side)
-    masks = []
-    for index, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
-        here = level == index
-        columns, rows = (
-            _spans(padded[..., axis] / stride, padded[..., axis + 2] / stride, length)
-            for axis, length in ((0, size[1]), (1, size[0]))
-        )
-        empty = ~(columns.any(-1) & rows.any(-1))[..., None]
-        columns, rows = (
-            torch.where(empty, _cells(padded[..., axis] / stride, length), span)
-            for axis, length, span in ((0, size[1], columns), (1, size[0], rows))
-        )
-        covered = (rows & here[..., None]).to(padded.dtype).mT @ columns.to(padded.dtype)
-        masks.append((covered > 0)[:, None])
-    return masks
+    # All levels at once, in the space of the largest. A copy that does not make the host wait.
+    numbers = [[*size, stride] for size, stride in zip(sizes, strides, strict=True)]
+    known = torch.tensor(numbers, dtype=torch.double)
+    *lengths, steps = known.to(padded.device, padded.dtype, non_blocking=True).T[..., None, None]
+    first, end = (padded / steps[..., None]).trunc().split(2, -1)
+    here = level == torch.arange(len(sizes), device=level.device)[:, None, None]
+    spans, cells = [], []
+    for axis, length in enumerate(reversed(lengths)):  # columns before rows
+        place = torch.arange(max(size[1 - axis] for size in sizes), device=level.device)
+        low, high = (x[..., axis, None] for x in (first, end))
+        limit = length[..., None]
+        spans.append((place >= low) & (place < high.minimum(limit)))
+        cells.append(place == low.clamp(min=0).minimum(limit - 1))
+    empty = ~(spans[0].any(-1) & spans[1].any(-1))[..., None]
+    columns, rows = (torch.where(empty, *both) for both in zip(cells, spans, strict=True))
+    covered = (rows & here[..., None]).to(padded.dtype).mT @ columns.to(padded.dtype)
+    return [
+        mask[:, None, :height, :width]
+        for mask, (height, width) in zip(covered > 0, sizes, strict=True)
+    ]
 
 
 def _levels(
@@ -97,18 +102,6 @@ def _levels(
     there &= (sides > smallest).all(-1)
     level = torch.log2(sides.clamp(min=0).prod(-1).sqrt() / side + 1e-6).floor()
     return torch.where(there, level.clamp(0, levels - 1), -1).long()
-
-
-def _spans(first: Tensor, end: Tensor, length: int) -> Tensor:
-    """Which of ``length`` places lie from one whole number to before another, ``(..., n)``."""
-    place = torch.arange(length, device=first.device)
-    return (place >= first.trunc()[..., None]) & (place < end.trunc()[..., None])
-
-
-def _cells(where: Tensor, length: int) -> Tensor:
-    """The one place that a number lies in, or the nearest to it, ``(..., n)``."""
-    place = torch.arange(length, device=where.device)
-    return place == where.trunc().clamp(0, length - 1)[..., None]
 
 
 class Anchors(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -115,6 +114,10 @@ def _over_maps(
     unbiased: bool,
 ) -> Tensor:
     """The sum of [`mimic_loss`][] over maps."""
+    if distance == 'half_squared':  # halved once, not map by map
+        return (
+            _over_maps(students, teachers, norm, 'squared', reduction, pooled, eps, unbiased) / 2
+        )
     for maps in zip(students, teachers, strict=True):
         check_same_shape('mimic_loss', *maps)
     with without_autocast(students[0]):
@@ -132,16 +135,26 @@ def _with_grids(
     ours: Tensor, theirs: Tensor, distance: Distance, reduction: Reduction, pooled: Sequence[int]
 ) -> Tensor:
     """The distance of two normed maps, and of their means over grids."""
-    found = _apart(ours, theirs, distance, reduction)
-    sides = [side for side in pooled if side < ours.shape[2]]
+    images, channels, *lengths = ours.shape
+    sides = [side for side in pooled if side < lengths[0]]
     if not sides:
-        return found
-    weights = 1.0
-    grids = zip(_grids(ours, sides), _grids(theirs, sides), strict=True)
-    for index, grid in enumerate(grids, start=1):
-        found = found + _apart(*grid, distance, reduction) / 2**index
-        weights += 1 / 2**index
-    return found / weights
+        return _apart(ours, theirs, distance, reduction)
+    whole = 2 - 0.5 ** len(sides)
+    shares = [0.5**index / whole for index in range(1, len(sides) + 1)]
+    if reduction == 'root':
+        factors = [share**2 for share in shares]
+    else:
+        counts = (_count((images, channels, side, side), reduction) for side in sides)
+        factors = [share / count for share, count in zip(shares, counts, strict=True)]
+    rows, columns, weights = _grids(ours, sides, factors)
+    means = (rows @ x.to(ours.dtype) @ columns.mT for x in (ours, theirs))
+    apart = DISTANCES[distance](*means, reduction='none').sum((0, 1))
+    if reduction == 'root':
+        totals = torch.stack([x.sum() for x in (apart * weights).split(sides)])
+        coarse = root_over_ranks(totals, images).sum()
+    else:
+        coarse = torch.dot(apart.flatten(), weights.flatten())
+    return torch.add(coarse, _apart(ours, theirs, distance, reduction), alpha=1 / whole)
 
 
 def normed(x: Tensor, norm: Norm, eps: float, unbiased: bool) -> Tensor:
@@ -169,11 +182,16 @@ def _apart(ours: Tensor, theirs: Tensor, distance: Distance, reduction: Reductio
     if reduction == 'mean' and distance != 'l1':  # whose mean has a gradient in more steps
         return apart(ours, theirs)
     total = apart(ours, theirs, reduction='sum')
-    images, channels, height, width = ours.shape
     if reduction == 'root':
-        return root_over_ranks(total[None], images)[0]
+        return root_over_ranks(total[None], len(ours))[0]
+    return total / _count(ours.shape, reduction)
+
+
+def _count(shape: Sequence[int], reduction: Reduction) -> int:
+    """What a sum over maps of this shape is divided by."""
+    images, channels, height, width = shape
     counts = dict(mean=channels * height * width, position=height * width, image=1)
-    return total / (images * counts[reduction])
+    return images * counts[reduction]
 
 
 def root_over_ranks(totals: Tensor, images: int, published_batch: int = 1) -> Tensor:
@@ -186,23 +204,34 @@ def root_over_ranks(totals: Tensor, images: int, published_batch: int = 1) -> Te
     return mean / torch.where(mean > 0, mean, 1).sqrt()
 
 
-def _grids(x: Tensor, sides: Sequence[int]) -> list[Tensor]:
-    """Means of maps ``(N, C, H, W)`` over the cells of square grids, which may overlap.
+def _grids(x: Tensor, sides: Sequence[int], factors: Sequence[float]) -> list[Tensor]:
+    """What makes a map ``(..., H, W)`` into means over the cells of square grids.
 
-    What adaptive average pooling gives, whose gradient is not deterministic on a GPU.
+    That is what adaptive average pooling gives, whose gradient is not deterministic on a GPU.
+
+    Args:
+        x: The map.
+        sides: Of each grid. Its cells may overlap.
+        factors: On each grid.
+
+    Returns:
+        A matrix to multiply with from the left ``(S, H)``, one whose transpose comes from the
+        right ``(S, W)``, and the factors ``(S, S)`` of what comes out: the grids lie on the
+        diagonal, and 0 elsewhere.
     """
-    rows, columns = (
-        torch.cat([_shares(length, side) for side in sides]).to(
-            x.device, x.dtype, non_blocking=True
-        )
-        for length in x.shape[2:]
+    known = [torch.cat([_cells(length, side) for side in sides]) for length in x.shape[-2:]]
+    blocks = (
+        torch.full((side, side), factor, dtype=torch.double)
+        for side, factor in zip(sides, factors, strict=True)
     )
-    means = rows @ x @ columns.mT  # on the diagonal, grid by grid
-    ends = accumulate(sides)
-    return [means[:, :, e - n : e, e - n : e] for e, n in zip(ends, sides, strict=True)]
+    known.append(torch.block_diag(*blocks))
+    # A copy that does not make the host wait for the device.
+    row = torch.cat([one.flatten() for one in known]).to(x.device, x.dtype, non_blocking=True)
+    parts = row.split([one.numel() for one in known])
+    return [part.view_as(one) for part, one in zip(parts, known, strict=True)]
 
 
-def _shares(length: int, cells: int) -> Tensor:
+def _cells(length: int, cells: int) -> Tensor:
     """What each of ``length`` places adds to the mean of each cell, ``(cells, length)``."""
     place, cell = (torch.arange(n) for n in (length, cells))
     first, end = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
