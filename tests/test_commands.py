@@ -63,7 +63,6 @@ model = dict(
 # What would take long, or asks for a GPU, and what is run in its place.
 SMALLER = {
     'benchmarks.zoo mmdet/retinanet': 'benchmarks.zoo mmseg/erfnet --methods cwd kd',
-    'dist bckd adl crosskd pgd roi_dkd roi_dist detrdistill kddetr': 'bckd',
     'kd_dense benchmark': 'kd_dense benchmark --size 64 96 --rounds 1',
     'kd_dense check': 'kd_dense check --batches 1 --images 2',
     'make_parts.py': 'make_parts.py --train 8 --val 4',
@@ -128,6 +127,9 @@ ELSEWHERE = {
     'python -m mkdocs build': 'tests/test_site.py',
     'python -m mkdocs serve': 'tests/test_site.py',
     'python -m benchmarks.zoo --output zoo.jsonl':
+        'tests/benchmarks/zoo/test_main.py::test_families',
+    'python -m benchmarks.zoo --methods dist bckd adl crosskd pgd roi_dkd roi_dist detrdistill'
+    ' kddetr':
         'tests/benchmarks/zoo/test_main.py::test_families',
     'python -m benchmarks.zoo --table docs/zoo.md --results zoo.jsonl other.jsonl':
         'tests/benchmarks/zoo/test_main.py::test_the_page',

@@ -213,7 +213,8 @@ def probe(
                 raise
             except Exception as error:  # any layer may refuse a size
                 what = ' in its loss' if by_loss else ''
-                failures[size, by_loss] = f'{size[0]}x{size[1]} pixels{what}: {error}'
+                why = str(error) or type(error).__name__
+                failures[size, by_loss] = f'{size[0]}x{size[1]} pixels{what}: {why}'
                 silent = None
                 if isinstance(error, NotImplementedError):  # at no size
                     break

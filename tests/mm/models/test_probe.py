@@ -104,6 +104,11 @@ class NeedsSize(torch.nn.Module):
         return maps
 
 
+class Refuses(torch.nn.Module):
+    def forward(self, maps):
+        raise AssertionError
+
+
 def test_tries_a_larger_size_where_a_layer_refuses_the_small_one():
     model, small = toy.build(toy.segmenter()), toy.build(toy.segmenter())
     model.neck = NeedsSize(48)
@@ -128,6 +133,13 @@ def test_says_why_a_model_cannot_be_tried_out():
     model = toy.build(toy.segmenter())
     model.neck = NeedsSize(10**6)
     with pytest.raises(RuntimeError, match=r'(?s)cannot be tried out.*64x64 pixels: too small'):
+        yields(model, 'neck')
+
+
+def test_an_error_without_words_has_the_name_of_its_class():
+    model = toy.build(toy.segmenter())
+    model.neck = Refuses()
+    with pytest.raises(RuntimeError, match='64x64 pixels: AssertionError'):
         yields(model, 'neck')
 
 
