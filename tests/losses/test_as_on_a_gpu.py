@@ -6,7 +6,6 @@ import torch
 from benchmarks import launches
 from benchmarks.case import check_same
 from kd_dense.functional import divergence, soft_kl, soft_kl_total
-from kd_dense.losses import MemoryLoss
 from tests.losses.test_no_sync import CASES, prepare
 
 
@@ -27,9 +26,8 @@ def run(kind, options):
 def test_each_loss(kind, options, as_on_a_gpu):
     expected = run(kind, options)
     as_on_a_gpu()
-    rtol = 1e-7 if kind is MemoryLoss else 1e-9  # whose memory begins in float32
     for x, y in zip(run(kind, options), expected, strict=True):
-        torch.testing.assert_close(x, y, rtol=rtol, atol=1e-12)
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize('case', launches.CASES, ids=lambda case: case.name)

@@ -129,7 +129,7 @@ class Memory(nn.Module):
         drawn = torch.randn(classes * size, channels)
         # The last row takes what has no place, and stays 0.
         spare = torch.zeros(1, channels)
-        self.register_buffer('rows', torch.cat([unit(drawn), spare]))
+        self.register_buffer('rows', torch.cat([nn.functional.normalize(drawn), spare]))
         self.register_buffer('next', torch.zeros(classes, dtype=torch.long))
 
     def vectors(self) -> Tensor:
