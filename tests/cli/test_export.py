@@ -52,7 +52,7 @@ def predicted(package, config, checkpoint, picture):
     [
         # a feature, so that an adapter has to be left out
         (SEGMENTER, dict(model__terms__cwd__tap='decode_head.bottleneck')),
-        (DETECTOR, {}),
+        pytest.param(DETECTOR, {}, marks=pytest.mark.long),
     ],
     ids=['mmseg', 'mmdet'],
 )

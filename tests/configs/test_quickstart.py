@@ -28,7 +28,11 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ('name', 'recipe', 'score'),
-    [('mmseg', 'seg_skd.py', 'mIoU'), ('mmdet', 'det_ld.py', 'coco/bbox_mAP')],
+    [
+        ('mmseg', 'seg_cwd.py', 'mIoU'),
+        pytest.param('mmseg', 'seg_skd.py', 'mIoU', marks=pytest.mark.long),
+        pytest.param('mmdet', 'det_ld.py', 'coco/bbox_mAP', marks=pytest.mark.long),
+    ],
 )
 def test_the_frameworks_own_tool_runs_a_recipe(name, recipe, score, data, tmp_path, monkeypatch):
     config = ROOT / 'configs' / 'quickstart' / recipe

@@ -60,12 +60,13 @@ def cost(recipe: Path) -> tuple[Any, ...]:
 
 
 SEGMENTED = ('cityscapes', 'apolloscape')
-# Of each family the cheapest of each framework trains; the others do with --long, and those of
-# foundation models.
+# Of each family the cheapest of each framework trains, of those on detectors the five methods of
+# the core; the others do with --long.
+CORE = ('cwd', 'skd', 'fgd', 'ld', 'intrakd')
 FIRST = {
     (r.parent.name, kind(r)[1] in SEGMENTED): r
     for r in sorted(RECIPES, key=cost, reverse=True)
-    if '_from_dinov' not in r.stem and r.parent.name != 'queries'  # a minute, for two
+    if r.parent.name in CORE or kind(r)[1] in SEGMENTED and '_from_dinov' not in r.stem
 }.values()
 every_recipe = pytest.mark.parametrize('recipe', RECIPES, ids=lambda path: path.stem)
 

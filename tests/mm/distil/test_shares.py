@@ -106,6 +106,7 @@ class TestPromises:
         for name, grad in expected.items():
             torch.testing.assert_close(found[name], grad, rtol=1e-5, atol=1e-8)
 
+    @pytest.mark.long
     def test_compile(self):
         """Of a stage inside the backbone, which compiled code would keep to itself."""
         torch._dynamo.reset()
