@@ -85,6 +85,8 @@ STATUS = {'check': 1}
 ELSEWHERE = {
     'bash examples/quickstart/quickstart.sh':
         'tests/examples/quickstart/test_quickstart.py::test_trains_compares_and_draws',
+    'bash examples/quickstart/quickstart.sh --seeds 3':
+        'tests/examples/quickstart/test_quickstart.py::test_trains_compares_and_draws',
     'bash examples/quickstart/quickstart.sh --methods all --seeds 3':
         'tests/examples/quickstart/test_quickstart.py::test_trains_compares_and_draws',
     'bash tools/run_tests.sh': 'the suite itself',
