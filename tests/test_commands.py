@@ -152,8 +152,10 @@ RECIPES = [[*train, str(path.relative_to(ROOT))] for path in recipes() for train
 # Pages whose files must be imported: their commands have processes of their own.
 OWN_PROCESSES = ('docs/add-a-method.md',)
 
-# Pages whose commands take minutes, and are those of other pages with other options.
+# Pages whose commands take minutes, and are those of other pages with other options, or stand in
+# tests of their own.
 LONG_PAGES = (
+    'docs/custom-detector.md',
     'docs/from-mmrazor.md',
     'docs/performance.md',
     'docs/presets.md',

@@ -101,6 +101,7 @@ def pages(site):
     return found
 
 
+@pytest.mark.long
 def test_every_public_name_is_in_the_reference(site, pages):
     ids = set().union(*(page.ids for name, page in pages.items() if name.startswith('api/')))
     for path in MODULES:
@@ -121,6 +122,7 @@ def test_every_public_name_is_in_the_reference(site, pages):
                 assert f'{module}.{name}' in ids, missing
 
 
+@pytest.mark.long
 def test_links_lead_somewhere_within_the_site(site, pages):
     for name, page in pages.items():
         if name == '404.html':  # whose links begin at the root
@@ -137,6 +139,7 @@ def test_links_lead_somewhere_within_the_site(site, pages):
             )
 
 
+@pytest.mark.long
 def test_nothing_is_loaded_from_elsewhere(site, pages):
     for name, page in pages.items():
         assert page.loaded, name
@@ -146,6 +149,7 @@ def test_nothing_is_loaded_from_elsewhere(site, pages):
         assert not re.search(r'url\(["\']?(https?:)?//|@import', text), path.name
 
 
+@pytest.mark.long
 def test_formulas_need_no_script(pages):
     for name, page in pages.items():
         assert page.math == page.formulas, name
@@ -153,6 +157,7 @@ def test_formulas_need_no_script(pages):
         assert pages[name].math > 10, name
 
 
+@pytest.mark.long
 def test_markup_is_not_left_in_the_text(pages):
     """What a code host renders and the site does not, or the other way round."""
     for name, page in pages.items():

@@ -634,7 +634,7 @@ def _run(seeds: range, folder: Path) -> None:
 
 def test_random_recipes_train_or_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _run(range(40), tmp_path)
+    _run(range(20), tmp_path)
 
 
 @pytest.mark.long

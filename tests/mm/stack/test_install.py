@@ -141,12 +141,15 @@ class TestInstall:
         [
             '',
             # A program may have imported mmcv and tried its operators before.
-            'import mmcv, mmcv.cnn\n'
-            'try:\n'
-            '    import mmcv.ops\n'
-            '    raise SystemExit("mmcv.ops works without operators")\n'
-            'except ModuleNotFoundError:\n'
-            '    pass\n',
+            pytest.param(
+                'import mmcv, mmcv.cnn\n'
+                'try:\n'
+                '    import mmcv.ops\n'
+                '    raise SystemExit("mmcv.ops works without operators")\n'
+                'except ModuleNotFoundError:\n'
+                '    pass\n',
+                marks=pytest.mark.long,
+            ),
         ],
     )
     def test_mmdet_and_mmseg_can_be_imported(self, first):
