@@ -66,7 +66,8 @@ CORE = ('cwd', 'skd', 'fgd', 'ld', 'intrakd')
 FIRST = {
     (r.parent.name, kind(r)[1] in SEGMENTED): r
     for r in sorted(RECIPES, key=cost, reverse=True)
-    if r.parent.name in CORE or kind(r)[1] in SEGMENTED and '_from_dinov' not in r.stem
+    if r.parent.name in CORE
+    or (kind(r)[1] in SEGMENTED and '_from_dinov' not in r.stem and r.parent.name != 'queries')
 }.values()
 every_recipe = pytest.mark.parametrize('recipe', RECIPES, ids=lambda path: path.stem)
 
