@@ -60,8 +60,8 @@ def cost(recipe: Path) -> tuple[Any, ...]:
 
 
 SEGMENTED = ('cityscapes', 'apolloscape')
-# Of each family the cheapest of each framework trains, of those on detectors the five methods of
-# the core; the others do with --long.
+# The cheapest recipe of each family trains on each framework, on detectors of the core's families
+# alone; the others train with --long.
 CORE = ('cwd', 'skd', 'fgd', 'ld', 'intrakd')
 FIRST = {
     (r.parent.name, kind(r)[1] in SEGMENTED): r

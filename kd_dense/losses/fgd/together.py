@@ -132,9 +132,7 @@ class _Compared(torch.autograd.Function):
         weighted = weighted.gather(1, levels.of.expand(images, 1, -1))
         focus = (masks * by_position[1]).flatten(1)
 
-        ctx.save_for_backward(
-            x, queries, share, steepness, units, spread, apart, focus, attention, inside
-        )
+        ctx.save_for_backward(x, queries, share, steepness, units, spread, apart, focus, attention)
         ctx.levels, ctx.softness = levels, softness
         return (
             torch.mv(focus, weighted.flatten()),
@@ -147,11 +145,10 @@ class _Compared(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, queries, share, steepness, units, spread, apart, focus, attention, inside = (
-            ctx.saved_tensors
-        )
+        x, queries, share, steepness, units, spread, apart, focus, attention = ctx.saved_tensors
         g = Compared(*grads)
         levels: Levels = ctx.levels
+        inside = levels.inside
         images, channels, count = x.shape[1:]
         ours, theirs = share.split(images, 1)
         both = x.flatten(0, 1)
